@@ -1,0 +1,111 @@
+"""Implicit filters: position -> sine MLP -> decay window (Poli et al. 2023, "Hyena Hierarchy", section 3.3).
+
+Shapes: L tokens, C filter channels, P positions (L lags of a causal filter, 2L-1 of a bidirectional one).
+Names, defaults and numbers of the causal form are those of HazyResearch/safari, so its state dicts load.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class PositionalFeatures(nn.Module):
+    """`z = [t, Re e, Im e]` with `e = exp(-i f w)` at every lag; z is a parameter, the time t a buffer."""
+
+    def __init__(self, emb_dim: int, seq_len: int, bidirectional: bool):
+        super().__init__()
+        if emb_dim < 3 or emb_dim % 2 == 0:
+            raise ValueError(f"emb_dim={emb_dim} must be odd and at least 3 (time, cosines, sines)")
+        self.seq_len, self.bidirectional = seq_len, bidirectional
+        bands = (emb_dim - 1) // 2
+        lag = torch.arange(-(seq_len - 1) if bidirectional else 0, seq_len)
+        t = lag / max(seq_len - 1, 1) if bidirectional else torch.linspace(0, 1, seq_len)
+        w = 2 * math.pi * lag / seq_len
+        f = torch.linspace(1e-4, bands - 1, bands)
+        e = torch.exp(-1j * f * w[:, None])
+        self.z = nn.Parameter(torch.cat([t[:, None], e.real, e.imag], dim=-1)[None])
+        self.register_buffer("t", t[None, :, None])
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """The features (1, P, emb_dim) and times (1, P, 1) of the lags that `length` tokens can have."""
+        start = self.seq_len - length if self.bidirectional else 0
+        stop = self.seq_len + length - 1 if self.bidirectional else length
+        return self.z[:, start:stop], self.t[:, start:stop]
+
+
+class Sine(nn.Module):
+    """`sin(freq x)` with a learned frequency per feature."""
+
+    def __init__(self, dim: int, w: float):
+        super().__init__()
+        self.freq = nn.Parameter(w * torch.ones(1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.freq * x)
+
+
+class DecayWindow(nn.Module):
+    """`h exp(-|t| |delta|) + shift h`: each channel forgets at its own, fixed rate."""
+
+    def __init__(
+        self, channels: int, fast_decay_pct: float, slow_decay_pct: float, target: float, modulate: bool, shift: float
+    ):
+        super().__init__()
+        self.modulate, self.shift = modulate, shift
+        slowest, fastest = math.log(target) / slow_decay_pct, math.log(target) / fast_decay_pct
+        self.register_buffer("deltas", torch.linspace(slowest, fastest, channels)[None, None])
+
+    def forward(self, t: Tensor, h: Tensor) -> Tensor:
+        return h * (torch.exp(-t.abs() * self.deltas.abs()) + self.shift) if self.modulate else h
+
+
+class HyenaFilter(nn.Module):
+    """The long filters of a Hyena operator as a function of position.
+
+    `forward(L)` gives (P, C); `bias` (C,) weighs the skip connection beside the convolution. Options are those of
+    safari: `normalized` divides by the L1 norm over channels, `bias=False` drops the skip connection.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        seq_len: int,
+        *,
+        order: int = 64,
+        bidirectional: bool = False,
+        emb_dim: int = 3,
+        w: float = 1.0,
+        num_inner_mlps: int = 2,
+        dropout: float = 0.0,
+        modulate: bool = True,
+        shift: float = 0.0,
+        fast_decay_pct: float = 0.3,
+        slow_decay_pct: float = 1.5,
+        target: float = 1e-2,
+        normalized: bool = False,
+        bias: bool = True,
+    ):
+        super().__init__()
+        self.normalized, self.use_bias = normalized, bias
+        self.bias = nn.Parameter(torch.randn(channels))
+        self.pos_emb = PositionalFeatures(emb_dim, seq_len, bidirectional)
+        sine = Sine(order, w)  # one, shared by all layers
+        hidden = [layer for _ in range(num_inner_mlps) for layer in (nn.Linear(order, order), sine)]
+        last = nn.Linear(order, channels, bias=False)
+        self.implicit_filter = nn.Sequential(nn.Linear(emb_dim, order), sine, *hidden, last)
+        self.modulation = DecayWindow(channels, fast_decay_pct, slow_decay_pct, target, modulate, shift)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, length: int) -> Tensor:
+        z, t = self.pos_emb(length)
+        h = self.implicit_filter(z)
+        if self.normalized:
+            h = h / h.norm(p=1, dim=-1, keepdim=True)
+        return self.dropout(self.modulation(t, h)[0])
+
+    def skip(self) -> Tensor:
+        """The weights (C,) of the skip connection."""
+        return self.bias if self.use_bias else torch.zeros_like(self.bias)

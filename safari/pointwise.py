@@ -1,0 +1,21 @@
+"""The mixer that mixes nothing: what a student can do without looking at any other token."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class PointwiseMixer(nn.Module):
+    """A two-layer MLP on each token's concatenated streams; (B, L, S D) -> (B, L, D) for S streams.
+
+    The baseline of every table: an operator that does not beat it has learnt no mixing.
+    """
+
+    def __init__(self, d_model: int, streams: int = 3, hidden: int | None = None):
+        super().__init__()
+        hidden = hidden or 2 * d_model
+        self.d_model = d_model
+        self.layers = nn.Sequential(nn.Linear(streams * d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
+
+    def forward(self, streams: Tensor) -> Tensor:
+        return self.layers(streams) + streams[..., -self.d_model :]

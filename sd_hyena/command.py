@@ -1,0 +1,51 @@
+"""How a command ends: exit codes, one line for an error, signals that save before they stop.
+
+0 done, 1 failure at run time, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from sd_hyena.config import Config, parse
+from sd_hyena.errors import BadInput
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def run(config_class: type[Config], main: Callable[[Config], None], arguments: list[str] | None = None) -> int:
+    """Parse, run `main(config)` and return the exit code."""
+    debug = "--debug" in (sys.argv if arguments is None else arguments)
+    try:
+        config = parse(config_class, arguments)
+        _raise_on_sigterm()
+        main(config)
+        return 0
+    except SystemExit as exit_:  # --help, --print_config
+        return exit_.code if isinstance(exit_.code, int) else 0
+    except BadInput as error:
+        code, line = 2, str(error)
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
+    except Terminated:
+        code, line = 143, "terminated"
+    except Exception as error:
+        code, line = 1, f"{type(error).__name__}: {' '.join(str(error).split()) or 'no further message'}"
+    if debug and code in (1, 2):
+        traceback.print_exc()
+    print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
+    return code
+
+
+def _raise_on_sigterm() -> None:
+    def handler(*_):
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,319 @@
+"""Every option of train.py and generate.py, declared once: its flag, default, help and rule.
+
+A config is a frozen dataclass; the command line, `--help`, YAML files and the metadata of what a run writes all come
+from it. Nothing heavy is imported here, so bad input is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sd_hyena.errors import BadInput
+from sd_hyena.file_names import check_format
+
+SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "examples" / "tiny_sd" / "model"
+Operator = Literal["causal", "bidirectional", "pointwise", "safari"]
+Source = Literal["samples", "trajectories", "images", "latents", "noise"]
+SCHEDULERS = ("ddim", "euler", "euler_a", "heun", "lms", "pndm", "dpm++_2m", "dpm++_2m_sde", "unipc")
+WITHOUT_KARRAS = ("ddim", "euler_a", "pndm")
+Scheduler = Literal[SCHEDULERS]
+LARGEST_SIDE = 16384
+LARGEST_CONFIG = 1 << 20  # bytes of a YAML file
+
+
+def option(default: Any, help: str, *flags: str) -> Any:
+    """A config field; `flags` are further spellings beside `--its_name`."""
+    return field(default=default, metadata={"help": help, "flags": flags})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Distil self-attentions of a Stable Diffusion checkpoint into Hyena operators; watch it in TensorBoard."""
+
+    teacher_model: str = option("", "diffusers folder of the teacher; default: the small one that ships", "-m")
+    target: str = option("IN01", "sites: names (IN01,OUT11), level0, level1, all, or a pattern (OUT*)", "-t")
+    operator: Operator = option(
+        "bidirectional", "what stands in for attention; pointwise mixes nothing, safari is the operator as published"
+    )
+    hyena_order: int = option(2, "gates and long convolutions in turn, order - 1 of them")
+    hyena_filter_order: int = option(64, "width of the filter's MLP")
+    hyena_num_blocks: int = option(1, "must be 1: with more, the published filter wraps around")
+    hyena_num_heads: int = option(1, "must be 1: the published operator crashes on more")
+    hyena_short_filter_order: int = option(3, "taps of the short convolution on each stream")
+    hyena_emb_dim: int = option(33, "positional features of the filter, odd; safari's default of 3 has one frequency")
+    hyena_w: float = option(10.0, "initial frequency of the filter's sines; safari's default is 1")
+    width: int = option(512, "image width in pixels, a multiple of 8", "-W")
+    height: int = option(0, "image height; 0 means as the width", "-H")
+    batch_size: int = option(16, "samples in a step", "-b")
+    micro_batch_size: int = option(0, "samples at once, the rest accumulated; 0 means all, halved on out-of-memory")
+    lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r")
+    schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up")
+    warmup_steps: int = option(20, "steps of linear warm-up")
+    weight_decay: float = option(0.0, "of AdamW")
+    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off")
+    ema: float = option(0.0, "decay of the averaged weights, e.g. 0.99; 0 turns averaging off")
+    n_steps: int = option(200, "training steps", "-n")
+    save_every_n_steps: int = option(40, "0 saves only at the end", "-s")
+    keep: int = option(3, "how many checkpoints stay")
+    validate_every_n_steps: int = option(50, "0 validates only at the start and the end")
+    data: Source = option(
+        "samples",
+        "samples: images the teacher drew; trajectories: states it met while drawing; noise: a baseline",
+    )
+    data_path: str = option("", "the folder for --data images, the .safetensors file for --data latents")
+    prompts: str = option(
+        "", "text file, one prompt a line; default: the model's own list, or a list for natural images"
+    )
+    num_samples: int = option(32, "images the teacher draws for --data samples and trajectories, once; they are cached")
+    sample_steps: int = option(20, "denoising steps of each of them")
+    cfg_scale: float = option(5.0, "their guidance", "-c")
+    log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l")
+    out_dir: str = option("out", "config, checkpoints and students go to OUT_DIR/RUN", "-o")
+    name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f")
+    seed: int = option(-1, "-1 draws one and records it", "-d")
+    pretrained_weight: str = option("", "a student to start from", "-p")
+    resume: str = option("", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path")
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
+        "auto", "auto: bf16 where the device has it"
+    )
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    devices: int = option(1, "how many; more than 1 needs a strategy")
+    strategy: str = option("auto", "passed to Lightning, e.g. ddp")
+    dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop")
+    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side")
+    debug: bool = option(False, "show the traceback of an error")
+
+    def __post_init__(self):
+        object.__setattr__(self, "height", self.height or self.width)
+        _check_size(self)
+        _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
+        _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
+        _between(self, 0, 1e3, "lr", open_low=True)
+        for name in ("weight_decay", "clip", "cfg_scale"):
+            _between(self, 0, 1e3, name)
+        _between(self, 0, 1, "ema", open_high=True)
+        _check_seed(self.seed)
+        if not self.target.strip(" ,"):
+            raise BadInput("target is empty; name a site (IN01), a group (level0, all) or a pattern (OUT*)")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise BadInput(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}")
+        if self.data in ("images", "latents") and not Path(self.data_path).exists():
+            raise BadInput(f"data={self.data} needs data_path; {self.data_path!r} does not exist")
+        _check_files(self, "prompts", "pretrained_weight")
+        check_format(self.name_format, "s")
+
+    def operator_options(self) -> dict[str, Any]:
+        """The options of the operator by their names in `safari`."""
+        options = {
+            f.name.removeprefix("hyena_"): getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name.startswith("hyena_")
+        }
+        return {} if self.operator == "pointwise" else options
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Generate images with trained students swapped in for self-attentions."""
+
+    model: str = option("", "diffusers folder; default: the small one that ships", "-m")
+    hyena: str = option("", "trained students; a,b are alternatives numbered by {h}, a+b are used together", "-y")
+    target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t")
+    prompt: str | None = option(None, "default: the model's first example prompt", "-p")
+    negative_prompt: str = option("", "what to avoid; guidance works without it", "-q")
+    width: int = option(512, "image width in pixels, a multiple of 8", "-W")
+    height: int = option(0, "image height; 0 means as the width", "-H")
+    num_images: int = option(4, "images in an iteration", "-n")
+    batch_size: int = option(4, "images at once; image i does not depend on it", "-b")
+    steps: int = option(30, "denoising steps", "-s")
+    cfg_scale: float = option(7.0, "guidance; 0 turns it off", "-c")
+    iteration: int = option(1, "how often; NUM_IMAGES x ITERATION images in all", "-i")
+    seed: int = option(-1, "of the first image, image i has seed + i; -1 draws one and records it", "-k")
+    scheduler: Scheduler = option("ddim", "sampler")
+    karras: bool = option(False, "Karras' noise levels (euler, heun, lms, dpm++, unipc)")
+    out_dir: str = option("./", "where the images go", "-o")
+    name_format: str = option(
+        "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f"
+    )
+    compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM")
+    from_image: str = option("", "repeat an image of ours: its options, with other flags on top", "--from")
+    attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = option(
+        "auto", "PyTorch's kernel for the attentions that stay"
+    )
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = option("auto", "auto: float16 on a GPU")
+    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side")
+    debug: bool = option(False, "show the traceback of an error")
+
+    def __post_init__(self):
+        object.__setattr__(self, "height", self.height or self.width)
+        _check_size(self)
+        _at_least(self, 1, "num_images", "batch_size", "steps", "iteration")
+        _between(self, 0, 1e3, "cfg_scale")
+        _check_seed(self.seed)
+        check_format(self.name_format, "nhbi")
+        if self.karras and self.scheduler in WITHOUT_KARRAS:
+            raise BadInput(
+                f"karras: {self.scheduler} has no Karras noise levels; use euler, heun, lms, dpm++_2m or unipc"
+            )
+        for name in filter(
+            None, (part.strip() for alternative in self.hyena.split(",") for part in alternative.split("+"))
+        ):
+            if not Path(name).is_file():
+                raise BadInput(f"hyena={name!r} is no file; train.py writes out/hyena.pt")
+
+
+Config = typing.TypeVar("Config", TrainConfig, GenerateConfig)
+
+
+def parse(config_class: type[Config], arguments: list[str] | None = None) -> Config:
+    """Read the command line (and the YAML file behind `--config`). Raises BadInput."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if config_class is GenerateConfig:
+        arguments = _with_image_options(arguments)
+    _check_yaml_files(arguments)
+    parser = build_parser(config_class)
+    try:
+        values = parser.parse_args(arguments)
+    except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
+        raise BadInput(f"{_first_line(error)}; see --help") from None
+    return from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)})
+
+
+def build_parser(config_class: type):
+    """The command line of a config, generated from its fields."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win over it")
+    types = typing.get_type_hints(config_class)
+    for f in dataclasses.fields(config_class):
+        flags = [*(flag for flag in f.metadata["flags"] if not flag.startswith("--")), f"--{f.name}"]
+        flags += [flag for flag in f.metadata["flags"] if flag.startswith("--")]
+        if types[f.name] is bool:
+            parser.add_argument(*flags, action="store_true", help=f.metadata["help"])
+        else:
+            parser.add_argument(*flags, type=types[f.name], default=f.default, help=f.metadata["help"])
+    return parser
+
+
+def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """Build a config from names and values; strict on both. Raises BadInput."""
+    types = typing.get_type_hints(config_class)
+    unknown = sorted(set(values) - set(types))
+    if unknown:
+        raise BadInput(f"unknown option {', '.join(unknown)}; see --help")
+    for name, value in values.items():
+        if not _is_of_type(value, types[name]):
+            raise BadInput(f"{name}={value!r} must be {getattr(types[name], '__name__', types[name])}")
+    return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
+
+
+def to_dict(config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _is_of_type(value: Any, expected: Any) -> bool:
+    if typing.get_origin(expected) is Literal:
+        return value in typing.get_args(expected)
+    if typing.get_args(expected):
+        return any(_is_of_type(value, part) for part in typing.get_args(expected))
+    if expected in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if expected is float else expected)
+
+
+def _with_image_options(arguments: list[str]) -> list[str]:
+    """Put the options stored in the image behind `--from` before the flags."""
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--from", "--from_image"):
+            from sd_hyena.image_file import read_metadata
+
+            path = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
+            stored = read_metadata(path).get("config")
+            if not stored:
+                raise BadInput(f"from_image={path!r} holds no options of ours; give it as written by generate.py")
+            from_dict(GenerateConfig, stored)
+            defaults = {f.name: f.default for f in dataclasses.fields(GenerateConfig)}
+            skip = ("out_dir", "from_image", "debug")
+            flags = [_flag(k, v) for k, v in stored.items() if k not in skip and v != defaults[k]]
+            return flags + arguments
+    return arguments
+
+
+def _flag(name: str, value: Any) -> str:
+    return f"--{name}" if value is True else f"--{name}={value}"
+
+
+def _check_yaml_files(arguments: list[str]) -> None:
+    """Refuse what PyYAML would let pass: duplicate keys, enormous files, python tags."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = {str(key) for key in keys if keys.count(key) > 1}
+            if twice:
+                raise yaml.YAMLError(f"the key {', '.join(sorted(twice))} stands twice")
+            return super().construct_mapping(node, deep)
+
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name != "--config":
+            continue
+        path = Path(value or (arguments[position + 1] if position + 1 < len(arguments) else ""))
+        try:
+            if path.stat().st_size > LARGEST_CONFIG:
+                raise BadInput(f"config={str(path)!r} is larger than {LARGEST_CONFIG} bytes; that is no config")
+            content = yaml.load(path.read_text("utf-8-sig"), Strict)
+        except OSError as error:
+            raise BadInput(f"config={str(path)!r} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BadInput(f"config={str(path)!r} is not valid YAML: {_first_line(error)}") from None
+        if not isinstance(content, dict):
+            raise BadInput(f"config={str(path)!r} must be a mapping of option: value")
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _check_size(config) -> None:
+    limit = 1 << 20 if config.allow_huge else LARGEST_SIDE
+    for name in ("width", "height"):
+        value = getattr(config, name)
+        if not 64 <= value <= limit or value % 8:
+            raise BadInput(f"{name}={value} must be a multiple of 8 from 64 to {limit} pixels")
+
+
+def _check_seed(seed: int) -> None:
+    if not -1 <= seed < 2**32:
+        raise BadInput(f"seed={seed} must be -1 (draw one) or from 0 to {2**32 - 1}")
+
+
+def _at_least(config, low: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= 10**9:
+            raise BadInput(f"{name}={value} must be a whole number from {low} to 10^9")
+
+
+def _between(config, low: float, high: float, name: str, open_low: bool = False, open_high: bool = False) -> None:
+    value = getattr(config, name)
+    outside = not math.isfinite(value) or value < low or value > high
+    if outside or (open_low and value == low) or (open_high and value == high):
+        raise BadInput(f"{name}={value} must lie between {low:g} and {high:g}")
+
+
+def _check_files(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value and not Path(value).is_file():
+            raise BadInput(f"{name}={value!r} is no file")

@@ -1,0 +1,290 @@
+"""What students are trained on: states of the teacher, an endless stream in which sample i depends on (seed, i) alone.
+
+A bank holds latents that were made once; a state is one of them, noised to a random timestep, with or without its
+caption. The DataModule turns batches of states into activations by asking the teacher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from sd_hyena.atomic_file import replacing
+from sd_hyena.config import TrainConfig
+from sd_hyena.errors import BadInput
+from sd_hyena.teacher import Activation, Teacher
+from sd_hyena.weights_file import read_weights
+
+VALIDATION_SEED = 2**33  # outside what a user can choose
+UNCONDITIONAL_SHARE = 0.5  # guidance calls the UNet as often without the caption as with it
+TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
+
+
+@dataclass(frozen=True)
+class Bank:
+    """`latents` (N, 4, h, w), scaled as the UNet sees them; `text` (P, T, D), its last row the empty prompt.
+
+    `prompt` (N,) is the row of each latent's caption. With `timesteps` (N,) the latents are noisy states as they are.
+    """
+
+    latents: Tensor
+    text: Tensor
+    prompt: Tensor
+    timesteps: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def split(self, held_out: float = 0.25) -> tuple[Bank, Bank]:
+        """The part to train on and the last part, for validation; a bank of one serves as both."""
+        n = max(1, round(len(self) * (1 - held_out))) if len(self) > 1 else 1
+
+        def part(rows: slice) -> Bank:
+            timesteps = None if self.timesteps is None else self.timesteps[rows]
+            return Bank(self.latents[rows], self.text, self.prompt[rows], timesteps)
+
+        return part(slice(0, n)), part(slice(n if len(self) > 1 else 0, None))
+
+
+class States(IterableDataset):
+    """The endless stream: {"latents" (4, h, w), "timestep" (), "text" (T, D)} from the `start`-th sample on."""
+
+    def __init__(self, bank: Bank, scheduler: Any, seed: int, start: int = 0, stride: int = 1):
+        self.bank, self.scheduler, self.seed, self.start, self.stride = bank, scheduler, seed, start, stride
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        i = self.start
+        while True:
+            yield self.sample(i)
+            i += self.stride
+
+    def sample(self, i: int, timestep: int | None = None) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.seed, i])
+        noise_source = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        n = int(rng.integers(len(self.bank)))
+        last = self.scheduler.config.num_train_timesteps
+        t = int(rng.integers(last)) if timestep is None else timestep
+        latents = self.bank.latents[n]
+        if self.bank.timesteps is None:
+            noise = torch.randn(latents.shape, generator=noise_source)
+            latents = self.scheduler.add_noise(latents[None], noise[None], torch.tensor([t]))[0]
+        else:
+            t = int(self.bank.timesteps[n])
+        row = -1 if rng.random() < UNCONDITIONAL_SHARE else int(self.bank.prompt[n])
+        return {"latents": latents, "timestep": torch.tensor(t), "text": self.bank.text[row]}
+
+
+class GaussianTokens(IterableDataset):
+    """The ancestor's inputs: standard normal tokens for each site. A baseline; attention is near uniform on them."""
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], seed: int, start: int = 0, stride: int = 1):
+        self.shapes, self.seed, self.start, self.stride = shapes, seed, start, stride
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        i = self.start
+        while True:
+            yield self.sample(i)
+            i += self.stride
+
+    def sample(self, i: int) -> dict[str, Tensor]:
+        source = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, i]).integers(2**62)))
+        return {name: torch.randn(shape, generator=source) for name, shape in self.shapes.items()}
+
+
+class Activations(L.LightningDataModule):
+    """Batches of {site: Activation}, made by the teacher on the device where the students are."""
+
+    def __init__(self, teacher: Teacher, scheduler: Any, bank: Bank, config: TrainConfig, validation_size: int = 16):
+        super().__init__()
+        self.teacher, self.scheduler, self.config, self.validation_size = teacher, scheduler, config, validation_size
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        self.training_bank, self.validation_bank = bank.split()
+        self.latent_size = tuple(bank.latents.shape[-2:])
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches in a step."""
+        return self.config.batch_size // self.micro_batch_size
+
+    def halve(self) -> bool:
+        """Halve the micro-batch to a divisor of the batch; False if it is 1 already."""
+        smaller = [n for n in range(1, self.micro_batch_size // 2 + 1) if self.config.batch_size % n == 0]
+        if smaller:
+            self.micro_batch_size = smaller[-1]
+        return bool(smaller)
+
+    def setup(self, stage: str) -> None:
+        self.teacher.to(self.trainer.strategy.root_device)
+
+    def stream(self, start: int = 0, stride: int = 1) -> IterableDataset:
+        """The training samples from the `start`-th on."""
+        if self.config.data != "noise":
+            return States(self.training_bank, self.scheduler, self.config.seed, start, stride)
+        shapes = {}
+        for site in self.teacher.sites:
+            h, w = site.size(*self.latent_size)
+            shapes[site.name] = (h * w, site.channels)
+        return GaussianTokens(shapes, self.config.seed, start, stride)
+
+    def train_dataloader(self) -> DataLoader:
+        # global_step is already restored here, so a resumed run goes on with the sample after the last one used.
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        start = self.trainer.global_step * self.config.batch_size * ranks + rank
+        return DataLoader(self.stream(start, ranks), batch_size=self.micro_batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """Held-out latents at timesteps spread evenly; always real states, also when training on noise."""
+        states = States(self.validation_bank, self.scheduler, VALIDATION_SEED)
+        n, last = self.validation_size, self.scheduler.config.num_train_timesteps
+        samples = [states.sample(i, timestep=int((i + 0.5) * last / n)) for i in range(n)]
+        return DataLoader(samples, batch_size=min(self.micro_batch_size, n))
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Activation]:
+        if "latents" in batch:
+            return self.teacher.activations(batch["latents"], batch["timestep"], batch["text"])
+        timestep = torch.zeros(self.micro_batch_size, dtype=torch.long)
+        return self.teacher.answers(batch, self.latent_size, timestep)
+
+
+def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Bank:
+    """The bank that `config.data` asks for; what the teacher has to draw is drawn once and cached. Raises BadInput."""
+    prompts = list(dict.fromkeys(prompts))
+    if config.data == "images":
+        latents, captions = _encode_folder(pipe, config)
+        return _with_text(pipe, latents, captions)
+    if config.data == "latents":
+        return _with_text(pipe, *_read_latents(config, prompts))
+    what = {
+        name: getattr(config, name) for name in ("data", "width", "height", "num_samples", "sample_steps", "cfg_scale")
+    }
+    if what["data"] == "noise":
+        what["data"] = "samples"  # for validation
+    key = hashlib.sha256(json.dumps([what, prompts, model_sha256]).encode()).hexdigest()[:16]
+    path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"
+    if not path.exists():
+        drawn = (
+            _draw_states(pipe, config, prompts)
+            if config.data == "trajectories"
+            else _draw_images(pipe, config, prompts)
+        )
+        cache.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file({name: value.contiguous() for name, value in drawn.items()}, temporary)
+    drawn = load_file(path)
+    captions = [prompts[i % len(prompts)] for i in range(config.num_samples)]
+    bank = _with_text(pipe, drawn["latents"], captions)
+    if "timesteps" in drawn:
+        bank = Bank(bank.latents, bank.text, bank.prompt[drawn["sample"]], drawn["timesteps"])
+    return bank
+
+
+@torch.no_grad()
+def _with_text(pipe: Any, latents: Tensor, captions: list[str]) -> Bank:
+    rows = list(dict.fromkeys(captions))
+    text = [pipe.encode_prompt(prompt, pipe.device, 1, False)[0].float().cpu() for prompt in [*rows, ""]]
+    return Bank(latents.float(), torch.cat(text), torch.tensor([rows.index(caption) for caption in captions]))
+
+
+def _batches(config: TrainConfig, size: int = 8) -> Iterator[range]:
+    for start in range(0, config.num_samples, size):
+        yield range(start, min(start + size, config.num_samples))
+
+
+def _arguments(pipe: Any, config: TrainConfig, prompts: list[str], rows: range) -> dict[str, Any]:
+    """Sample i is drawn from prompt i with seed i, whatever the batch."""
+    return dict(
+        prompt=[prompts[i % len(prompts)] for i in rows],
+        generator=[torch.Generator().manual_seed(i) for i in rows],
+        num_inference_steps=config.sample_steps,
+        guidance_scale=config.cfg_scale,
+        output_type="latent",
+    )
+
+
+def _draw_images(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str, Tensor]:
+    """x0 latents at the model's native size; for another size decoded, resized in pixels and encoded again."""
+    latents = []
+    for rows in _batches(config):
+        x0 = pipe(**_arguments(pipe, config, prompts, rows)).images
+        latents += [resized(pipe, x[None], config.width, config.height).cpu() for x in x0]
+    return {"latents": torch.cat(latents)}
+
+
+def _draw_states(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str, Tensor]:
+    """The states x_t met while sampling with guidance at the asked size."""
+    latents, timesteps, sample = [], [], []
+
+    def note(_pipe, step, timestep, tensors):
+        following = pipe.scheduler.timesteps[step + 1 :]
+        if len(following):
+            latents.append(tensors["latents"].cpu())
+            timesteps.extend([int(following[0])] * len(rows))
+            sample.extend(rows)
+        return tensors
+
+    for rows in _batches(config):
+        given = _arguments(pipe, config, prompts, rows)
+        pipe(**given, width=config.width, height=config.height, callback_on_step_end=note)
+    return {"latents": torch.cat(latents), "timesteps": torch.tensor(timesteps), "sample": torch.tensor(sample)}
+
+
+@torch.no_grad()
+def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
+    """Latents (1, 4, h, w) of the same picture at another size in pixels."""
+    if latents.shape[-2:] == (height // 8, width // 8):
+        return latents
+    image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    image = F.interpolate(image.float(), (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+    return encoded(pipe, image)
+
+
+@torch.no_grad()
+def encoded(pipe: Any, image: Tensor) -> Tensor:
+    """Scaled latents of an image (1, 3, H, W) in -1 ... 1."""
+    (pipe.vae.enable_tiling if max(image.shape[-2:]) > TILED_VAE_FROM else pipe.vae.disable_tiling)()
+    latents = pipe.vae.encode(image.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
+    return latents * pipe.vae.config.scaling_factor
+
+
+def _encode_folder(pipe: Any, config: TrainConfig) -> tuple[Tensor, list[str]]:
+    """Images of a folder, cropped to the asked shape; `name.txt` beside an image is its caption."""
+    folder, latents, captions = Path(config.data_path), [], []
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
+            continue
+        try:
+            with Image.open(path) as image:
+                image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (config.width, config.height))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise BadInput(f"data_path: {str(path)!r} is no readable image ({str(error)[:120]})") from None
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        latents.append(encoded(pipe, pixels).cpu())
+        caption = path.with_suffix(".txt")
+        captions.append(caption.read_text("utf-8").strip() if caption.is_file() else "")
+    if not latents:
+        raise BadInput(f"data_path={config.data_path!r} holds no .png, .jpg, .webp or .bmp image")
+    return torch.cat(latents), captions
+
+
+def _read_latents(config: TrainConfig, prompts: list[str]) -> tuple[Tensor, list[str]]:
+    latents = read_weights(config.data_path)[0].get("latents")
+    wanted = (4, config.height // 8, config.width // 8)
+    if latents is None or latents.ndim != 4 or tuple(latents.shape[1:]) != wanted:
+        found = "no tensor `latents`" if latents is None else tuple(latents.shape)
+        raise BadInput(
+            f"data_path={config.data_path!r} has {found}; expected `latents` (N, {wanted[0]}, {wanted[1]}, {wanted[2]})"
+        )
+    return latents, [prompts[i % len(prompts)] for i in range(len(latents))]

@@ -1,0 +1,133 @@
+"""Distillation: students learn what their sites would have answered. Never sees a UNet."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from sd_hyena.losses import cosine, relative_mse, relative_mse_per_sample
+from sd_hyena.teacher import Activation
+
+TIMESTEP_BINS = 4
+PATIENCE = 10  # non-finite steps in a row before the run stops
+
+
+class NonFinite(RuntimeError):
+    """Gradients stayed NaN or infinite; the weights are those of the last good step."""
+
+
+class Distillation(L.LightningModule):
+    """Trains `students` (by site path) on batches of {site: Activation}; the loss is the sum of their relative errors.
+
+    `schedule` is the learning rate after a linear warm-up: "constant", or "cosine" to zero at `n_steps`. The random
+    state of step k depends on (seed, k) alone. A step whose loss or gradient is not finite leaves the weights alone.
+    """
+
+    def __init__(
+        self,
+        students: Mapping[str, nn.Module],
+        *,
+        lr: float,
+        n_steps: int,
+        schedule: str = "constant",
+        warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.lr, self.n_steps, self.schedule, self.warmup_steps = lr, n_steps, schedule, warmup_steps
+        self.weight_decay, self.seed = weight_decay, seed
+        self.key = {site: site.replace(".", "_") for site in students}  # ModuleDict allows no dots
+        self.students = nn.ModuleDict({self.key[site]: student for site, student in students.items()})
+        self.bad_steps = 0
+        self._clock = time.perf_counter()
+
+    def by_site(self) -> dict[str, nn.Module]:
+        return {site: self.students[key] for site, key in self.key.items()}
+
+    def forward(self, batch: Mapping[str, Activation]) -> dict[str, Tensor]:
+        """Each student's answer to its site's input."""
+        return {
+            site: self.students[self.key[site]](activation.input, activation.projections, activation.size)
+            for site, activation in batch.items()
+        }
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        torch.manual_seed(hash((self.seed, batch_idx)) % 2**63)
+
+    def training_step(self, batch: Mapping[str, Activation], batch_idx: int) -> Tensor:
+        losses = {site: relative_mse(answer, batch[site].target) for site, answer in self(batch).items()}
+        for site, loss in losses.items():
+            self.log(f"train/loss/{self._short(site)}", loss, batch_size=1)
+        total = sum(losses.values())
+        self.log("loss", total, prog_bar=True, batch_size=1, logger=False)
+        return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        if norm.isfinite():
+            self.bad_steps = 0
+            self.log("train/gradient_norm", norm)
+            return
+        optimizer.zero_grad()  # AdamW passes over parameters without a gradient
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # float16: the scaler lowers its scale and goes on
+        self.bad_steps += 1
+        if self.bad_steps >= PATIENCE:
+            raise NonFinite(
+                f"the gradient was not finite for {PATIENCE} steps in a row; the weights are those of the last good "
+                f"step. Lower --lr (now {self.lr:g}), or use --precision 32-true"
+            )
+
+    def on_train_batch_end(self, outputs, batch: Mapping[str, Activation], batch_idx: int) -> None:
+        now = time.perf_counter()
+        samples = len(next(iter(batch.values())).input)
+        self.log("train/samples_per_second", samples / (now - self._clock))
+        self._clock = now
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        if self.device.type == "cuda":
+            self.log("train/memory_GiB", torch.cuda.max_memory_allocated() / 2**30)
+
+    def validation_step(self, batch: Mapping[str, Activation], batch_idx: int) -> None:
+        for site, answer in self(batch).items():
+            short, activation = self._short(site), batch[site]
+            size = len(activation.timestep)
+            spread = relative_mse_per_sample(answer, activation.target)
+            self.log(f"val/relative_mse/{short}", spread.mean(), batch_size=size, prog_bar=len(self.students) == 1)
+            self.log(f"val/cosine/{short}", cosine(answer, activation.target), batch_size=size)
+            bins = (activation.timestep * TIMESTEP_BINS).div(1000, rounding_mode="floor").clamp(0, TIMESTEP_BINS - 1)
+            for b in range(TIMESTEP_BINS):
+                if (bins == b).any():
+                    chosen = spread[bins == b]
+                    low, high = b * 1000 // TIMESTEP_BINS, (b + 1) * 1000 // TIMESTEP_BINS
+                    self.log(f"val/relative_mse_t{low:03d}-{high:03d}/{short}", chosen.mean(), batch_size=len(chosen))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=self.weight_decay)
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+            if self.schedule == "constant":
+                return warm
+            done = min(max(step - self.warmup_steps, 0) / max(self.n_steps - self.warmup_steps, 1), 1.0)
+            return warm * (1 + math.cos(math.pi * done)) / 2
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Count the micro-batches anew: a run may go on with another number of them in a step."""
+        epoch = checkpoint["loops"]["fit_loop"]
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        counts = dict.fromkeys(("ready", "started", "processed", "completed"), done)
+        for part in ("current", "total"):
+            epoch["epoch_loop.batch_progress"][part] = dict(counts)
+
+    def _short(self, site: str) -> str:
+        return self.students[self.key[site]].spec.short

@@ -1,0 +1,58 @@
+"""Names of output files from a user's format, kept inside their folder and never overwriting."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from string import Formatter
+
+from sd_hyena.errors import BadInput
+
+RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # device names on Windows
+LONGEST = 200
+
+
+def check_format(name_format: str, fields: str, option: str = "name_format") -> str:
+    """Return the format if it is safe: only the one-letter `fields`, with specs like `05d`. Raises BadInput."""
+    rule = f"use plain text and {' '.join('{' + f + '}' for f in fields)}, e.g. 'image_{{{fields[0]}:03d}}'"
+    try:
+        parts = list(Formatter().parse(name_format))
+    except ValueError as error:
+        raise BadInput(f"{option}={name_format!r}: {error}; {rule}") from None
+    for _, field, spec, conversion in parts:
+        if field is None:
+            continue
+        if len(field) != 1 or field not in fields or conversion or not re.fullmatch(r"(0?[1-9]\d?d?)?", spec or ""):
+            raise BadInput(
+                f"{option}={name_format!r}: the field {{{field}{':' + spec if spec else ''}}} is not known; {rule}"
+            )
+    sample = name_format.format(**dict.fromkeys(fields, 0))
+    names = sample.replace("\\", "/").split("/")
+    if not sample or sample.startswith("/") or any(part in ("", "..", ".") for part in names):
+        raise BadInput(f"{option}={name_format!r} must stay inside the output folder; {rule}")
+    if len(sample) > LONGEST or any(RESERVED.match(part) or re.search(r'[\x00-\x1f<>:"|?*]', part) for part in names):
+        raise BadInput(f"{option}={name_format!r} is no portable file name of at most {LONGEST} characters; {rule}")
+    return name_format
+
+
+def free_path(folder: Path, name: str, suffix: str) -> Path:
+    """`folder/name.suffix`, or `name-1`, `name-2` ... if that is taken."""
+    path, number = folder / f"{name}{suffix}", 0
+    while path.exists():
+        number += 1
+        path = folder / f"{name}-{number}{suffix}"
+    return path
+
+
+def writable_folder(path: str | Path, option: str = "out_dir") -> Path:
+    """Make the folder and prove that a file can be written there. Raises BadInput."""
+    folder = Path(path)
+    probe = folder / ".sd_hyena_probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{option}={str(path)!r} cannot be written to ({reason}); name a folder you own") from None
+    return folder

@@ -1,0 +1,117 @@
+"""Loading a Stable Diffusion pipeline from disk, offline; its sampler, its prompts, its hash."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena.errors import BadInput
+from sd_hyena.weights_file import check_safetensors, sha256
+
+NATURAL_PROMPTS = Path(__file__).with_name("prompts.txt")
+PIPELINE = "StableDiffusionPipeline"
+
+
+def model_path(given: str) -> Path:
+    """The folder of a model, checked without loading it. Raises BadInput."""
+    path = Path(given) if given else SHIPPED_MODEL
+    forms = "give a diffusers folder (with model_index.json)"
+    if not path.exists():
+        raise BadInput(f"model {str(path)!r} does not exist; {forms}")
+    if path.is_file():
+        if path.stat().st_size == 0:
+            raise BadInput(f"model {str(path)!r} is an empty file; {forms}")
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+        raise BadInput(f"model {str(path)!r} is a single file, which is not read yet; {forms}")
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise BadInput(f"model {str(path)!r} has no model_index.json; {forms}")
+    try:
+        kind = json.loads(index.read_text("utf-8"))["_class_name"]
+    except (ValueError, KeyError, TypeError, OSError):
+        raise BadInput(f"model {str(path)!r}: model_index.json is damaged; {forms}") from None
+    if kind != PIPELINE:
+        raise BadInput(f"model {str(path)!r} looks like a {kind}; a {PIPELINE} (Stable Diffusion 1.x) is needed")
+    for weights in path.glob("*/*.safetensors"):
+        check_safetensors(weights)
+    return path
+
+
+def load_pipeline(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """A diffusers pipeline without safety checker or progress bar, from local files alone."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        path, dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def model_sha256(path: Path) -> str:
+    """The hash of the UNet's weights: what a student depends on."""
+    files = sorted((path / "unet").glob("*.safetensors")) or sorted((path / "unet").glob("*.bin"))
+    if not files:
+        raise BadInput(f"model {str(path)!r} has no unet weights")
+    return sha256(files[0])
+
+
+def prompts_of(path: Path, file: str = "") -> list[str]:
+    """The prompts of `file`, else the model's own `prompts.txt`, else a list for natural images. Raises BadInput."""
+    source = Path(file) if file else path / "prompts.txt"
+    source = source if file or source.is_file() else NATURAL_PROMPTS
+    try:
+        prompts = [line.strip() for line in source.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"prompts={str(source)!r} cannot be read as UTF-8 text: {error}") from None
+    if not prompts:
+        raise BadInput(f"prompts={str(source)!r} holds no prompt; write one a line")
+    return prompts
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one. Raises BadInput for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(
+            f"device={name!r} cannot be used here ({str(error).splitlines()[0][:120]}); try auto or cpu"
+        ) from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is half precision on a GPU and float32 elsewhere."""
+    return getattr(torch, name if name != "auto" else "float16" if device.type == "cuda" else "float32")
+
+
+def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
+    """Put the sampler `name` (config.SCHEDULERS) into the pipeline."""
+    import diffusers as d
+
+    kind, options = {
+        "ddim": (d.DDIMScheduler, {}),
+        "euler": (d.EulerDiscreteScheduler, {}),
+        "euler_a": (d.EulerAncestralDiscreteScheduler, {}),
+        "heun": (d.HeunDiscreteScheduler, {}),
+        "lms": (d.LMSDiscreteScheduler, {}),
+        "pndm": (d.PNDMScheduler, {"skip_prk_steps": True}),
+        "dpm++_2m": (d.DPMSolverMultistepScheduler, {}),
+        "dpm++_2m_sde": (d.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        "unipc": (d.UniPCMultistepScheduler, {}),
+    }[name]
+    if karras:
+        options = options | {"use_karras_sigmas": True}
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)

@@ -1,0 +1,187 @@
+"""The folder of one training run: its config, its checkpoints, its exported students; and how a run is taken up again.
+
+OUT_DIR/RUN/config.yaml
+OUT_DIR/RUN/checkpoints/step-00040.ckpt      everything needed to go on
+OUT_DIR/RUN/Hyena-00040.safetensors          the students
+OUT_DIR/hyena.safetensors, OUT_DIR/hyena.pt  the students of the newest save of any run
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.memory import is_oom_error
+
+from sd_hyena.atomic_file import replacing
+from sd_hyena.checkpoint import StudentFile, save_students, versions
+from sd_hyena.config import TrainConfig, to_dict
+from sd_hyena.errors import BadInput
+from sd_hyena.file_names import free_path
+
+CHANGEABLE = {  # what a resumed run may change
+    "n_steps", "lr", "schedule", "warmup_steps", "save_every_n_steps", "validate_every_n_steps", "keep", "resume",
+    "micro_batch_size", "device", "devices", "strategy", "precision", "out_dir", "log_dir", "name_format", "debug",
+    "dry_run", "allow_huge", "clip", "pretrained_weight", "seed", "teacher_model",
+}  # fmt: skip
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own save goes through $TMPDIR and destroys the previous file when the disk is full; this does not."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class Checkpoints(L.Callback):
+    """Saves every so many steps, at the end, on a signal and on out-of-memory; keeps the newest few; exports students.
+
+    SIGINT and SIGTERM end the run after the step in progress, with a checkpoint; `signal` then tells which it was. A
+    second Ctrl-C ends it at once.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, facts: dict[str, Any]):
+        self.folder, self.config, self.facts = folder, config, facts
+        self.signal: int | None = None
+        self.exported: Path | None = None
+
+    def on_train_start(self, trainer, module) -> None:
+        self.saved_step = trainer.global_step
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._note_signal)
+        except ValueError:  # not the main thread
+            pass
+
+    def _note_signal(self, number, _frame) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        step, every = trainer.global_step, self.config.save_every_n_steps
+        if step == self.saved_step:
+            return  # in the middle of an accumulation
+        if self.signal is not None:
+            trainer.should_stop = True
+        if self.signal is not None or step >= trainer.max_steps or (every and step % every == 0):
+            self.save(trainer)
+
+    def save(self, trainer) -> None:
+        self.saved_step = trainer.global_step
+        trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{self.saved_step:05d}.ckpt")
+        for old in sorted((self.folder / "checkpoints").glob("step-*.ckpt"), key=step_of)[: -self.config.keep]:
+            old.unlink(missing_ok=True)
+
+    def on_exception(self, trainer, module, exception) -> None:
+        if is_oom_error(exception):
+            trainer.save_checkpoint(self.folder / "checkpoints" / "out-of-memory.ckpt")
+
+    def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run is compared with, and export; with EMA `state_dict` holds the averaged weights."""
+        checkpoint["sd_hyena"] = {"config": to_dict(self.config), **self.facts}
+        self.export(trainer, module, checkpoint["state_dict"])
+
+    def export(self, trainer, module, state: dict[str, torch.Tensor]) -> None:
+        metrics = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        training = {"step": trainer.global_step, **self.facts, "metrics": metrics, "config": to_dict(self.config)}
+        students = {}
+        for site, student in module.by_site().items():
+            prefix = f"students.{module.key[site]}."
+            weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            students[site] = _Snapshot(student.spec, weights)
+        file = StudentFile(students, training | {"versions": versions()})
+        name = self.config.name_format.format(s=trainer.global_step)
+        self.exported = self.folder / f"{name}.safetensors"
+        self.exported.parent.mkdir(parents=True, exist_ok=True)
+        newest = self.folder.parent / "hyena"
+        for path in (self.exported, newest.with_suffix(".safetensors"), newest.with_suffix(".pt")):
+            save_students(path, file)
+
+
+class _Snapshot:
+    """A student's spec with weights from elsewhere, as `save_students` wants them."""
+
+    def __init__(self, spec, weights):
+        self.spec, self.state_dict = spec, lambda: weights
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.split("-")[-1])
+
+
+def new_run_folder(config: TrainConfig, stamp: str) -> Path:
+    """Make OUT_DIR/STAMP-TARGET, or with a number behind it if two runs start in the same second."""
+    name = f"{stamp}-{''.join(c if c.isalnum() else '-' for c in config.target)[:40]}"
+    while True:
+        folder = free_path(Path(config.out_dir), name, "")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    with replacing(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
+
+
+def find_resumable(config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that `--resume` means and its content, or None if `auto` finds no run. Raises BadInput."""
+    if config.resume != "auto":
+        path = Path(config.resume)
+        if path.is_dir():
+            candidates = sorted((path / "checkpoints").glob("step-*.ckpt"), key=step_of, reverse=True)
+        else:
+            candidates = [path]
+        if not candidates or not candidates[0].is_file():
+            raise BadInput(f"resume={config.resume!r} is no checkpoint; give auto, a run's folder or a .ckpt of ours")
+        path = candidates[0]
+        return path, _read_checkpoint(path)
+    runs = [run for run in Path(config.out_dir).glob("*") if (run / "config.yaml").is_file()]
+    for run in sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime_ns, reverse=True):
+        for path in sorted((run / "checkpoints").glob("step-*.ckpt"), key=step_of, reverse=True):
+            try:
+                return path, _read_checkpoint(path)
+            except BadInput as error:
+                print(f"passed over: {error}")
+    return None
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["sd_hyena"]["config"], content["global_step"]
+        return content
+    except Exception as error:  # pickle's errors have no common base
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise BadInput(
+            f"resume={str(path)!r} is damaged or no checkpoint of ours, and was not executed ({reason})"
+        ) from None
+
+
+def check_resumable(config: TrainConfig, facts: dict[str, Any], content: dict[str, Any], path: Path) -> None:
+    """Refuse to go on as another experiment; say what is merely changed. Raises BadInput."""
+    stored, wanted = content["sd_hyena"]["config"], to_dict(config)
+    changed = {k: (stored.get(k), v) for k, v in wanted.items() if stored.get(k) != v}
+    wrong = {k: pair for k, pair in changed.items() if k not in CHANGEABLE}
+    for name in ("teacher_sha256", "sites"):
+        if content["sd_hyena"].get(name) != facts[name]:
+            wrong[name] = (content["sd_hyena"].get(name), facts[name])
+    if wrong:
+        listing = "; ".join(f"{k}: {old} there, {new} now" for k, (old, new) in wrong.items())
+        raise BadInput(
+            f"resume={str(path)!r} is of another run ({listing}); use its options, or start without --resume"
+        )
+    silent = {"resume", "seed", "out_dir", "log_dir", "debug", "pretrained_weight", "teacher_model"}
+    for name, (old, new) in changed.items():
+        if name not in silent:
+            print(f"changed on resume: {name} {old} -> {new}")

@@ -1,0 +1,123 @@
+"""A student: the trained module that stands in for a site's self-attention.
+
+B batch, L tokens, D channels, (H, W) the site's true size with H * W = L.
+A student reuses the site's own projections, whatever a fine-tune or a LoRA made of them, and adds its change to each:
+
+    streams = to_q(x) + dq(x), to_k(x) + dk(x), ..., to_v(x) + dv(x)
+    y = mixer(streams);   out = to_out(y) + do(y)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from safari import HyenaMixer, HyenaOperator, PointwiseMixer
+from sd_hyena.errors import BadInput
+from sd_hyena.sites import Site
+
+Size = tuple[int, int]
+
+
+class Projections(NamedTuple):
+    """A site's own projections; `to_out` is diffusers' list of a linear layer and a dropout."""
+
+    to_q: nn.Module
+    to_k: nn.Module
+    to_v: nn.Module
+    to_out: nn.Module
+
+    @classmethod
+    def of(cls, attention: nn.Module) -> Projections:
+        return cls(attention.to_q, attention.to_k, attention.to_v, attention.to_out)
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """All that is needed to build a student again; stored in its file."""
+
+    site: str
+    short: str
+    channels: int
+    operator: str
+    options: dict[str, Any]
+    size: Size | None  # the one (H, W) it works at, None for any
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def spec_for(site: Site, operator: str, options: dict[str, Any], latent_size: Size) -> StudentSpec:
+    """The spec of a new student of `site`. A 1-D filter belongs to one (H, W): another width gives every lag another
+    meaning."""
+    size = None if operator == "pointwise" else site.size(*latent_size)
+    return StudentSpec(site.name, site.short, site.channels, operator, dict(options), size)
+
+
+def build_student(spec: StudentSpec) -> Student | PublishedStudent:
+    """Raises BadInput for options that cannot work."""
+    try:
+        if spec.operator == "safari":
+            return PublishedStudent(spec)
+        return Student(spec)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"operator {spec.operator} for {spec.short}: {error}") from None
+
+
+def _check_size(spec: StudentSpec, size: Size) -> None:
+    if spec.size is not None and tuple(size) != tuple(spec.size):
+        ours, theirs = ("{1}x{0}".format(*s) for s in (spec.size, size))
+        raise BadInput(
+            f"the student of {spec.short} was trained for {ours} cells and met {theirs}; "
+            f"generate at the size it was trained for, or train at this one"
+        )
+
+
+class Student(nn.Module):
+    """A mixer between the site's own projections plus their trained change."""
+
+    def __init__(self, spec: StudentSpec):
+        super().__init__()
+        self.spec = spec
+        d = spec.channels
+        streams = spec.options.get("order", 2) + 1
+        if spec.operator == "pointwise":
+            self.mixer = PointwiseMixer(d, streams, **spec.options)
+        else:
+            bidirectional = spec.operator == "bidirectional"
+            self.mixer = HyenaMixer(d, spec.size[0] * spec.size[1], bidirectional=bidirectional, **spec.options)
+            self.mixer.start_as_identity_()
+        self.change = nn.ModuleList(nn.Linear(d, d) for _ in range(streams))  # of x_0 ... x_{N-1}, v
+        self.change_out = nn.Linear(d, d, bias=False)
+        for layer in (*self.change, self.change_out):
+            nn.init.zeros_(layer.weight)
+        for layer in self.change:
+            nn.init.zeros_(layer.bias)
+        if spec.operator != "pointwise":
+            for gate in self.change[:-1]:
+                nn.init.ones_(gate.bias)  # gates start near one, so the student starts as its value path
+
+    def forward(self, x: Tensor, projections: Projections, size: Size) -> Tensor:
+        """(B, L, D) -> (B, L, D). Raises BadInput at a size the operator cannot serve."""
+        _check_size(self.spec, size)
+        q, k, v = (project(x) for project in projections[:3])
+        streams = [q, *[k] * (len(self.change) - 2), v]
+        y = self.mixer(torch.cat([s + change(x) for s, change in zip(streams, self.change, strict=True)], dim=-1))
+        out, dropout = projections.to_out
+        return dropout(out(y) + self.change_out(y))
+
+
+class PublishedStudent(nn.Module):
+    """The ancestor's student: safari's operator with projections of its own, blind to the site's."""
+
+    def __init__(self, spec: StudentSpec):
+        super().__init__()
+        self.spec = spec
+        self.operator = HyenaOperator(spec.channels, spec.size[0] * spec.size[1], **spec.options)
+
+    def forward(self, x: Tensor, projections: Projections, size: Size) -> Tensor:
+        _check_size(self.spec, size)
+        return self.operator(x)

@@ -1,0 +1,99 @@
+"""The teacher: a frozen UNet as a source of activations. Never part of a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sd_hyena.sites import Site
+from sd_hyena.student import Projections, Size
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What a site sees and answers: `input` and `target` (B, L, D), its (H, W), the timesteps (B,), its projections."""
+
+    input: Tensor
+    target: Tensor
+    size: Size
+    timestep: Tensor
+    projections: Projections
+
+
+class _SeenEnough(Exception):
+    """Ends a forward pass after the last selected site."""
+
+
+class Teacher:
+    """Answers for `sites` (in the UNet's order) of a frozen UNet. `whole=True` runs each forward to its end."""
+
+    def __init__(self, unet: nn.Module, sites: list[Site], whole: bool = False):
+        self.unet, self.sites, self.whole = unet.eval().requires_grad_(False), sites, whole
+
+    def to(self, device: torch.device) -> Teacher:
+        self.unet.to(device)
+        return self
+
+    @torch.no_grad()
+    def activations(self, latents: Tensor, timesteps: Tensor, text: Tensor, **conditioning) -> dict[str, Activation]:
+        """The activations of all sites at noisy latents (B, 4, h, w), from one forward that stops at the last site."""
+        p = next(self.unet.parameters())
+        seen: dict[str, Activation] = {}
+        with self._watched(seen, timesteps), suppress(_SeenEnough):
+            self.unet(latents.to(p), timesteps, text.to(p), **conditioning)
+        for name, activation in seen.items():
+            if not activation.target.isfinite().all():
+                raise FloatingPointError(
+                    f"the teacher's own output at {name} is not finite in {p.dtype}; use bfloat16 or float32"
+                )
+        return seen
+
+    @torch.no_grad()
+    def answers(self, inputs: Mapping[str, Tensor], size: Size, timesteps: Tensor) -> dict[str, Activation]:
+        """What each site's attention alone makes of given tokens (B, L, D): the ancestor's way of teaching."""
+        result = {}
+        for site in self.sites:
+            attention = self.unet.get_submodule(site.name)
+            x = inputs[site.name].to(next(attention.parameters()))
+            result[site.name] = Activation(x, attention(x), site.size(*size), timesteps, Projections.of(attention))
+        return result
+
+    @contextmanager
+    def _watched(self, seen: dict[str, Activation], timesteps: Tensor) -> Iterator[None]:
+        sizes: dict[str, Size] = {}
+        hooks = []
+        try:
+            for site in self.sites:
+                transformer = self.unet.get_submodule(site.transformer)
+                attention = self.unet.get_submodule(site.name)
+                hooks.append(transformer.register_forward_pre_hook(_note_size(sizes, site), with_kwargs=True))
+                stop = site is self.sites[-1] and not self.whole
+                hooks.append(
+                    attention.register_forward_hook(_note(seen, sizes, site, timesteps, stop), with_kwargs=True)
+                )
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _note_size(sizes: dict[str, Size], site: Site) -> Callable:
+    def hook(_module, args, kwargs):
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        sizes[site.name] = tuple(hidden_states.shape[-2:])
+
+    return hook
+
+
+def _note(seen: dict[str, Activation], sizes: dict[str, Size], site: Site, timesteps: Tensor, stop: bool) -> Callable:
+    def hook(attention, args, kwargs, output):
+        x = args[0] if args else kwargs["hidden_states"]
+        seen[site.name] = Activation(x, output, sizes[site.name], timesteps, Projections.of(attention))
+        if stop:
+            raise _SeenEnough
+
+    return hook

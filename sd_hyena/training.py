@@ -1,0 +1,291 @@
+"""The straight line from a TrainConfig to trained students on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import signal
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.memory import is_oom_error
+from torch.utils.data import DataLoader
+
+from sd_hyena.checkpoint import load_students
+from sd_hyena.command import Terminated
+from sd_hyena.config import TrainConfig
+from sd_hyena.data import Activations, make_bank
+from sd_hyena.distill import Distillation
+from sd_hyena.errors import BadInput
+from sd_hyena.file_names import writable_folder
+from sd_hyena.pipeline import load_pipeline, model_path, model_sha256, pick_device, prompts_of
+from sd_hyena.previews import Previews
+from sd_hyena.run_folder import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    check_resumable,
+    find_resumable,
+    new_run_folder,
+    write_config,
+)
+from sd_hyena.sites import find_sites, select
+from sd_hyena.student import Projections, build_student, spec_for
+from sd_hyena.teacher import Teacher
+
+
+@dataclass
+class Outcome:
+    """What a run left: its folder, the exported file, its last validation, and block times in seconds."""
+
+    folder: Path
+    exported: Path | None
+    metrics: dict[str, float]
+    block_seconds: dict[str, tuple[float, float]]  # site -> attention, student
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
+    quiet_libraries()
+    path = model_path(config.teacher_model)
+    writable_folder(config.out_dir)
+    writable_folder(config.log_dir, "log_dir")
+    resumed = find_resumable(config) if config.resume else None
+    if config.resume and not resumed:
+        print(f"nothing to resume in {config.out_dir}; starting anew")
+    seed = resumed[1]["sd_hyena"]["config"]["seed"] if resumed else config.seed
+    seed = int.from_bytes(os.urandom(4), "little") if seed == -1 else seed
+    config = dataclasses.replace(config, seed=seed)
+    device = pick_device(config.device)
+    prompts = prompts_of(path, config.prompts)
+
+    pipe = load_pipeline(path, device, torch.float32 if device.type == "cpu" else torch.float16)
+    sites = select(find_sites(pipe.unet), config.target)
+    teacher = Teacher(pipe.unet, sites)
+    latent_size = (config.height // 8, config.width // 8)
+    specs = [spec_for(site, config.operator, config.operator_options(), latent_size) for site in sites]
+    L.seed_everything(seed, verbose=False)
+    students = {spec.site: build_student(spec) for spec in specs}
+    facts = {"teacher": path.name, "teacher_sha256": model_sha256(path), "sites": [site.name for site in sites]}
+    if resumed:
+        check_resumable(config, facts, resumed[1], resumed[0])
+        folder = resumed[0].parent.parent
+        if resumed[1]["global_step"] >= config.n_steps:
+            print(f"nothing to do: {resumed[0]} has {resumed[1]['global_step']} of {config.n_steps} steps")
+            return Outcome(folder, next(iter(sorted(folder.glob("*.safetensors"))), None), {}, {})
+    else:
+        folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    if config.pretrained_weight:
+        _start_from(config.pretrained_weight, students, pipe.unet)
+    write_config(folder, config)
+    print(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
+
+    bank = make_bank(pipe, config, prompts, facts["teacher_sha256"], Path(config.out_dir) / "cache")
+    data = Activations(teacher, _noiser(pipe), bank, config)
+    previews = Previews(pipe, prompts[-1], config.width, config.height)
+    checkpoints = Checkpoints(folder, config, facts)
+    module = Distillation(
+        students,
+        lr=config.lr,
+        n_steps=config.n_steps,
+        schedule=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        seed=seed,
+    )
+    _print_estimate(module, data, config, device)
+    print(f"watch it: tensorboard --logdir {config.log_dir}")
+    if config.dry_run:
+        config = dataclasses.replace(config, n_steps=1)
+    trainer = _fit(module, data, config, checkpoints, previews, resumed[0] if resumed else None)
+    if checkpoints.signal:
+        print(f"saved at step {trainer.global_step}; go on with --resume {folder}")
+        raise Terminated if checkpoints.signal == signal.SIGTERM else KeyboardInterrupt
+    trainer.validate(module, data, verbose=False)
+    checkpoints.config = config
+    checkpoints.save(trainer)  # once more: now with the final metrics inside
+    load_students(checkpoints.exported, pipe.unet)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
+    _print_card(outcome, config)
+    return outcome
+
+
+def _noiser(pipe: Any):
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(pipe.scheduler.config)
+
+
+def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
+    stored = load_students(path, unet).students
+    for site, student in students.items():
+        if site not in stored or stored[site].spec != student.spec:
+            found = [s.spec for s in stored.values()]
+            raise BadInput(f"pretrained_weight={path!r} holds {found}, but this run needs {student.spec}")
+        student.load_state_dict(stored[site].state_dict())
+
+
+def _fit(
+    module, data, config: TrainConfig, checkpoints: Checkpoints, previews: Previews, resume: Path | None
+) -> L.Trainer:
+    """Fit, with smaller micro-batches after an out-of-memory; the effective batch and the stream of samples stay."""
+    while True:
+        trainer = _trainer(config, data, checkpoints, previews)
+        try:
+            if resume is None:
+                trainer.validate(module, data, verbose=False)
+            trainer.fit(module, data, ckpt_path=resume)
+            return trainer
+        except RuntimeError as error:
+            if not is_oom_error(error) or not data.halve():
+                raise
+            print(f"out of memory: going on with {data.accumulate} micro-batches of {data.micro_batch_size}")
+            saved = checkpoints.folder / "checkpoints" / "out-of-memory.ckpt"
+            resume = saved if saved.exists() else None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _trainer(config: TrainConfig, data: Activations, checkpoints: Checkpoints, previews: Previews) -> L.Trainer:
+    run, device = checkpoints.folder.name, pick_device(config.device)
+    averaging = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
+    precision = config.precision
+    if precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bf16-mixed" if bf16 else "16-mixed" if device.type == "cuda" else "32-true"
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=config.devices,
+        strategy=config.strategy,
+        precision=precision,
+        max_steps=config.n_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=data.accumulate,
+        gradient_clip_val=config.clip or None,
+        val_check_interval=config.validate_every_n_steps * data.accumulate or 10**9,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=[
+            TensorBoardLogger(config.log_dir, name="", version=run),
+            CSVLogger(config.log_dir, name=run, version=datetime.now().strftime("csv-%Y%m%d-%H%M%S-%f")),
+        ],
+        callbacks=[previews, *averaging, checkpoints, TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20)],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=config.log_dir,
+    )
+
+
+def _print_estimate(module: Distillation, data: Activations, config: TrainConfig, device: torch.device) -> None:
+    """Measure one micro-batch, forward and backward, and say what the run will take."""
+    module.to(device)
+    data.teacher.to(device)
+    states = next(iter(DataLoader(data.stream(), batch_size=data.micro_batch_size)))
+    started = time.perf_counter()
+    batch = data.on_after_batch_transfer({k: v.to(device) for k, v in states.items()}, 0)
+    taught = time.perf_counter() - started
+    try:
+        sum(answer.square().mean() for answer in module(batch).values()).backward()
+    except RuntimeError as error:
+        if not is_oom_error(error):
+            raise
+    module.zero_grad(set_to_none=True)
+    seconds = (time.perf_counter() - started) * data.accumulate * config.n_steps
+    print(
+        f"estimate: {seconds / 60:.1f} min for {config.n_steps} steps of batch {config.batch_size} at "
+        f"{config.width}x{config.height} on {device.type} (teacher {taught * data.accumulate:.2f} s a step), "
+        f"peak memory {peak_gib(device):.1f} GiB, {sum(p.numel() for p in module.parameters()):,} parameters"
+    )
+
+
+def peak_gib(device: torch.device) -> float:
+    """Peak memory so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@torch.no_grad()
+def block_times(
+    teacher: Teacher, module: Distillation, data: Activations, device, rounds: int = 5
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of each site's attention and of its student at the training size, one image with guidance."""
+    result = {}
+    module.to(device)
+    for site in teacher.sites:
+        attention = teacher.unet.get_submodule(site.name)
+        size = site.size(*data.latent_size)
+        p = next(attention.parameters())
+        x = torch.randn(2, size[0] * size[1], site.channels, device=p.device, dtype=p.dtype)
+        student = module.by_site()[site.name].to(p.dtype).eval()
+        calls = (lambda: attention(x), lambda: student(x, Projections.of(attention), size))  # noqa: B023
+        result[site.short] = interleaved_medians(calls, rounds, device)
+    return result
+
+
+def interleaved_medians(calls, rounds: int, device: torch.device) -> tuple[float, ...]:
+    """Median seconds of each call, taken in turn after one warm-up."""
+    times = [[] for _ in calls]
+    for round_ in range(rounds + 1):
+        for call, kept in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_:
+                kept.append(time.perf_counter() - started)
+    return tuple(sorted(kept)[len(kept) // 2] for kept in times)
+
+
+def _print_card(outcome: Outcome, config: TrainConfig) -> None:
+    print()
+    for short, (attention, student) in outcome.block_seconds.items():
+        error = outcome.metrics.get(f"val/relative_mse/{short}", float("nan"))
+        print(
+            f"{short}: relative error {error:.4f}; block {attention * 1e3:.1f} ms -> {student * 1e3:.1f} ms "
+            f"at {config.width}x{config.height}"
+        )
+    if "val/image_psnr" in outcome.metrics:
+        print(f"image against the teacher's: PSNR {outcome.metrics['val/image_psnr']:.1f} dB")
+    model = f" -m {config.teacher_model}" if config.teacher_model else ""
+    size = f"-W {config.width}" + (f" -H {config.height}" if config.height != config.width else "")
+    print(f"student: {outcome.exported}, also {Path(config.out_dir) / 'hyena.pt'}")
+    print(f"next: python generate.py{model} -y {Path(config.out_dir) / 'hyena.pt'} {size} --compare")
+
+
+def quiet_libraries() -> None:
+    """Lightning's hints (advertisements, worker counts) are noise here: the loader only draws random numbers."""
+    import logging
+
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*will not be displayed.*",
+        ".*lr_scheduler.step.*",
+        ".*treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message)

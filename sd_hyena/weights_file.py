@@ -1,0 +1,106 @@
+"""Tensors and their metadata on disk: `.safetensors`, or `.pt` read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sd_hyena.atomic_file import replacing
+from sd_hyena.errors import BadInput
+
+LARGEST_HEADER = 100_000_000  # bytes, the safetensors specification's own limit
+LARGEST_PT = 4 << 30  # bytes a .pt may claim to unpack to
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its metadata strings. Raises BadInput for what is not exactly such a file."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"{str(path)!r} is no file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        return _read_pt(path)
+    raise BadInput(f"{str(path)!r}: expected a .safetensors or .pt file")
+
+
+def check_safetensors(path: str | Path) -> None:
+    """Raise BadInput unless the file's header is whole and covers the file; reads no tensor."""
+    path = Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
+            raise BadInput(f"not a valid safetensors file: {str(path)!r} looks like a PyTorch pickle (.pt, .ckpt)")
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise BadInput(f"not a valid safetensors file: {str(path)!r} ({size} bytes) is truncated or something else")
+        header = file.read(length)
+    try:
+        json.loads(header, object_pairs_hook=_without_duplicates)
+        with safe_open(str(path), framework="pt"):
+            pass
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise BadInput(f"not a valid safetensors file: {str(path)!r} ({str(error)[:200]})") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in its header")
+    return result
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_safetensors(path)
+    with safe_open(str(path), framework="pt") as file:
+        names = file.keys()  # a safe_open is no mapping
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+
+
+def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            looks = "a safetensors file" if file.read(16)[8:9] == b"{" else "no file of torch.save"
+        raise BadInput(f"{str(path)!r} looks like {looks}; expected a .pt of train.py")
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    unpacked = sum(info.file_size for info in infos)
+    if unpacked > LARGEST_PT or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise BadInput(f"{str(path)!r} would unpack to {unpacked} bytes or is compressed; torch.save writes neither")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's errors have no common base
+        reason = " ".join(str(error).split())[:160]
+        raise BadInput(f"{str(path)!r} holds more than tensors and was not executed ({reason})") from None
+    tensors = content.get("tensors") if isinstance(content, dict) else None
+    metadata = content.get("metadata", {}) if isinstance(content, dict) else {}
+    good = isinstance(tensors, dict) and isinstance(metadata, dict)
+    if not good or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise BadInput(f"{str(path)!r} is no .pt of train.py: expected tensors and metadata")
+    return tensors, metadata
+
+
+def write_weights(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write `.safetensors` or `.pt`, all or nothing."""
+    path = Path(path)
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            save_file(tensors, temporary, metadata)
+        else:
+            torch.save({"tensors": tensors, "metadata": metadata}, temporary)
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Lint and tests in a virtual environment of their own making; arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../examples/venv.sh" requirements.txt requirements-dev.txt
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
+ruff check .
+ruff format --check .
+exec python -m pytest -m "not slow" "$@"

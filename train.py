@@ -1,0 +1,16 @@
+"""python train.py -t IN01 -W 512: distil self-attentions of a checkpoint into Hyena operators. See --help."""
+
+import sys
+
+from sd_hyena.command import run
+from sd_hyena.config import TrainConfig
+
+
+def main(config: TrainConfig) -> None:
+    from sd_hyena.training import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    sys.exit(run(TrainConfig, main))
