@@ -169,7 +169,7 @@ class GenerateConfig:
                 raise BadInput(f"hyena={name!r} is no file; train.py writes out/hyena.pt")
 
 
-Config = typing.TypeVar("Config", TrainConfig, GenerateConfig)
+Config = typing.TypeVar("Config")
 
 
 def parse(config_class: type[Config], arguments: list[str] | None = None) -> Config:

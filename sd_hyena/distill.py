@@ -65,6 +65,7 @@ class Distillation(L.LightningModule):
         for site, loss in losses.items():
             self.log(f"train/loss/{self._short(site)}", loss, batch_size=1)
         total = sum(losses.values())
+        self.log("step", float(self.global_step + 1), batch_size=1)  # the loggers' abscissa
         self.log("loss", total, prog_bar=True, batch_size=1, logger=False)
         return total
 
@@ -95,6 +96,7 @@ class Distillation(L.LightningModule):
             self.log("train/memory_GiB", torch.cuda.max_memory_allocated() / 2**30)
 
     def validation_step(self, batch: Mapping[str, Activation], batch_idx: int) -> None:
+        self.log("step", float(self.global_step), batch_size=1)
         for site, answer in self(batch).items():
             short, activation = self._short(site), batch[site]
             size = len(activation.timestep)
@@ -123,11 +125,11 @@ class Distillation(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Count the micro-batches anew: a run may go on with another number of them in a step."""
-        epoch = checkpoint["loops"]["fit_loop"]
+        loop = checkpoint["loops"]["fit_loop"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         counts = dict.fromkeys(("ready", "started", "processed", "completed"), done)
         for part in ("current", "total"):
-            epoch["epoch_loop.batch_progress"][part] = dict(counts)
+            loop["epoch_loop.batch_progress"][part] = dict(counts)
 
     def _short(self, site: str) -> str:
         return self.students[self.key[site]].spec.short

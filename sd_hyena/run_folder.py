@@ -40,11 +40,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
+class Stopped(Exception):
+    """A signal ended the run after a whole step, saved."""
+
+
 class Checkpoints(L.Callback):
     """Saves every so many steps, at the end, on a signal and on out-of-memory; keeps the newest few; exports students.
 
-    SIGINT and SIGTERM end the run after the step in progress, with a checkpoint; `signal` then tells which it was. A
-    second Ctrl-C ends it at once.
+    SIGINT and SIGTERM end the run after the step in progress with a checkpoint and `Stopped`; `signal` then tells which
+    it was. A second Ctrl-C ends it at once.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, facts: dict[str, Any]):
@@ -53,7 +57,7 @@ class Checkpoints(L.Callback):
         self.exported: Path | None = None
 
     def on_train_start(self, trainer, module) -> None:
-        self.saved_step = trainer.global_step
+        self.step, self.saved_step = trainer.global_step, None
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._note_signal)
@@ -67,16 +71,19 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step, every = trainer.global_step, self.config.save_every_n_steps
-        if step == self.saved_step:
+        if step == self.step:
             return  # in the middle of an accumulation
-        if self.signal is not None:
-            trainer.should_stop = True
+        self.step = step
         if self.signal is not None or step >= trainer.max_steps or (every and step % every == 0):
             self.save(trainer)
 
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        if self.signal is not None and self.step == self.saved_step:  # by now the saved step has been logged
+            raise Stopped(self.step)
+
     def save(self, trainer) -> None:
         self.saved_step = trainer.global_step
-        trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{self.saved_step:05d}.ckpt")
+        trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:05d}.ckpt")
         for old in sorted((self.folder / "checkpoints").glob("step-*.ckpt"), key=step_of)[: -self.config.keep]:
             old.unlink(missing_ok=True)
 

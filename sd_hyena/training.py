@@ -33,6 +33,7 @@ from sd_hyena.previews import Previews
 from sd_hyena.run_folder import (
     AtomicCheckpointIO,
     Checkpoints,
+    Stopped,
     check_resumable,
     find_resumable,
     new_run_folder,
@@ -106,10 +107,11 @@ def train(config: TrainConfig) -> Outcome:
     print(f"watch it: tensorboard --logdir {config.log_dir}")
     if config.dry_run:
         config = dataclasses.replace(config, n_steps=1)
-    trainer = _fit(module, data, config, checkpoints, previews, resumed[0] if resumed else None)
-    if checkpoints.signal:
-        print(f"saved at step {trainer.global_step}; go on with --resume {folder}")
-        raise Terminated if checkpoints.signal == signal.SIGTERM else KeyboardInterrupt
+    try:
+        trainer = _fit(module, data, config, checkpoints, previews, resumed)
+    except Stopped as step:
+        print(f"saved at step {step}; go on with --resume {folder}")
+        raise (Terminated if checkpoints.signal == signal.SIGTERM else KeyboardInterrupt) from None
     trainer.validate(module, data, verbose=False)
     checkpoints.config = config
     checkpoints.save(trainer)  # once more: now with the final metrics inside
@@ -136,11 +138,12 @@ def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.
 
 
 def _fit(
-    module, data, config: TrainConfig, checkpoints: Checkpoints, previews: Previews, resume: Path | None
+    module, data, config: TrainConfig, checkpoints: Checkpoints, previews: Previews, resumed: tuple[Path, dict] | None
 ) -> L.Trainer:
     """Fit, with smaller micro-batches after an out-of-memory; the effective batch and the stream of samples stay."""
+    resume, start = (resumed[0], resumed[1]["global_step"]) if resumed else (None, None)
     while True:
-        trainer = _trainer(config, data, checkpoints, previews)
+        trainer = _trainer(config, data, checkpoints, previews, start)
         try:
             if resume is None:
                 trainer.validate(module, data, verbose=False)
@@ -157,7 +160,9 @@ def _fit(
             torch.cuda.empty_cache()
 
 
-def _trainer(config: TrainConfig, data: Activations, checkpoints: Checkpoints, previews: Previews) -> L.Trainer:
+def _trainer(
+    config: TrainConfig, data: Activations, checkpoints: Checkpoints, previews: Previews, start: int | None
+) -> L.Trainer:
     run, device = checkpoints.folder.name, pick_device(config.device)
     averaging = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
     precision = config.precision
@@ -178,7 +183,7 @@ def _trainer(config: TrainConfig, data: Activations, checkpoints: Checkpoints, p
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=[
-            TensorBoardLogger(config.log_dir, name="", version=run),
+            TensorBoardLogger(config.log_dir, name="", version=run, purge_step=start),
             CSVLogger(config.log_dir, name=run, version=datetime.now().strftime("csv-%Y%m%d-%H%M%S-%f")),
         ],
         callbacks=[previews, *averaging, checkpoints, TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20)],

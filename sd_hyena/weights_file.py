@@ -18,6 +18,7 @@ from sd_hyena.atomic_file import replacing
 from sd_hyena.errors import BadInput
 
 LARGEST_HEADER = 100_000_000  # bytes, the safetensors specification's own limit
+PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # a torch.save zip, bare pickles
 LARGEST_PT = 4 << 30  # bytes a .pt may claim to unpack to
 
 
@@ -39,11 +40,14 @@ def check_safetensors(path: str | Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
-        if prefix[:2] == b"PK" or prefix[:1] == b"\x80":
-            raise BadInput(f"not a valid safetensors file: {str(path)!r} looks like a PyTorch pickle (.pt, .ckpt)")
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise BadInput(f"not a valid safetensors file: {str(path)!r} ({size} bytes) is truncated or something else")
+            looks = (
+                "looks like a PyTorch pickle (.pt, .ckpt)"
+                if prefix[:2] in PICKLES
+                else "is truncated or something else"
+            )
+            raise BadInput(f"not a valid safetensors file: {str(path)!r} ({size} bytes) {looks}")
         header = file.read(length)
     try:
         json.loads(header, object_pairs_hook=_without_duplicates)

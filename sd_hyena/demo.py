@@ -1,0 +1,126 @@
+"""python -m sd_hyena.demo: the main job, end to end, on the small Stable Diffusion that ships. CPU, offline, minutes.
+
+Distils one self-attention into three stand-ins trained alike, prints what each is worth, and puts the teacher's
+images beside theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sd_hyena.command import run
+from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, Operator, TrainConfig, option
+
+OPERATORS: tuple[Operator, ...] = ("pointwise", "causal", "bidirectional")
+BLOCK_SIZES = (256, 512, 1024)  # pixels
+IMAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Distil one self-attention of the shipped model and compare: errors, images, block times."""
+
+    target: str = option("IN01", "the site", "-t")
+    width: int = option(256, "image width and height in pixels", "-W")
+    n_steps: int = option(400, "training steps of each stand-in", "-n")
+    batch_size: int = option(8, "samples in a step", "-b")
+    out_dir: str = option("out/demo", "where everything goes", "-o")
+    log_dir: str = option("logs/demo", "TensorBoard", "-l")
+    debug: bool = option(False, "show the traceback of an error")
+
+
+def main(config: DemoConfig) -> None:
+    from sd_hyena.training import Outcome, train
+
+    outcomes: dict[str, Outcome] = {}
+    for operator in OPERATORS:
+        print(f"\n== {operator} ==")
+        given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
+        outcomes[operator] = train(TrainConfig(**given, **schedule, operator=operator, seed=0, ema=0.99))
+    images, picture = _compared(config, {operator: outcome.exported for operator, outcome in outcomes.items()})
+    errors = {o: outcome.metrics[f"val/relative_mse/{config.target}"] for o, outcome in outcomes.items()}
+
+    print(f"\n{config.target} at {config.width} px, {config.n_steps} steps of batch {config.batch_size} each")
+    print(f"{'stand-in':<15}{'relative error':>15}{'of pointwise':>14}{'PSNR dB':>10}{'SSIM':>8}")
+    for operator, (psnr, ssim) in images.items():
+        share = errors[operator] / errors["pointwise"]
+        print(f"{operator:<15}{errors[operator]:>15.5f}{share:>14.2f}{psnr:>10.1f}{ssim:>8.3f}")
+    print("a stand-in below 1.00 of pointwise has learnt to mix; images are compared on the same seeds\n")
+    _print_block_times()
+    print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {config.log_dir}")
+    size = f"-W {config.width}"
+    print(f"next: python train.py -t {config.target} {size}, then python generate.py -y out/hyena.pt {size}")
+
+
+def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tuple[float, float]], Path]:
+    """Mean PSNR and SSIM to the teacher over held-out prompts, and a picture: a row each, teacher first."""
+    import torch
+    from PIL import Image, ImageDraw
+
+    from sd_hyena.checkpoint import load_students
+    from sd_hyena.file_names import free_path
+    from sd_hyena.generation import draw, similarity
+    from sd_hyena.image_file import write_image
+    from sd_hyena.pipeline import load_pipeline, prompts_of, set_scheduler
+    from sd_hyena.swap import swapped
+
+    pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
+    set_scheduler(pipe, "ddim")
+    prompts = prompts_of(SHIPPED_MODEL)[-IMAGES:]  # the first ones were trained on
+    settings = [
+        GenerateConfig(prompt=p, width=config.width, cfg_scale=5.0, steps=25, seed=100 + i)
+        for i, p in enumerate(prompts)
+    ]
+    rows = {"teacher": [draw(pipe, one, range(1), None)[0] for one in settings]}
+    for operator, path in files.items():
+        with swapped(pipe.unet, load_students(path, pipe.unet).students):
+            rows[operator] = [draw(pipe, one, range(1), None)[0] for one in settings]
+    scores = {
+        operator: tuple(
+            np.mean([similarity(a, b) for a, b in zip(rows["teacher"], rows[operator], strict=True)], axis=0)
+        )
+        for operator in files
+    }
+    grid = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows.values()], axis=0))
+    pen = ImageDraw.Draw(grid)
+    for i, name in enumerate(rows):
+        pen.text((6, i * config.width + 4), name, fill="white", stroke_width=2, stroke_fill="black")
+    folder = Path(config.out_dir)
+    path = free_path(folder, "side-by-side", ".png")
+    write_image(path, grid, "\n".join(prompts), {"prompts": prompts, "rows": list(rows)})
+    return scores, path
+
+
+def _print_block_times() -> None:
+    """Attention against Hyena as SD 1.5 has them at IN01 (320 channels, 8 heads), random weights, this machine."""
+    import torch
+    from diffusers.models.attention_processor import Attention
+
+    from sd_hyena.student import Projections, StudentSpec, build_student
+    from sd_hyena.training import interleaved_medians
+
+    device = torch.device("cpu")
+    print(f"one SD 1.5 block (IN01: 320 channels, 8 heads), {torch.get_num_threads()} thread(s), float32, one image")
+    print(f"{'size':<10}{'tokens':>8}{'attention ms':>14}{'Hyena ms':>10}{'ratio':>7}")
+    for side in BLOCK_SIZES:
+        h = side // 8
+        attention = Attention(320, heads=8, dim_head=40).eval()
+        options = {
+            f.name.removeprefix("hyena_"): f.default for f in dataclasses.fields(TrainConfig) if "hyena_" in f.name
+        }
+        student = build_student(StudentSpec("IN01", "IN01", 320, "bidirectional", options, (h, h))).eval()
+        x = torch.randn(1, h * h, 320)
+        with torch.no_grad():
+            calls = (lambda: attention(x), lambda: student(x, Projections.of(attention), (h, h)))  # noqa: B023
+            a, s = interleaved_medians(calls, 3, device)
+        print(f"{side:<10}{h * h:>8}{a * 1e3:>14.1f}{s * 1e3:>10.1f}{a / s:>7.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(DemoConfig, main))
