@@ -103,7 +103,7 @@ class TrainConfig:
             raise BadInput("target is empty; name a site (IN01), a group (level0, all) or a pattern (OUT*)")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise BadInput(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}")
-        if self.data in ("images", "latents") and not Path(self.data_path).exists():
+        if self.data in ("images", "latents") and not (self.data_path and Path(self.data_path).exists()):
             raise BadInput(f"data={self.data} needs data_path; {self.data_path!r} does not exist")
         _check_files(self, "prompts", "pretrained_weight")
         check_format(self.name_format, "s")

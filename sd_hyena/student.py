@@ -9,6 +9,7 @@ A student reuses the site's own projections, whatever a fine-tune or a LoRA made
 
 from __future__ import annotations
 
+import typing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from safari import HyenaMixer, HyenaOperator, PointwiseMixer
+from sd_hyena.config import Operator
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import Site
 
@@ -60,9 +62,9 @@ def spec_for(site: Site, operator: str, options: dict[str, Any], latent_size: Si
 def build_student(spec: StudentSpec) -> Student | PublishedStudent:
     """Raises BadInput for options that cannot work."""
     try:
-        if spec.operator == "safari":
-            return PublishedStudent(spec)
-        return Student(spec)
+        if spec.operator not in typing.get_args(Operator):
+            raise ValueError(f"it is none of {', '.join(typing.get_args(Operator))}")
+        return PublishedStudent(spec) if spec.operator == "safari" else Student(spec)
     except (ValueError, TypeError) as error:
         raise BadInput(f"operator {spec.operator} for {spec.short}: {error}") from None
 

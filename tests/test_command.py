@@ -1,0 +1,133 @@
+"""The commands as a user types them: exit codes, one line on stderr, nothing heavy loaded before bad input is answered."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sd_hyena.config import SHIPPED_MODEL
+from tests.conftest import ROOT, command
+
+SMALL = "-W 64 -b 2 --num_samples 2 --sample_steps 2 --validate_every_n_steps 0 -d 1".split()
+
+
+def one_line(done: subprocess.CompletedProcess) -> str:
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "generate.py"])
+def test_help_lists_every_option_without_loading_torch(script):
+    code = f"import sys, runpy; sys.argv = ['{script}', '--help']\n"
+    code += f"try: runpy.run_path('{script}', run_name='__main__')\nexcept SystemExit as e: assert not e.code, e.code\n"
+    code += "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    done = command("-c", code)
+    assert done.returncode == 0 and "--width" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train.py", "-W", "65"], ["generate.py", "-y", "/nowhere.pt"], ["train.py", "--foo"]]
+)
+def test_bad_options_exit_2_with_one_line_before_torch_is_loaded(arguments):
+    done = command("-X", "importtime", *arguments)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
+def test_a_model_that_is_none_is_named_with_what_is_accepted(tmp_path):
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x02" + b"x" * 100)
+    for name, word in (("missing", "does not exist"), ("empty.safetensors", "empty"), ("folder", "model_index.json")):
+        said = one_line(command("generate.py", "-m", tmp_path / name))
+        assert word in said and "diffusers folder" in said
+    assert "looks like a PyTorch pickle" in one_line(command("train.py", "-m", tmp_path / "pickle.safetensors"))
+
+
+def test_an_output_folder_that_cannot_be_is_refused_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    started = time.process_time()
+    for arguments in (
+        ["train.py", "-o", tmp_path / "file"],
+        ["train.py", "-l", "/proc/x"],
+        ["generate.py", "-o", tmp_path / "file"],
+    ):
+        done = command(*arguments)
+        assert done.returncode == 2 and "name a folder you own" in one_line(done)
+    assert time.process_time() - started < 60
+
+
+def test_an_unknown_target_lists_the_sites(tmp_path):
+    done = command("train.py", "-t", "IN03", *SMALL, "-o", tmp_path / "out", "-l", tmp_path / "logs")
+    assert done.returncode == 2 and "IN01 IN02" in one_line(done)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = command("train.py", "--device", "cuda", "-o", tmp_path)
+    assert done.returncode == 2 and "try auto or cpu" in one_line(done)
+
+
+def test_debug_shows_the_traceback():
+    done = command("train.py", "-W", "65", "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
+    """Every socket is blocked, $HOME is read-only, the locale is C, the paths have spaces and umlauts."""
+    block = tmp_path / "sitecustomize.py"
+    block.write_text("import socket\ndef no(*a, **k): raise OSError('no network')\nsocket.socket.connect = no\n")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o500)
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(home), "LANG": "C", "LC_ALL": "C"}
+    folder = tmp_path / "größe zwei"
+    trained = command(
+        "train.py", "-t", "in01", "-n", "4", "-s", "2", *SMALL, "-o", folder, "-l", folder / "logs", env=env
+    )
+    assert trained.returncode == 0, trained.stderr
+    for word in ("estimate:", "tensorboard --logdir", "IN01: relative error", "next: python generate.py"):
+        assert word in trained.stdout
+    drawn = command(
+        "generate.py", "-y", folder / "hyena.pt", "-W", 64, "-s", 2, "-n", 2, "--compare", "-o", folder, env=env
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    names = ["image_000.png", "image_000-compare.png", "image_001.png", "image_001-compare.png"]
+    assert [line.rsplit("/", 1)[1] for line in drawn.stdout.splitlines() if line.endswith(".png")] == names
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits_with_its_code_and_resume_finishes(tmp_path, number, code):
+    arguments = ["train.py", "-n", "400", "-s", "0", *SMALL, "-o", str(tmp_path / "out"), "-l", str(tmp_path / "logs")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "logs"
+    deadline = time.monotonic() + 120
+    while not list(metrics.glob("*/events*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(4)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == code and "go on with --resume" in said
+    (checkpoint,) = (tmp_path / "out").glob("*/checkpoints/step-*.ckpt")
+    step = int(checkpoint.stem.split("-")[1])
+    assert 0 < step < 400
+    again = command(*arguments[:2], str(step + 2), *arguments[3:], "--resume", "auto")
+    assert again.returncode == 0, again.stderr
+    assert sorted(p.stem for p in checkpoint.parent.glob("*.ckpt"))[-1] == f"step-{step + 2:05d}"
+
+
+def test_the_shipped_model_is_small_enough_to_ship():
+    size = sum(path.stat().st_size for path in SHIPPED_MODEL.glob("**/*") if path.is_file())
+    assert size <= 24 * 2**20

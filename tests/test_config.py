@@ -1,0 +1,143 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from sd_hyena.config import GenerateConfig, TrainConfig, build_parser, from_dict, parse, to_dict
+from sd_hyena.errors import BadInput
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, GenerateConfig])
+def test_every_option_has_help_and_its_default_is_valid(config_class):
+    text = build_parser(config_class).format_help()
+    for field in dataclasses.fields(config_class):
+        assert f"--{field.name}" in text and len(field.metadata["help"]) > 3
+    assert from_dict(config_class, {}) == config_class()
+
+
+def test_the_ancestors_short_flags_mean_what_they_meant():
+    flags = "-m m -t IN02 -b 2 -r 1e-4 -n 5 -W 128 -H 192 -s 3 -l L -o O -f x{s:03d} -d 9".split()
+    config = parse(TrainConfig, flags)
+    expected = dict(teacher_model="m", target="IN02", batch_size=2, lr=1e-4, n_steps=5, width=128, height=192)
+    expected |= dict(save_every_n_steps=3, log_dir="L", out_dir="O", name_format="x{s:03d}", seed=9)
+    assert {k: getattr(config, k) for k in expected} == expected
+    flags = "-m m -t IN02 -p hi -q no -W 128 -H 192 -n 2 -s 3 -c 0 -i 4 -k 9 -o O -f x{n:03d}_{h}_{b}_{i}".split()
+    config = parse(GenerateConfig, flags)
+    expected = dict(model="m", target="IN02", prompt="hi", negative_prompt="no", width=128, height=192, num_images=2)
+    expected |= dict(steps=3, cfg_scale=0.0, iteration=4, seed=9, out_dir="O", name_format="x{n:03d}_{h}_{b}_{i}")
+    assert {k: getattr(config, k) for k in expected} == expected
+
+
+def test_the_ancestors_defaults_stand_where_they_are_good():
+    train, generate = TrainConfig(), GenerateConfig()
+    assert (train.target, train.batch_size, train.n_steps, train.width, train.save_every_n_steps) == (
+        "IN01",
+        16,
+        200,
+        512,
+        40,
+    )
+    assert (train.log_dir, train.out_dir, train.name_format, train.seed) == ("logs", "out", "Hyena-{s:05d}", -1)
+    assert (generate.num_images, generate.steps, generate.cfg_scale, generate.iteration) == (4, 30, 7.0, 1)
+    assert (generate.out_dir, generate.name_format, generate.width) == ("./", "image_{n:03d}", 512)
+
+
+def test_the_height_is_the_width_unless_given():
+    assert parse(TrainConfig, ["-W", "768"]).height == 768
+    assert parse(TrainConfig, ["-W", "768", "-H", "512"]).height == 512
+
+
+def test_a_yaml_file_is_read_and_flags_win_over_it(tmp_path):
+    (tmp_path / "c.yaml").write_text("\ufefftarget: IN04\r\nlr: 1e-4\r\nn_steps: 7\r\n", "utf-8")
+    config = parse(TrainConfig, ["--config", str(tmp_path / "c.yaml"), "-n", "9"])
+    assert (config.target, config.lr, config.n_steps) == ("IN04", 1e-4, 9)
+
+
+def test_print_config_gives_a_file_that_means_the_same(tmp_path, capsys):
+    flags = ["-t", "OUT*", "-r", "0.003", "--hyena_order", "3"]
+    with pytest.raises(SystemExit) as exit_:
+        parse(TrainConfig, [*flags, "--print_config"])
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    assert exit_.value.code == 0
+    assert parse(TrainConfig, ["--config", str(tmp_path / "c.yaml")]) == parse(TrainConfig, flags)
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, GenerateConfig])
+def test_a_config_survives_yaml(config_class):
+    config = from_dict(config_class, {"width": 640, "seed": 5})
+    assert from_dict(config_class, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+BAD_TRAINING = [
+    *(f"-W {value}" for value in ("0", "-64", "65", "8", "2147483648", "1000000000", "nan", "512px", "16392")),
+    *(f"-H {value}" for value in ("-64", "65", "8")),
+    *(f"-r {value}" for value in ("nan", "inf", "-1", "0", "1e9", "fast")),
+    *(f"-d {value}" for value in ("-2", "4294967296", "1.5")),
+    *(f"-b {value}" for value in ("0", "-1", "x", "1e12")),
+    *(f"-n {value}" for value in ("0", "-5", "nan")),
+    "--ema 1", "--ema -0.1", "--clip -1", "--cfg_scale nan", "--schedule linear", "--operator fourier", "--data magic",
+    "--batch_size 16 --micro_batch_size 3", "--unknown 1", "--hyena_ordre 3", "--precision 8", "--keep 0",
+    "--data images", "--data latents --data_path /nowhere", "--prompts /nowhere", "-p /nowhere", "-t ,",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", BAD_TRAINING)
+def test_bad_training_options_are_answered_in_one_line_that_names_the_value(flags):
+    with pytest.raises(BadInput) as error:
+        parse(TrainConfig, flags.split())
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert flags.split()[-1].lstrip("-") in str(error.value) or flags.split()[-2].strip("-") in str(error.value)
+
+
+BAD_GENERATION = [
+    "-W 0", "-W 65", "-s 0", "-s -1", "-n 0", "-c nan", "-c -1", "-i 0", "-k -2", "-k 4294967296", "--scheduler magic",
+    "--karras --scheduler ddim", "--dtype int8", "-y /nowhere.pt", "--attention_backend magic", "--from /nowhere.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", BAD_GENERATION)
+def test_bad_generation_options_are_answered_in_one_line(flags):
+    with pytest.raises(BadInput) as error:
+        parse(GenerateConfig, flags.split())
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+BAD_YAML = {
+    "broken": "a: [1",
+    "unknown key": "targett: IN01",
+    "wrong type": "n_steps: many",
+    "boolean number": "n_steps: true",
+    "duplicate key": "target: IN01\ntarget: IN02",
+    "python object": "target: !!python/object/apply:os.system ['touch executed']",
+    "NaN string": "lr: .nan",
+    "a list": "- 1\n- 2",
+    "not UTF-8": b"target: \xff\xfe",
+    "empty": "",
+    "an anchor bomb": "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b,*b]",
+    "enormous": "# " + "x" * (1 << 20),
+}
+
+
+@pytest.mark.parametrize("name", BAD_YAML)
+def test_a_bad_config_file_is_answered_in_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    content = BAD_YAML[name]
+    (tmp_path / "c.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(BadInput) as error:
+        parse(TrainConfig, ["--config", str(tmp_path / "c.yaml")])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(BadInput, match=r"/nowhere\.yaml"):
+        parse(TrainConfig, ["--config", "/nowhere.yaml"])
+
+
+def test_huge_sizes_need_the_flag():
+    assert parse(TrainConfig, ["-W", "32768", "--allow_huge"]).width == 32768
+
+
+def test_the_operators_options_are_the_hyena_flags():
+    assert parse(TrainConfig, ["--hyena_order", "3"]).operator_options()["order"] == 3
+    assert parse(TrainConfig, ["--operator", "pointwise"]).operator_options() == {}

@@ -1,0 +1,70 @@
+"""Who may import whom: the rooms of the design, held by a test."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+THIRD_PARTY_OF_SAFARI = {"torch", "einops", "safari", "flash_attn"}
+LEAVES = {"sites": {"errors"}, "losses": set(), "errors": set(), "atomic_file": set(), "file_names": {"errors"}}
+LEAVES |= {"config": {"errors", "file_names", "image_file"}, "image_file": {"atomic_file", "errors"}}
+GENERATION = {"generation", "swap", "student", "checkpoint", "pipeline", "image_file", "weights_file", "sites"}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, our own modules as `sd_hyena.x`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return {name if name.startswith("sd_hyena") else name.split(".")[0] for name in found}
+
+
+def ours(module: str) -> set[str]:
+    return {n.split(".")[1] for n in imports(ROOT / "sd_hyena" / f"{module}.py") if n.startswith("sd_hyena.")}
+
+
+def reachable(module: str) -> set[str]:
+    todo, seen = [module], set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += ours(name)
+    return seen
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "safari").glob("*.py")), ids=lambda p: p.name)
+def test_safari_imports_torch_and_einops_only(path):
+    assert imports(path) - set(sys.stdlib_module_names) <= THIRD_PARTY_OF_SAFARI
+
+
+@pytest.mark.parametrize("module", LEAVES)
+def test_leaves_stay_leaves(module):
+    assert ours(module) <= LEAVES[module]
+
+
+def test_generation_never_imports_lightning_and_the_students_learn_without_a_unet():
+    for module in reachable("generation"):
+        assert "lightning" not in imports(ROOT / "sd_hyena" / f"{module}.py"), module
+    assert not {"swap", "pipeline", "sites_walk", "generation"} & ours("distill")
+
+
+def test_the_reference_is_imported_by_tests_only():
+    for path in [*(ROOT / "sd_hyena").glob("*.py"), *(ROOT / "safari").glob("*.py")]:
+        assert "reference" not in path.read_text().replace(path.name, "") or path.name == "reference.py"
+
+
+def test_nothing_imports_the_scripts():
+    for path in [*(ROOT / "sd_hyena").glob("*.py"), *(ROOT / "safari").glob("*.py")]:
+        assert not {"train", "generate", "examples", "tests", "benchmarks"} & imports(path)
+
+
+def test_there_is_no_room_for_odds_and_ends():
+    names = {path.stem for path in ROOT.glob("**/*.py") if ".venv" not in path.parts}
+    assert not names & {"utils", "helpers", "common", "misc", "mods"}
