@@ -34,13 +34,17 @@ class StudentFile:
 
 def save_students(path: str | Path, file: StudentFile) -> None:
     """Write `.safetensors` or `.pt` by the path's suffix, all or nothing."""
-    specs = [student.spec.to_dict() for student in file.students.values()]
-    header = {"format_version": FORMAT_VERSION, "students": specs, "training": file.training}
-    tensors = {
-        f"{site}/{name}": value
-        for site, student in file.students.items()
-        for name, value in student.state_dict().items()
-    }
+    specs = [student.spec for student in file.students.values()]
+    weights = {site: student.state_dict() for site, student in file.students.items()}
+    write_students(path, specs, weights, file.training)
+
+
+def write_students(
+    path: str | Path, specs: list[StudentSpec], weights: dict[str, dict[str, Tensor]], training: dict[str, Any]
+) -> None:
+    """The same from specs and state dicts by site, for weights that are in no module (averaged ones)."""
+    header = {"format_version": FORMAT_VERSION, "students": [spec.to_dict() for spec in specs], "training": training}
+    tensors = {f"{site}/{name}": value for site, state in weights.items() for name, value in state.items()}
     write_weights(path, tensors, {"sd_hyena": json.dumps(header)})
 
 

@@ -29,18 +29,16 @@ def run(config_class: type[Config], main: Callable[[Config], None], arguments: l
         return 0
     except SystemExit as exit_:  # --help, --print_config
         return exit_.code if isinstance(exit_.code, int) else 0
-    except BadInput as error:
-        code, line = 2, str(error)
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted"
-    except Terminated:
-        code, line = 143, "terminated"
+    except (KeyboardInterrupt, Terminated) as stop:
+        print("interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     except Exception as error:
-        code, line = 1, f"{type(error).__name__}: {' '.join(str(error).split()) or 'no further message'}"
-    if debug and code in (1, 2):
-        traceback.print_exc()
-    print(f"error: {line}" if code in (1, 2) else line, file=sys.stderr)
-    return code
+        if debug:
+            traceback.print_exc()
+        bad_input = isinstance(error, BadInput)
+        line = " ".join(str(error).split()) or "no further message"
+        print(f"error: {line}" if bad_input else f"error: {type(error).__name__}: {line}", file=sys.stderr)
+        return 2 if bad_input else 1
 
 
 def _raise_on_sigterm() -> None:

@@ -50,7 +50,7 @@ class Bank:
 
     def split(self, held_out: float = 0.25) -> tuple[Bank, Bank]:
         """The part to train on and the last part, for validation; a bank of one serves as both."""
-        n = max(1, round(len(self) * (1 - held_out))) if len(self) > 1 else 1
+        n = min(max(1, round(len(self) * (1 - held_out))), max(1, len(self) - 1))
 
         def part(rows: slice) -> Bank:
             timesteps = None if self.timesteps is None else self.timesteps[rows]

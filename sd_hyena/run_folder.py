@@ -19,7 +19,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.memory import is_oom_error
 
 from sd_hyena.atomic_file import replacing
-from sd_hyena.checkpoint import StudentFile, save_students, versions
+from sd_hyena.checkpoint import versions, write_students
 from sd_hyena.config import TrainConfig, to_dict
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
@@ -84,7 +84,7 @@ class Checkpoints(L.Callback):
     def save(self, trainer) -> None:
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:05d}.ckpt")
-        for old in sorted((self.folder / "checkpoints").glob("step-*.ckpt"), key=step_of)[: -self.config.keep]:
+        for old in _newest_first(self.folder)[self.config.keep :]:
             old.unlink(missing_ok=True)
 
     def on_exception(self, trainer, module, exception) -> None:
@@ -99,29 +99,24 @@ class Checkpoints(L.Callback):
     def export(self, trainer, module, state: dict[str, torch.Tensor]) -> None:
         metrics = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         training = {"step": trainer.global_step, **self.facts, "metrics": metrics, "config": to_dict(self.config)}
-        students = {}
-        for site, student in module.by_site().items():
-            prefix = f"students.{module.key[site]}."
-            weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            students[site] = _Snapshot(student.spec, weights)
-        file = StudentFile(students, training | {"versions": versions()})
+        specs = [student.spec for student in module.by_site().values()]
+        weights = {site: _below(f"students.{key}.", state) for site, key in module.key.items()}
         name = self.config.name_format.format(s=trainer.global_step)
         self.exported = self.folder / f"{name}.safetensors"
         self.exported.parent.mkdir(parents=True, exist_ok=True)
         newest = self.folder.parent / "hyena"
-        for path in (self.exported, newest.with_suffix(".safetensors"), newest.with_suffix(".pt")):
-            save_students(path, file)
+        refreshed = () if self.config.dry_run else (newest.with_suffix(".safetensors"), newest.with_suffix(".pt"))
+        for path in (self.exported, *refreshed):
+            write_students(path, specs, weights, training | {"versions": versions()})
 
 
-class _Snapshot:
-    """A student's spec with weights from elsewhere, as `save_students` wants them."""
-
-    def __init__(self, spec, weights):
-        self.spec, self.state_dict = spec, lambda: weights
+def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def step_of(path: Path) -> int:
-    return int(path.stem.split("-")[-1])
+def _newest_first(run: Path) -> list[Path]:
+    checkpoints = (run / "checkpoints").glob("step-*.ckpt")
+    return sorted(checkpoints, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
 
 
 def new_run_folder(config: TrainConfig, stamp: str) -> Path:
@@ -145,17 +140,14 @@ def find_resumable(config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that `--resume` means and its content, or None if `auto` finds no run. Raises BadInput."""
     if config.resume != "auto":
         path = Path(config.resume)
-        if path.is_dir():
-            candidates = sorted((path / "checkpoints").glob("step-*.ckpt"), key=step_of, reverse=True)
-        else:
-            candidates = [path]
+        candidates = _newest_first(path) if path.is_dir() else [path]
         if not candidates or not candidates[0].is_file():
             raise BadInput(f"resume={config.resume!r} is no checkpoint; give auto, a run's folder or a .ckpt of ours")
         path = candidates[0]
         return path, _read_checkpoint(path)
     runs = [run for run in Path(config.out_dir).glob("*") if (run / "config.yaml").is_file()]
     for run in sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime_ns, reverse=True):
-        for path in sorted((run / "checkpoints").glob("step-*.ckpt"), key=step_of, reverse=True):
+        for path in _newest_first(run):
             try:
                 return path, _read_checkpoint(path)
             except BadInput as error:

@@ -272,8 +272,9 @@ def _print_card(outcome: Outcome, config: TrainConfig) -> None:
         print(f"image against the teacher's: PSNR {outcome.metrics['val/image_psnr']:.1f} dB")
     model = f" -m {config.teacher_model}" if config.teacher_model else ""
     size = f"-W {config.width}" + (f" -H {config.height}" if config.height != config.width else "")
-    print(f"student: {outcome.exported}, also {Path(config.out_dir) / 'hyena.pt'}")
-    print(f"next: python generate.py{model} -y {Path(config.out_dir) / 'hyena.pt'} {size} --compare")
+    newest = outcome.exported if config.dry_run else Path(config.out_dir) / "hyena.pt"
+    print(f"student: {outcome.exported}, newest: {newest}")
+    print(f"next: python generate.py{model} -y {newest} {size} --compare")
 
 
 def quiet_libraries() -> None:

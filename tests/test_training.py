@@ -239,6 +239,7 @@ def test_a_drawn_seed_is_recorded_and_repeats_the_run(folder, tmp_path_factory):
 def test_a_dry_run_does_one_step_one_save_and_one_reload(folder, capsys):
     outcome = train(config(folder, n_steps=1000, dry_run=True))
     assert load_students(outcome.exported).training["step"] == 1
+    assert not (folder / "out" / "hyena.pt").exists()  # what is there from a real run stays
     assert "estimate" in capsys.readouterr().out
 
 

@@ -10,17 +10,18 @@ Batch i depends on (stage, i) alone, so a resumed run sees what an uninterrupted
 from __future__ import annotations
 
 import copy
-import json
 import os
 import time
+from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -66,19 +67,22 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges make one token of each word of the scenes; other text falls into bytes."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    """A CLIP tokenizer whose merges make one token of each word of the scenes; other text falls into bytes.
+
+    Byte-pair encoding by hand, since the `tokenizers` trainer breaks ties differently in every process.
+    """
+    words, merges = [[*word[:-1], word[-1] + "</w>"] for word in WORDS], []
+    while any(len(word) > 1 for word in words):
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        first, second = best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word in words:
+            for i in range(len(word) - 2, -1, -1):
+                if (word[i], *word[i + 1 : i + 2]) == best:
+                    word[i : i + 2] = [first + second]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator([" ".join(WORDS)], trainer)
-    learnt = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) for pair in learnt["merges"]]
-    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
-    tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
+    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *(first + second for first, second in merges)]
+    vocab = {token: index for index, token in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
@@ -224,8 +228,8 @@ def main(
     out: str = "runs/tiny_sd",
     export: str = "",
     vae_steps: int = 3600,
-    small_steps: int = 3600,
-    large_steps: int = 2600,
+    small_steps: int = 3200,
+    large_steps: int = 2400,
     scenes: int = 8000,
     device: str = "cpu",
 ) -> None:

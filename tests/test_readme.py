@@ -1,0 +1,72 @@
+"""Every command of the README is run as it stands, in a copy of the repository, with flags behind it that make it small."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sd_hyena.config import GenerateConfig, TrainConfig, from_dict
+from tests.conftest import ROOT
+
+SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhere, for the reason given
+    "bash examples/demo.sh": "-n 4 -W 64",
+    "python -m sd_hyena.demo": "-n 4 -W 64",
+    "bash examples/train.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 2",
+    "python train.py": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 2",
+    "bash examples/generate.sh": "-W 64 -s 2 -n 1",
+    "python generate.py": "-W 64 -s 2 -n 1",
+    "python -m sd_hyena.checkpoint": "",
+    "bash tests/run.sh": None,  # this very run
+    "tensorboard": None,  # a server; its files are read in test_training.py
+    "python -m benchmarks": None,  # minutes; CONTRIBUTING.md says how
+    "python -m examples.tiny_sd": None,  # hours
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_every_command_is_of_a_known_kind():
+    assert len(commands()) >= 6
+    for line in commands():
+        assert any(line.startswith(known) for known in SMALLER), line
+
+
+def test_the_commands_run_in_order_as_typed(tmp_path):
+    tree = tmp_path / "copy"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "out", "logs", "__pycache__"))
+    (tree / ".venv").symlink_to(sys.prefix)
+    for requirements in ("requirements.txt", "requirements-dev.txt"):
+        marker = Path(sys.prefix) / f"installed-{requirements}"
+        if not marker.exists():
+            pytest.skip("not in the environment that tests/run.sh makes")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"}
+    for line in commands():
+        smaller = next(small for known, small in SMALLER.items() if line.startswith(known))
+        if smaller is None or "path/to" in line:
+            continue
+        given = shlex.split(line) + shlex.split(smaller)
+        done = subprocess.run(given, cwd=tree, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: p.stem)
+def test_every_config_file_is_valid_and_says_how_to_run_it(path):
+    config_class = {"train": TrainConfig, "generate": GenerateConfig}[path.parent.name]
+    from_dict(config_class, yaml.safe_load(path.read_text()))
+    assert f"python {path.parent.name}.py --config {path.relative_to(ROOT)}" in path.read_text()
+
+
+def test_every_file_that_the_documents_name_exists():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("examples/*/README.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document}: {target}"

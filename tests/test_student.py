@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from sd_hyena.errors import BadInput
+from sd_hyena.sites import find_sites
+from sd_hyena.student import Projections, StudentSpec, build_student, spec_for
+from tests.conftest import IN01
+
+
+@pytest.fixture
+def projections():
+    torch.manual_seed(0)
+    linear = [torch.nn.Linear(8, 8, bias=False) for _ in range(3)]
+    return Projections(*linear, torch.nn.ModuleList([torch.nn.Linear(8, 8), torch.nn.Dropout(0.0)]))
+
+
+def spec(operator, size=(3, 5), **options):
+    return StudentSpec("site", "S", 8, operator, options, None if operator == "pointwise" else size)
+
+
+@pytest.mark.parametrize("operator", ["causal", "bidirectional"])
+def test_a_new_student_is_its_sites_value_path(projections, operator):
+    """Gates near one, identity filters, no change yet: out = to_out((1 + q)(1 + k) v) once the long filter is silent."""
+    student = build_student(spec(operator))
+    torch.nn.init.zeros_(student.mixer.filter_fn.implicit_filter[-1].weight)
+    x = torch.randn(2, 15, 8)
+    q, k, v = (p(x) for p in projections[:3])
+    torch.testing.assert_close(student(x, projections, (3, 5)), projections.to_out[0]((1 + q) * (1 + k) * v))
+
+
+@pytest.mark.parametrize("operator", ["causal", "bidirectional", "pointwise"])
+def test_a_student_follows_a_change_of_its_sites_projections_and_the_published_one_does_not(projections, operator):
+    student, published = build_student(spec(operator)).eval(), build_student(spec("safari")).eval()
+    x = torch.randn(1, 15, 8)
+    before = student(x, projections, (3, 5)), published(x, projections, (3, 5))
+    with torch.no_grad():
+        projections.to_v.weight.mul_(2)
+    assert not torch.allclose(student(x, projections, (3, 5)), before[0])
+    assert torch.equal(published(x, projections, (3, 5)), before[1])
+
+
+@pytest.mark.parametrize("operator", ["causal", "bidirectional", "pointwise"])
+def test_every_parameter_learns_and_the_sites_projections_do_not(projections, operator):
+    for p in projections:
+        p.requires_grad_(False)
+    student, x = build_student(spec(operator)), torch.randn(2, 15, 8)
+    student(x, projections, (3, 5)).square().sum().backward()
+    without = [name for name, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+    assert all(p.grad is None for module in projections for p in module.parameters())
+
+
+def test_a_1d_student_refuses_another_size_with_both_sizes(projections):
+    student = build_student(spec("bidirectional", size=(3, 5)))
+    for size in ((5, 3), (3, 6)):
+        with pytest.raises(BadInput, match=rf"trained for 5x3 cells and met {size[1]}x{size[0]}"):
+            student(torch.randn(1, 15, 8), projections, size)
+
+
+def test_a_pointwise_student_works_at_any_size(projections):
+    student = build_student(spec("pointwise"))
+    for size in ((3, 5), (7, 2)):
+        assert student(torch.randn(1, size[0] * size[1], 8), projections, size).shape == (1, size[0] * size[1], 8)
+
+
+def test_higher_orders_take_the_keys_again_with_a_change_of_their_own(projections):
+    student = build_student(spec("causal", order=4))
+    assert len(student.change) == 5
+    assert student(torch.randn(1, 15, 8), projections, (3, 5)).shape == (1, 15, 8)
+
+
+@pytest.mark.parametrize("options", [{"order": 1}, {"num_heads": 2}, {"ordre": 2}, {"emb_dim": 4}])
+def test_options_that_cannot_work_name_the_site(options):
+    with pytest.raises(BadInput, match="operator causal for S"):
+        build_student(spec("causal", **options))
+
+
+def test_spec_for_a_site_knows_its_size(unet):
+    site = next(site for site in find_sites(unet) if site.short == "IN04")
+    assert spec_for(site, "causal", {"order": 2}, (10, 15)).size == (5, 8)
+    assert spec_for(site, "pointwise", {}, (10, 15)).size is None
+
+
+def test_the_safari_student_is_the_operator_alone(unet):
+    student = build_student(StudentSpec(IN01, "IN01", 32, "safari", {}, (2, 3)))
+    x = torch.randn(1, 6, 32)
+    assert torch.equal(student(x, None, (2, 3)), student.operator(x))
