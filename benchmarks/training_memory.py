@@ -7,7 +7,6 @@ loss on its own batch. `attention` is the site's own softmax attention trained a
 from __future__ import annotations
 
 import multiprocessing
-import resource
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,16 +14,13 @@ from diffusers import UNet2DConditionModel
 from benchmarks.record import write
 from sd_hyena.config import SHIPPED_MODEL, TrainConfig
 from sd_hyena.losses import relative_mse
+from sd_hyena.memory import peak_gib
 from sd_hyena.sites import find_sites, select
 from sd_hyena.student import build_student, spec_for
 from sd_hyena.teacher import Teacher
 
 CASES = (("tiny_sd", 512, 4), ("tiny_sd", 512, 16), ("SD 1.5 layout", 512, 4))
 STANDS_IN = ("attention", "causal", "bidirectional", "pointwise")
-
-
-def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(model: str, pixels: int, batch: int, operator: str, answer) -> None:
@@ -53,7 +49,7 @@ def measure(model: str, pixels: int, batch: int, operator: str, answer) -> None:
         call = lambda a: trained(a.input, a.projections, a.size)
     teacher = Teacher(unet, sites)
     optimizer = torch.optim.AdamW(trained.parameters(), 1e-3)
-    loaded = peak_gib()
+    loaded = peak_gib(torch.device("cpu"))
     activation = teacher.activations(
         torch.randn(batch, 4, *latent), torch.full((batch,), 500), torch.randn(batch, *text)
     )
@@ -67,7 +63,7 @@ def measure(model: str, pixels: int, batch: int, operator: str, answer) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    answer.put((losses[1] < losses[0], peak_gib() - loaded))
+    answer.put((losses[1] < losses[0], peak_gib(torch.device("cpu")) - loaded))
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ class PositionalFeatures(nn.Module):
         t = lag / max(seq_len - 1, 1) if bidirectional else torch.linspace(0, 1, seq_len)
         w = 2 * math.pi * lag / seq_len
         f = torch.linspace(1e-4, bands - 1, bands)
-        e = torch.exp(-1j * f * w[:, None])
-        self.z = nn.Parameter(torch.cat([t[:, None], e.real, e.imag], dim=-1)[None])
+        angle = f * w[:, None]
+        self.z = nn.Parameter(torch.cat([t[:, None], angle.cos(), -angle.sin()], dim=-1)[None])
         self.register_buffer("t", t[None, :, None])
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
@@ -101,10 +101,11 @@ class HyenaFilter(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         z, t = self.pos_emb(length)
-        h = self.implicit_filter(z)
-        if self.normalized:
-            h = h / h.norm(p=1, dim=-1, keepdim=True)
-        return self.dropout(self.modulation(t, h)[0])
+        with torch.autocast(z.device.type, enabled=False):  # a sine of a sine of a sine: bfloat16 gives another filter
+            h = self.implicit_filter(z)
+            if self.normalized:
+                h = h / h.norm(p=1, dim=-1, keepdim=True)
+            return self.dropout(self.modulation(t, h)[0])
 
     def skip(self) -> Tensor:
         """The weights (C,) of the skip connection."""

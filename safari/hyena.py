@@ -64,11 +64,13 @@ class HyenaMixer(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def start_as_identity_(self) -> None:
-        """Make the short filter and the skip connection the identity, so that training starts at `x_0 x_1 v`."""
+        """Make the short filter and the skip connection the identity and the long filter small, so that training
+        starts near `x_0 x_1 v`."""
         taps = self.short_filter.kernel_size[0]
         nn.init.zeros_(self.short_filter.weight).data[..., (taps // 2) if self.bidirectional else -1] = 1
         nn.init.zeros_(self.short_filter.bias)
         nn.init.ones_(self.filter_fn.bias)
+        self.filter_fn.implicit_filter[-1].weight.data.mul_(0.1)
 
     def mix(self, streams: Tensor) -> Tensor:
         length = streams.shape[1]
@@ -82,7 +84,7 @@ class HyenaMixer(nn.Module):
         skip = rearrange(self.filter_fn.skip(), "(v o) -> o v 1", o=self.order - 1)
         for x_i, h_o, skip_o in zip(reversed(x[1:]), h, skip, strict=True):
             v = self.dropout(x_i * v)
-            v = long_conv(v, h_o, first_lag) + skip_o * v
+            v = long_conv(v, h_o, first_lag) + skip_o.to(v.dtype) * v
         return self.activation(rearrange(x[0] * v, "b d l -> b l d"))
 
     forward = mix

@@ -13,7 +13,7 @@ class PointwiseMixer(nn.Module):
 
     def __init__(self, d_model: int, streams: int = 3, hidden: int | None = None):
         super().__init__()
-        hidden = hidden or 2 * d_model
+        hidden = hidden or 4 * d_model
         self.d_model = d_model
         self.layers = nn.Sequential(nn.Linear(streams * d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well it is flushed to disk and takes its place.
+def replacing(path: str | Path, put=os.replace) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well it is flushed to disk and `put` in its place.
 
     After an exception (a full disk, an interrupt) the previous file stands and the temporary one is gone. The temporary
     file lies in the same folder, so neither $TMPDIR nor another file system matters; its mode follows the umask.
@@ -27,6 +27,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ format version, the spec of each student, and how it was trained. The ancestor's
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def load_students(path: str | Path, unet: nn.Module | None = None, target: str =
             _check_sites(file, unet)
     except BadInput as error:
         raise BadInput(f"{str(path)!r}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, StopIteration) as error:
         raise BadInput(f"{str(path)!r}: damaged header ({type(error).__name__}: {str(error)[:160]})") from None
     return file
 
@@ -83,7 +84,7 @@ def _from_header(tensors: dict[str, Tensor], header: dict[str, Any]) -> StudentF
     strangers = [name for name in tensors if name.split("/")[0] not in students]
     if not students or strangers:
         raise BadInput(f"tensors of no student: {', '.join(strangers[:3])}" if strangers else "it holds no students")
-    return StudentFile(students, header["training"])
+    return StudentFile(students, dict(header["training"]))
 
 
 def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
@@ -103,11 +104,14 @@ def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
 
 
 def _check_extent(spec: StudentSpec, state: dict[str, Tensor]) -> None:
-    """A header must not make us allocate what the file does not hold."""
-    largest = max((value.numel() for value in state.values()), default=0)
-    claimed = [spec.channels, *(spec.size or ()), *(v for v in spec.options.values() if isinstance(v, int))]
-    if any(not 0 < value <= max(largest, 1) for value in claimed if not isinstance(value, bool)):
-        raise BadInput(f"{spec.short}: its header claims {claimed}, more than its tensors hold")
+    """A header must not make us allocate what the file does not hold: no tensor larger than all of its own."""
+    names = ("order", "filter_order", "emb_dim", "short_filter_order", "num_inner_mlps", "hidden")
+    order, width, features, taps, layers, hidden = (spec.options.get(name, 2) for name in names)
+    d, tokens = spec.channels, math.prod(spec.size or (1,))
+    extents = (d * d, d * (order + 1) * taps, tokens * features, width * width, width * d * (order - 1), d * hidden)
+    held = sum(value.numel() for value in state.values())
+    if not all(0 < extent <= held for extent in extents) or not 0 <= layers <= len(state):
+        raise BadInput(f"{spec.short}: its header claims more than the {held} numbers that the file holds")
 
 
 def _from_ancestor(
@@ -135,7 +139,7 @@ def _from_ancestor(
     sines = [f"filter_fn.implicit_filter.{2 * i + 1}.freq" for i in range(len(inner))]
     shared = next(tensors[name] for name in sines if name in tensors)
     state = {f"operator.{name}": value for name, value in (dict.fromkeys(sines, shared) | tensors).items()}
-    student = _filled(spec, {name: value.float() for name, value in state.items()})
+    student = _filled(spec, state)
     return StudentFile({spec.site: student}, {"origin": "hnmr293/sd-hyena", **metadata})
 
 

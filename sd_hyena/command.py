@@ -15,6 +15,10 @@ from sd_hyena.config import Config, parse
 from sd_hyena.errors import BadInput
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which Lightning turns into an exit with 1."""
+
+
 class Terminated(BaseException):
     """SIGTERM arrived."""
 
@@ -24,14 +28,17 @@ def run(config_class: type[Config], main: Callable[[Config], None], arguments: l
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         config = parse(config_class, arguments)
-        _raise_on_sigterm()
+        _raise_on_signals()
         main(config)
         return 0
     except SystemExit as exit_:  # --help, --print_config
-        return exit_.code if isinstance(exit_.code, int) else 0
-    except (KeyboardInterrupt, Terminated) as stop:
-        print("interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated", file=sys.stderr)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except (KeyboardInterrupt, Interrupted):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -41,9 +48,10 @@ def run(config_class: type[Config], main: Callable[[Config], None], arguments: l
         return 2 if bad_input else 1
 
 
-def _raise_on_sigterm() -> None:
-    def handler(*_):
-        raise Terminated
+def _raise_on_signals() -> None:
+    def handler(number, _frame):
+        raise Terminated if number == signal.SIGTERM else Interrupted
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)

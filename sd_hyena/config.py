@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -23,20 +24,23 @@ Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 SCHEDULERS = ("ddim", "euler", "euler_a", "heun", "lms", "pndm", "dpm++_2m", "dpm++_2m_sde", "unipc")
 WITHOUT_KARRAS = ("ddim", "euler_a", "pndm")
 Scheduler = Literal[SCHEDULERS]
+DType = Literal["auto", "float32", "float16", "bfloat16"]
 LARGEST_SIDE = 16384
 LARGEST_CONFIG = 1 << 20  # bytes of a YAML file
 
 
-def option(default: Any, help: str, *flags: str) -> Any:
-    """A config field; `flags` are further spellings beside `--its_name`."""
-    return field(default=default, metadata={"help": help, "flags": flags})
+def option(default: Any, help: str, *flags: str, free: bool = False) -> Any:
+    """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one."""
+    return field(default=default, metadata={"help": help, "flags": flags, "free": free})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Distil self-attentions of a Stable Diffusion checkpoint into Hyena operators; watch it in TensorBoard."""
 
-    teacher_model: str = option("", "diffusers folder of the teacher; default: the small one that ships", "-m")
+    teacher_model: str = option(
+        "", "diffusers folder of the teacher; default: the small one that ships", "-m", free=True
+    )
     target: str = option("IN01", "sites: names (IN01,OUT11), level0, level1, all, or a pattern (OUT*)", "-t")
     operator: Operator = option(
         "bidirectional", "what stands in for attention; pointwise mixes nothing, safari is the operator as published"
@@ -47,21 +51,23 @@ class TrainConfig:
     hyena_num_heads: int = option(1, "must be 1: the published operator crashes on more")
     hyena_short_filter_order: int = option(3, "taps of the short convolution on each stream")
     hyena_emb_dim: int = option(33, "positional features of the filter, odd; safari's default of 3 has one frequency")
-    hyena_w: float = option(10.0, "initial frequency of the filter's sines; safari's default is 1")
+    hyena_w: float = option(3.0, "initial frequency of the filter's sines; safari's default is 1")
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
     batch_size: int = option(16, "samples in a step", "-b")
-    micro_batch_size: int = option(0, "samples at once, the rest accumulated; 0 means all, halved on out-of-memory")
-    lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r")
-    schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up")
-    warmup_steps: int = option(20, "steps of linear warm-up")
+    micro_batch_size: int = option(
+        0, "samples at once, the rest accumulated; 0 means all, halved on out-of-memory", free=True
+    )
+    lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r", free=True)
+    schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up", free=True)
+    warmup_steps: int = option(20, "steps of linear warm-up", free=True)
     weight_decay: float = option(0.0, "of AdamW")
-    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off")
+    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", free=True)
     ema: float = option(0.0, "decay of the averaged weights, e.g. 0.99; 0 turns averaging off")
-    n_steps: int = option(200, "training steps", "-n")
-    save_every_n_steps: int = option(40, "0 saves only at the end", "-s")
-    keep: int = option(3, "how many checkpoints stay")
-    validate_every_n_steps: int = option(50, "0 validates only at the start and the end")
+    n_steps: int = option(200, "training steps", "-n", free=True)
+    save_every_n_steps: int = option(40, "0 saves only at the end", "-s", free=True)
+    keep: int = option(3, "how many checkpoints stay", free=True)
+    validate_every_n_steps: int = option(50, "0 validates only at the start and the end", free=True)
     data: Source = option(
         "samples",
         "samples: images the teacher drew; trajectories: states it met while drawing; noise: a baseline",
@@ -73,26 +79,25 @@ class TrainConfig:
     num_samples: int = option(32, "images the teacher draws for --data samples and trajectories, once; they are cached")
     sample_steps: int = option(20, "denoising steps of each of them")
     cfg_scale: float = option(5.0, "their guidance", "-c")
-    log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l")
-    out_dir: str = option("out", "config, checkpoints and students go to OUT_DIR/RUN", "-o")
-    name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f")
+    log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True)
+    out_dir: str = option("out", "config, checkpoints and students go to OUT_DIR/RUN", "-o", free=True)
+    name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
     seed: int = option(-1, "-1 draws one and records it", "-d")
-    pretrained_weight: str = option("", "a student to start from", "-p")
-    resume: str = option("", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path")
+    pretrained_weight: str = option("", "a student to start from", "-p", free=True)
+    resume: str = option("", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True)
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
-        "auto", "auto: bf16 where the device has it"
+        "auto", "auto: bf16 where the device has it", free=True
     )
-    device: str = option("auto", "auto, cpu, cuda, mps")
-    devices: int = option(1, "how many; more than 1 needs a strategy")
-    strategy: str = option("auto", "passed to Lightning, e.g. ddp")
-    dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop")
-    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side")
-    debug: bool = option(False, "show the traceback of an error")
+    device: str = option("auto", "auto, cpu, cuda, mps", free=True)
+    dtype: DType = option("auto", "of the teacher; auto: float16 on a GPU", free=True)
+    dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop", free=True)
+    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", free=True)
+    debug: bool = option(False, "show the traceback of an error", free=True)
 
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
         _check_size(self)
-        _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
+        _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep")
         _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         _between(self, 0, 1e3, "lr", open_low=True)
         for name in ("weight_decay", "clip", "cfg_scale"):
@@ -106,6 +111,10 @@ class TrainConfig:
         if self.data in ("images", "latents") and not (self.data_path and Path(self.data_path).exists()):
             raise BadInput(f"data={self.data} needs data_path; {self.data_path!r} does not exist")
         _check_files(self, "prompts", "pretrained_weight")
+        if self.resume and self.dry_run:
+            raise BadInput(
+                "resume and dry_run exclude each other: a dry run starts anew and leaves nothing to go on from"
+            )
         check_format(self.name_format, "s")
 
     def operator_options(self) -> dict[str, Any]:
@@ -130,7 +139,7 @@ class GenerateConfig:
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
     num_images: int = option(4, "images in an iteration", "-n")
-    batch_size: int = option(4, "images at once; image i does not depend on it", "-b")
+    batch_size: int = option(1, "images at once; image i does not depend on it, to the last bit only at 1", "-b")
     steps: int = option(30, "denoising steps", "-s")
     cfg_scale: float = option(7.0, "guidance; 0 turns it off", "-c")
     iteration: int = option(1, "how often; NUM_IMAGES x ITERATION images in all", "-i")
@@ -147,7 +156,7 @@ class GenerateConfig:
         "auto", "PyTorch's kernel for the attentions that stay"
     )
     device: str = option("auto", "auto, cpu, cuda, mps")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = option("auto", "auto: float16 on a GPU")
+    dtype: DType = option("auto", "auto: float16 on a GPU")
     allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side")
     debug: bool = option(False, "show the traceback of an error")
 
@@ -173,12 +182,18 @@ Config = typing.TypeVar("Config")
 
 
 def parse(config_class: type[Config], arguments: list[str] | None = None) -> Config:
-    """Read the command line (and the YAML file behind `--config`). Raises BadInput."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if config_class is GenerateConfig:
-        arguments = _with_image_options(arguments)
-    _check_yaml_files(arguments)
+    """Read the command line; flags win over the YAML file behind `--config` and the image behind `--from`.
+
+    Raises BadInput.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    stored: dict[str, Any] = {}
+    for flag, read in (("--config", _read_yaml), ("--from_image", _read_image), ("--from", _read_image)):
+        for value in _taken(arguments, flag, keep=read is _read_image):
+            stored |= read(value)
+    from_dict(config_class, stored)
     parser = build_parser(config_class)
+    parser.set_defaults(stored)
     try:
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
@@ -188,19 +203,39 @@ def parse(config_class: type[Config], arguments: list[str] | None = None) -> Con
 
 def build_parser(config_class: type):
     """The command line of a config, generated from its fields."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ActionYesNo, ArgumentParser
 
-    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False)
+    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win over it")
     types = typing.get_type_hints(config_class)
     for f in dataclasses.fields(config_class):
         flags = [*(flag for flag in f.metadata["flags"] if not flag.startswith("--")), f"--{f.name}"]
         flags += [flag for flag in f.metadata["flags"] if flag.startswith("--")]
         if types[f.name] is bool:
-            parser.add_argument(*flags, action="store_true", help=f.metadata["help"])
+            parser.add_argument(*flags, action=ActionYesNo, default=f.default, help=f.metadata["help"])
         else:
-            parser.add_argument(*flags, type=types[f.name], default=f.default, help=f.metadata["help"])
+            plain = str if types[f.name] == str | None else types[f.name]
+            parser.add_argument(*flags, type=plain, default=f.default, help=f.metadata["help"])
     return parser
+
+
+def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
+    """The values of a flag (`--flag X` or `--flag=X`), taken out of the arguments unless `keep`."""
+    values, i = [], 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].partition("=")
+        if name != flag:
+            i += 1
+            continue
+        if not equals and i + 1 == len(arguments):
+            raise BadInput(f"{flag} needs a file behind it")
+        width = 1 if equals else 2
+        values.append(value if equals else arguments[i + 1])
+        if keep:
+            i += width
+        else:
+            del arguments[i : i + width]
+    return values
 
 
 def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
@@ -216,7 +251,9 @@ def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
 
 
 def to_dict(config) -> dict[str, Any]:
-    return dataclasses.asdict(config)
+    """The options as they would be given: a height that is the width stays "as the width"."""
+    values = dataclasses.asdict(config)
+    return values | {"height": 0} if values.get("height") == values["width"] else values
 
 
 def _is_of_type(value: Any, expected: Any) -> bool:
@@ -229,31 +266,18 @@ def _is_of_type(value: Any, expected: Any) -> bool:
     return isinstance(value, (int, float) if expected is float else expected)
 
 
-def _with_image_options(arguments: list[str]) -> list[str]:
-    """Put the options stored in the image behind `--from` before the flags."""
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name in ("--from", "--from_image"):
-            from sd_hyena.image_file import read_metadata
+def _read_image(path: str) -> dict[str, Any]:
+    """The options stored in an image of ours, but for where to write."""
+    from sd_hyena.image_file import read_metadata
 
-            path = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
-            stored = read_metadata(path).get("config")
-            if not stored:
-                raise BadInput(f"from_image={path!r} holds no options of ours; give it as written by generate.py")
-            from_dict(GenerateConfig, stored)
-            defaults = {f.name: f.default for f in dataclasses.fields(GenerateConfig)}
-            skip = ("out_dir", "from_image", "debug")
-            flags = [_flag(k, v) for k, v in stored.items() if k not in skip and v != defaults[k]]
-            return flags + arguments
-    return arguments
+    stored = read_metadata(path).get("config")
+    if not isinstance(stored, dict):
+        raise BadInput(f"from_image={path!r} holds no options of ours; give it as written by generate.py")
+    return {name: value for name, value in stored.items() if name not in ("out_dir", "from_image", "debug")}
 
 
-def _flag(name: str, value: Any) -> str:
-    return f"--{name}" if value is True else f"--{name}={value}"
-
-
-def _check_yaml_files(arguments: list[str]) -> None:
-    """Refuse what PyYAML would let pass: duplicate keys, enormous files, python tags."""
+def _read_yaml(path: str) -> dict[str, Any]:
+    """A mapping of options; refuses what PyYAML would let pass: duplicate keys, enormous files."""
     import yaml
 
     class Strict(yaml.SafeLoader):
@@ -264,21 +288,26 @@ def _check_yaml_files(arguments: list[str]) -> None:
                 raise yaml.YAMLError(f"the key {', '.join(sorted(twice))} stands twice")
             return super().construct_mapping(node, deep)
 
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name != "--config":
-            continue
-        path = Path(value or (arguments[position + 1] if position + 1 < len(arguments) else ""))
-        try:
-            if path.stat().st_size > LARGEST_CONFIG:
-                raise BadInput(f"config={str(path)!r} is larger than {LARGEST_CONFIG} bytes; that is no config")
-            content = yaml.load(path.read_text("utf-8-sig"), Strict)
-        except OSError as error:
-            raise BadInput(f"config={str(path)!r} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadInput(f"config={str(path)!r} is not valid YAML: {_first_line(error)}") from None
-        if not isinstance(content, dict):
-            raise BadInput(f"config={str(path)!r} must be a mapping of option: value")
+    # PyYAML follows YAML 1.1, where 1e-4 is text; everybody means the number.
+    Strict.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    Strict.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+    try:
+        if Path(path).stat().st_size > LARGEST_CONFIG:
+            raise BadInput(f"config={path!r} is larger than {LARGEST_CONFIG} bytes; that is no config")
+        content = yaml.load(Path(path).read_text("utf-8-sig"), Strict)
+    except OSError as error:
+        raise BadInput(f"config={path!r} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"config={path!r} is not valid YAML: {_first_line(error)}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise BadInput(f"config={path!r} must be a mapping of option: value")
+    if "from_image" in content:
+        raise BadInput(f"config={path!r}: from_image works as a flag only (--from)")
+    return content
 
 
 def _first_line(error: Exception) -> str:

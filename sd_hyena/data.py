@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,39 +38,46 @@ TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
 class Bank:
     """`latents` (N, 4, h, w), scaled as the UNet sees them; `text` (P, T, D), its last row the empty prompt.
 
-    `prompt` (N,) is the row of each latent's caption. With `timesteps` (N,) the latents are noisy states as they are.
+    `prompt` (N,) is the row of each latent's caption. With `timesteps` (N,) the latents are noisy states as they are,
+    several of one picture, whose number is in `picture` (N,).
     """
 
     latents: Tensor
     text: Tensor
     prompt: Tensor
     timesteps: Tensor | None = None
+    picture: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def split(self, held_out: float = 0.25) -> tuple[Bank, Bank]:
-        """The part to train on and the last part, for validation; a bank of one serves as both."""
-        n = min(max(1, round(len(self) * (1 - held_out))), max(1, len(self) - 1))
+        """The pictures to train on and the last ones, for validation; a bank of one picture serves as both."""
+        picture = torch.arange(len(self)) if self.picture is None else self.picture
+        pictures = int(picture.max()) + 1
+        n = min(max(1, round(pictures * (1 - held_out))), max(1, pictures - 1))
 
-        def part(rows: slice) -> Bank:
-            timesteps = None if self.timesteps is None else self.timesteps[rows]
-            return Bank(self.latents[rows], self.text, self.prompt[rows], timesteps)
+        def part(rows: Tensor) -> Bank:
+            chosen = [None if x is None else x[rows] for x in (self.timesteps, self.picture)]
+            return Bank(self.latents[rows], self.text, self.prompt[rows], *chosen)
 
-        return part(slice(0, n)), part(slice(n if len(self) > 1 else 0, None))
+        return part(picture < n), part(picture >= n if pictures > 1 else picture >= 0)
 
 
-class States(IterableDataset):
+class Numbered(IterableDataset):
+    """An endless stream: `sample(i)` for every `stride`-th i from `start` on."""
+
+    start, stride = 0, 1
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return map(self.sample, count(self.start, self.stride))
+
+
+class States(Numbered):
     """The endless stream: {"latents" (4, h, w), "timestep" (), "text" (T, D)} from the `start`-th sample on."""
 
     def __init__(self, bank: Bank, scheduler: Any, seed: int, start: int = 0, stride: int = 1):
         self.bank, self.scheduler, self.seed, self.start, self.stride = bank, scheduler, seed, start, stride
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        i = self.start
-        while True:
-            yield self.sample(i)
-            i += self.stride
 
     def sample(self, i: int, timestep: int | None = None) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, i])
@@ -87,17 +95,11 @@ class States(IterableDataset):
         return {"latents": latents, "timestep": torch.tensor(t), "text": self.bank.text[row]}
 
 
-class GaussianTokens(IterableDataset):
+class GaussianTokens(Numbered):
     """The ancestor's inputs: standard normal tokens for each site. A baseline; attention is near uniform on them."""
 
     def __init__(self, shapes: dict[str, tuple[int, int]], seed: int, start: int = 0, stride: int = 1):
         self.shapes, self.seed, self.start, self.stride = shapes, seed, start, stride
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        i = self.start
-        while True:
-            yield self.sample(i)
-            i += self.stride
 
     def sample(self, i: int) -> dict[str, Tensor]:
         source = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, i]).integers(2**62)))
@@ -146,7 +148,7 @@ class Activations(L.LightningDataModule):
         return DataLoader(self.stream(start, ranks), batch_size=self.micro_batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Held-out latents at timesteps spread evenly; always real states, also when training on noise."""
+        """Held-out latents, at timesteps spread evenly unless they are states with their own; real ones in any case."""
         states = States(self.validation_bank, self.scheduler, VALIDATION_SEED)
         n, last = self.validation_size, self.scheduler.config.num_train_timesteps
         samples = [states.sample(i, timestep=int((i + 0.5) * last / n)) for i in range(n)]
@@ -160,7 +162,10 @@ class Activations(L.LightningDataModule):
 
 
 def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Bank:
-    """The bank that `config.data` asks for; what the teacher has to draw is drawn once and cached. Raises BadInput."""
+    """The bank that `config.data` asks for; what the teacher has to draw is drawn once and cached.
+
+    The pipeline's scheduler must be DDIM: its states are what the UNet sees, unscaled. Raises BadInput.
+    """
     prompts = list(dict.fromkeys(prompts))
     if config.data == "images":
         latents, captions = _encode_folder(pipe, config)
@@ -175,11 +180,10 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
     key = hashlib.sha256(json.dumps([what, prompts, model_sha256]).encode()).hexdigest()[:16]
     path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"
     if not path.exists():
-        drawn = (
-            _draw_states(pipe, config, prompts)
-            if config.data == "trajectories"
-            else _draw_images(pipe, config, prompts)
-        )
+        draw = _draw_states if config.data == "trajectories" else _draw_images
+        drawn = draw(pipe, config, prompts)
+        if not drawn["latents"].isfinite().all():
+            raise FloatingPointError(f"the teacher drew NaN in {pipe.unet.dtype}; use --dtype bfloat16 or float32")
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file({name: value.contiguous() for name, value in drawn.items()}, temporary)
@@ -187,7 +191,8 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
     captions = [prompts[i % len(prompts)] for i in range(config.num_samples)]
     bank = _with_text(pipe, drawn["latents"], captions)
     if "timesteps" in drawn:
-        bank = Bank(bank.latents, bank.text, bank.prompt[drawn["sample"]], drawn["timesteps"])
+        picture = drawn["picture"]
+        bank = Bank(bank.latents, bank.text, bank.prompt[picture], drawn["timesteps"], picture)
     return bank
 
 
@@ -224,21 +229,28 @@ def _draw_images(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str
 
 
 def _draw_states(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str, Tensor]:
-    """The states x_t met while sampling with guidance at the asked size."""
-    latents, timesteps, sample = [], [], []
+    """The states x_t met while sampling with guidance at the asked size, from pure noise on."""
+    latents, timesteps, picture = [], [], []
+    shape = (4, config.height // 8, config.width // 8)
 
-    def note(_pipe, step, timestep, tensors):
-        following = pipe.scheduler.timesteps[step + 1 :]
-        if len(following):
-            latents.append(tensors["latents"].cpu())
-            timesteps.extend([int(following[0])] * len(rows))
-            sample.extend(rows)
+    def note(x: Tensor, timestep: Tensor) -> None:
+        latents.append(x.float().cpu())
+        timesteps.extend([int(timestep)] * len(x))
+        picture.extend(rows)
+
+    def after(_pipe, step, _timestep, tensors):
+        if step + 1 < len(pipe.scheduler.timesteps):
+            note(tensors["latents"], pipe.scheduler.timesteps[step + 1])
         return tensors
 
     for rows in _batches(config):
         given = _arguments(pipe, config, prompts, rows)
-        pipe(**given, width=config.width, height=config.height, callback_on_step_end=note)
-    return {"latents": torch.cat(latents), "timesteps": torch.tensor(timesteps), "sample": torch.tensor(sample)}
+        first = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in rows])
+        pipe.scheduler.set_timesteps(config.sample_steps)
+        note(first, pipe.scheduler.timesteps[0])
+        first = first.to(pipe.device, pipe.unet.dtype)
+        pipe(**given, latents=first, width=config.width, height=config.height, callback_on_step_end=after)
+    return {"latents": torch.cat(latents), "timesteps": torch.tensor(timesteps), "picture": torch.tensor(picture)}
 
 
 @torch.no_grad()

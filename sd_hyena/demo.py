@@ -19,13 +19,13 @@ from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, Operator, TrainConfig
 OPERATORS: tuple[Operator, ...] = ("pointwise", "causal", "bidirectional")
 BLOCK_SIZES = (256, 512, 1024)  # pixels
 IMAGES = 4
+SITE = "IN01"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Distil one self-attention of the shipped model and compare: errors, images, block times."""
 
-    target: str = option("IN01", "the site", "-t")
     width: int = option(256, "image width and height in pixels", "-W")
     n_steps: int = option(400, "training steps of each stand-in", "-n")
     batch_size: int = option(8, "samples in a step", "-b")
@@ -42,11 +42,11 @@ def main(config: DemoConfig) -> None:
         print(f"\n== {operator} ==")
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
-        outcomes[operator] = train(TrainConfig(**given, **schedule, operator=operator, seed=0, ema=0.99))
+        outcomes[operator] = train(TrainConfig(target=SITE, **given, **schedule, operator=operator, seed=0, ema=0.99))
     images, picture = _compared(config, {operator: outcome.exported for operator, outcome in outcomes.items()})
-    errors = {o: outcome.metrics[f"val/relative_mse/{config.target}"] for o, outcome in outcomes.items()}
+    errors = {o: outcome.metrics[f"val/relative_mse/{SITE}"] for o, outcome in outcomes.items()}
 
-    print(f"\n{config.target} at {config.width} px, {config.n_steps} steps of batch {config.batch_size} each")
+    print(f"\n{SITE} at {config.width} px, {config.n_steps} steps of batch {config.batch_size} each")
     print(f"{'stand-in':<15}{'relative error':>15}{'of pointwise':>14}{'PSNR dB':>10}{'SSIM':>8}")
     for operator, (psnr, ssim) in images.items():
         share = errors[operator] / errors["pointwise"]
@@ -55,7 +55,7 @@ def main(config: DemoConfig) -> None:
     _print_block_times()
     print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {config.log_dir}")
     size = f"-W {config.width}"
-    print(f"next: python train.py -t {config.target} {size}, then python generate.py -y out/hyena.pt {size}")
+    print(f"next: python train.py -t {SITE} {size}, then python generate.py -y out/hyena.pt {size}")
 
 
 def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tuple[float, float]], Path]:
@@ -64,7 +64,6 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     from PIL import Image, ImageDraw
 
     from sd_hyena.checkpoint import load_students
-    from sd_hyena.file_names import free_path
     from sd_hyena.generation import draw, similarity
     from sd_hyena.image_file import write_image
     from sd_hyena.pipeline import load_pipeline, prompts_of, set_scheduler
@@ -92,8 +91,7 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     for i, name in enumerate(rows):
         pen.text((6, i * config.width + 4), name, fill="white", stroke_width=2, stroke_fill="black")
     folder = Path(config.out_dir)
-    path = free_path(folder, "side-by-side", ".png")
-    write_image(path, grid, "\n".join(prompts), {"prompts": prompts, "rows": list(rows)})
+    path = write_image(folder / "side-by-side.png", grid, "\n".join(prompts), {"prompts": prompts, "rows": list(rows)})
     return scores, path
 
 

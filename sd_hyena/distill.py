@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sd_hyena.losses import cosine, relative_mse, relative_mse_per_sample
+from sd_hyena.memory import peak_gib
 from sd_hyena.teacher import Activation
 
 TIMESTEP_BINS = 4
+POSITION_LR = 1e-5  # of the stored positions of 1-D filters, as in safari
 PATIENCE = 10  # non-finite steps in a row before the run stops
 
 
@@ -24,8 +26,8 @@ class NonFinite(RuntimeError):
 class Distillation(L.LightningModule):
     """Trains `students` (by site path) on batches of {site: Activation}; the loss is the sum of their relative errors.
 
-    `schedule` is the learning rate after a linear warm-up: "constant", or "cosine" to zero at `n_steps`. The random
-    state of step k depends on (seed, k) alone. A step whose loss or gradient is not finite leaves the weights alone.
+    `schedule` is the learning rate after a linear warm-up: "constant", or "cosine" to zero at `n_steps`. Stored positions
+    of 1-D filters hardly move, as in safari. A step whose loss or gradient is not finite leaves the weights alone.
     """
 
     def __init__(
@@ -37,15 +39,15 @@ class Distillation(L.LightningModule):
         schedule: str = "constant",
         warmup_steps: int = 0,
         weight_decay: float = 0.0,
-        seed: int = 0,
     ):
         super().__init__()
         self.lr, self.n_steps, self.schedule, self.warmup_steps = lr, n_steps, schedule, warmup_steps
-        self.weight_decay, self.seed = weight_decay, seed
+        self.weight_decay = weight_decay
         self.key = {site: site.replace(".", "_") for site in students}  # ModuleDict allows no dots
         self.students = nn.ModuleDict({self.key[site]: student for site, student in students.items()})
         self.bad_steps = 0
-        self._clock = time.perf_counter()
+        self.sums: dict[str, Tensor] = {}  # of this step's losses so far
+        self.samples = 0
 
     def by_site(self) -> dict[str, nn.Module]:
         return {site: self.students[key] for site, key in self.key.items()}
@@ -57,15 +59,12 @@ class Distillation(L.LightningModule):
             for site, activation in batch.items()
         }
 
-    def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        torch.manual_seed(hash((self.seed, batch_idx)) % 2**63)
-
     def training_step(self, batch: Mapping[str, Activation], batch_idx: int) -> Tensor:
         losses = {site: relative_mse(answer, batch[site].target) for site, answer in self(batch).items()}
         for site, loss in losses.items():
-            self.log(f"train/loss/{self._short(site)}", loss, batch_size=1)
+            self.sums[site] = self.sums.get(site, 0.0) + loss.detach()
+        self.samples += len(next(iter(batch.values())).input)
         total = sum(losses.values())
-        self.log("step", float(self.global_step + 1), batch_size=1)  # the loggers' abscissa
         self.log("loss", total, prog_bar=True, batch_size=1, logger=False)
         return total
 
@@ -77,23 +76,30 @@ class Distillation(L.LightningModule):
             self.log("train/gradient_norm", norm)
             return
         optimizer.zero_grad()  # AdamW passes over parameters without a gradient
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # float16: the scaler lowers its scale and goes on
         self.bad_steps += 1
-        if self.bad_steps >= PATIENCE:
+        scaled = (
+            getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        )  # float16: it lowers its scale first
+        if self.bad_steps >= PATIENCE * (3 if scaled else 1):
             raise NonFinite(
-                f"the gradient was not finite for {PATIENCE} steps in a row; the weights are those of the last good "
+                f"the gradient was not finite for {self.bad_steps} steps in a row; the weights are those of the last good "
                 f"step. Lower --lr (now {self.lr:g}), or use --precision 32-true"
             )
 
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        if not self.sums:
+            self._clock, self._before = time.perf_counter(), self.global_step
+
     def on_train_batch_end(self, outputs, batch: Mapping[str, Activation], batch_idx: int) -> None:
-        now = time.perf_counter()
-        samples = len(next(iter(batch.values())).input)
-        self.log("train/samples_per_second", samples / (now - self._clock))
-        self._clock = now
+        if self.global_step == self._before:
+            return  # in the middle of an accumulation
+        self.log("step", float(self.global_step), batch_size=1)  # the loggers' abscissa
+        for site, total in self.sums.items():
+            self.log(f"train/loss/{self._short(site)}", total / self.trainer.accumulate_grad_batches, batch_size=1)
+        self.log("train/samples_per_second", self.samples / (time.perf_counter() - self._clock))
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
-        if self.device.type == "cuda":
-            self.log("train/memory_GiB", torch.cuda.max_memory_allocated() / 2**30)
+        self.log("train/memory_GiB", peak_gib(self.device))
+        self.sums, self.samples = {}, 0
 
     def validation_step(self, batch: Mapping[str, Activation], batch_idx: int) -> None:
         self.log("step", float(self.global_step), batch_size=1)
@@ -111,7 +117,10 @@ class Distillation(L.LightningModule):
                     self.log(f"val/relative_mse_t{low:03d}-{high:03d}/{short}", chosen.mean(), batch_size=len(chosen))
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=self.weight_decay)
+        positions = [p for name, p in self.named_parameters() if name.endswith("pos_emb.z")]
+        others = [p for name, p in self.named_parameters() if not name.endswith("pos_emb.z")]
+        groups = [{"params": others}, {"params": positions, "lr": min(POSITION_LR, self.lr)}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], self.lr, weight_decay=self.weight_decay)
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (self.warmup_steps + 1))

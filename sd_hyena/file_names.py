@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from string import Formatter
 
 from sd_hyena.errors import BadInput
 
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # device names on Windows
-LONGEST = 200
+LONGEST = 200  # bytes
 
 
 def check_format(name_format: str, fields: str, option: str = "name_format") -> str:
@@ -30,7 +31,9 @@ def check_format(name_format: str, fields: str, option: str = "name_format") -> 
     names = sample.replace("\\", "/").split("/")
     if not sample or sample.startswith("/") or any(part in ("", "..", ".") for part in names):
         raise BadInput(f"{option}={name_format!r} must stay inside the output folder; {rule}")
-    if len(sample) > LONGEST or any(RESERVED.match(part) or re.search(r'[\x00-\x1f<>:"|?*]', part) for part in names):
+    if len(sample.encode()) > LONGEST or any(
+        RESERVED.match(part) or re.search(r'[\x00-\x1f<>:"|?*]', part) for part in names
+    ):
         raise BadInput(f"{option}={name_format!r} is no portable file name of at most {LONGEST} characters; {rule}")
     return name_format
 
@@ -47,11 +50,10 @@ def free_path(folder: Path, name: str, suffix: str) -> Path:
 def writable_folder(path: str | Path, option: str = "out_dir") -> Path:
     """Make the folder and prove that a file can be written there. Raises BadInput."""
     folder = Path(path)
-    probe = folder / ".sd_hyena_probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{option}={str(path)!r} cannot be written to ({reason}); name a folder you own") from None

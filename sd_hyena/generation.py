@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sd_hyena.checkpoint import load_students
 from sd_hyena.config import GenerateConfig, to_dict
 from sd_hyena.errors import BadInput
-from sd_hyena.file_names import free_path, writable_folder
+from sd_hyena.file_names import writable_folder
 from sd_hyena.image_file import parameters, write_image
 from sd_hyena.pipeline import (
     load_pipeline,
@@ -29,6 +29,8 @@ from sd_hyena.pipeline import (
     prompts_of,
     set_scheduler,
 )
+from sd_hyena.sites import find_sites
+from sd_hyena.student import cast
 from sd_hyena.swap import swapped
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
@@ -39,6 +41,7 @@ class Alternative:
     """One entry of `-y a,b`: the students that are swapped in together, and how to name them."""
 
     students: dict[str, nn.Module]
+    entry: str = ""
     label: str = ""
     teacher_sha256: tuple[str, ...] = ()
 
@@ -80,16 +83,14 @@ def _alternatives(config: GenerateConfig, unet: nn.Module) -> list[Alternative]:
                     raise BadInput(
                         f"hyena={entry!r} gives {student.spec.short} twice; separate alternatives with a comma"
                     )
-                together[site] = student.to(next(unet.parameters())).eval()
+                together[site] = cast(student, next(unet.parameters())).eval()
                 labels.append(f"{student.spec.short}:{Path(name).stem}")
             hashes.append(file.training.get("teacher_sha256", ""))
-        result.append(Alternative(together, ", ".join(labels), tuple(hashes)))
+        result.append(Alternative(together, entry, ", ".join(labels), tuple(hashes)))
     return result or [Alternative({})]
 
 
 def _check_sizes(alternative: Alternative, unet: nn.Module, config: GenerateConfig) -> None:
-    from sd_hyena.sites import find_sites
-
     sites = {site.name: site for site in find_sites(unet)}
     for name, student in alternative.students.items():
         size = sites[name].size(config.height // 8, config.width // 8)
@@ -111,18 +112,18 @@ def _write_alternative(
             images = draw(pipe, config, rows, bar)
         compared = draw(pipe, config, rows, None) if config.compare and alternative.students else [None] * len(rows)
         for n, image, teacher in zip(rows, images, compared, strict=True):
-            one = dataclasses.replace(config, seed=(config.seed + n) % 2**32, num_images=1, iteration=1)
+            one = dataclasses.replace(
+                config, hyena=alternative.entry, seed=(config.seed + n) % 2**32, num_images=1, iteration=1
+            )
             name = config.name_format.format(h=h, n=n, b=n // config.num_images, i=n % config.num_images)
-            path = free_path(folder, name, ".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             text = parameters(to_dict(one), model, sha256, alternative.label)
             metadata = {"config": to_dict(one), "model_sha256": sha256, "students": alternative.label}
-            write_image(path, Image.fromarray(image), text, metadata)
-            written.append(path)
+            written.append(path := write_image(folder / f"{name}.png", Image.fromarray(image), text, metadata))
             if teacher is not None:
-                path = free_path(folder, path.stem + "-compare", ".png")
                 picture, (psnr, ssim) = side_by_side(teacher, image), similarity(teacher, image)
-                write_image(path, Image.fromarray(picture), text, metadata | {"psnr": psnr, "ssim": ssim})
+                path = path.with_name(f"{path.stem}-compare.png")
+                path = write_image(path, Image.fromarray(picture), text, metadata | {"psnr": psnr, "ssim": ssim})
                 written.append(path)
                 tqdm.write(f"{path}: teacher | student | difference, PSNR {psnr:.1f} dB, SSIM {ssim:.3f}")
     bar.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from sd_hyena.atomic_file import replacing
 from sd_hyena.errors import BadInput
+from sd_hyena.file_names import free_path
 
 NAMES = {  # A1111's names of our samplers
     "ddim": "DDIM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS", "pndm": "PLMS",
@@ -41,15 +43,30 @@ def _quoted(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
 
 
-def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> None:
-    """Write a PIL image as PNG, all or nothing."""
+def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
+    """Write a PIL image as PNG, all or nothing, at `path` or where that is taken at the next free number."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     chunks.add_itxt("parameters", text.replace("\0", ""))
     chunks.add_itxt("sd_hyena", json.dumps(metadata))
-    with replacing(path) as temporary:
+    placed: list[Path] = []
+    with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
+    return placed[0]
+
+
+def _put_beside(temporary: Path, wanted: Path) -> Path:
+    while True:
+        path = free_path(wanted.parent, wanted.stem, wanted.suffix)
+        try:
+            os.link(temporary, path)  # unlike a rename it fails if another process was faster
+            return path
+        except FileExistsError:
+            continue
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+            return path
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

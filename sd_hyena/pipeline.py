@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena.config import SHIPPED_MODEL, WITHOUT_KARRAS
 from sd_hyena.errors import BadInput
 from sd_hyena.weights_file import check_safetensors, sha256
 
@@ -58,11 +59,13 @@ def load_pipeline(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def model_sha256(path: Path) -> str:
-    """The hash of the UNet's weights: what a student depends on."""
-    files = sorted((path / "unet").glob("*.safetensors")) or sorted((path / "unet").glob("*.bin"))
-    if not files:
-        raise BadInput(f"model {str(path)!r} has no unet weights")
-    return sha256(files[0])
+    """The hash of the UNet's weights, of the files that diffusers loads: what a student depends on."""
+    for pattern in ("model.safetensors", "model-*-of-*.safetensors", "model.bin", "model-*-of-*.bin"):
+        files = sorted((path / "unet").glob(f"diffusion_pytorch_{pattern}"))
+        if files:
+            hashes = [sha256(file) for file in files]
+            return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    raise BadInput(f"model {str(path)!r} has no weights in unet/")
 
 
 def prompts_of(path: Path, file: str = "") -> list[str]:
@@ -84,6 +87,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(
@@ -102,7 +107,7 @@ def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
     import diffusers as d
 
     kind, options = {
-        "ddim": (d.DDIMScheduler, {}),
+        "ddim": (d.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # not every config says so
         "euler": (d.EulerDiscreteScheduler, {}),
         "euler_a": (d.EulerAncestralDiscreteScheduler, {}),
         "heun": (d.HeunDiscreteScheduler, {}),
@@ -112,6 +117,6 @@ def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
         "dpm++_2m_sde": (d.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
         "unipc": (d.UniPCMultistepScheduler, {}),
     }[name]
-    if karras:
-        options = options | {"use_karras_sigmas": True}
+    if name not in WITHOUT_KARRAS:
+        options = options | {"use_karras_sigmas": karras}
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)

@@ -8,6 +8,7 @@ OUT_DIR/hyena.safetensors, OUT_DIR/hyena.pt  the students of the newest save of 
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,10 @@ from lightning.pytorch.utilities.memory import is_oom_error
 
 from sd_hyena.atomic_file import replacing
 from sd_hyena.checkpoint import versions, write_students
+from sd_hyena.command import Interrupted
 from sd_hyena.config import TrainConfig, to_dict
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
-
-CHANGEABLE = {  # what a resumed run may change
-    "n_steps", "lr", "schedule", "warmup_steps", "save_every_n_steps", "validate_every_n_steps", "keep", "resume",
-    "micro_batch_size", "device", "devices", "strategy", "precision", "out_dir", "log_dir", "name_format", "debug",
-    "dry_run", "allow_huge", "clip", "pretrained_weight", "seed", "teacher_model",
-}  # fmt: skip
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,7 +50,10 @@ class Checkpoints(L.Callback):
     def __init__(self, folder: Path, config: TrainConfig, facts: dict[str, Any]):
         self.folder, self.config, self.facts = folder, config, facts
         self.signal: int | None = None
+        self.step: int | None = None  # None until training has begun
         self.exported: Path | None = None
+        self.validated_step: int | None = None
+        self.out_of_memory: Path | None = None  # the checkpoint of the last one
 
     def on_train_start(self, trainer, module) -> None:
         self.step, self.saved_step = trainer.global_step, None
@@ -66,7 +65,7 @@ class Checkpoints(L.Callback):
 
     def _note_signal(self, number, _frame) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted
         self.signal = number
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -88,8 +87,13 @@ class Checkpoints(L.Callback):
             old.unlink(missing_ok=True)
 
     def on_exception(self, trainer, module, exception) -> None:
-        if is_oom_error(exception):
-            trainer.save_checkpoint(self.folder / "checkpoints" / "out-of-memory.ckpt")
+        self.out_of_memory = None
+        if is_oom_error(exception) and not trainer.validating:  # a validation may have averaged weights swapped in
+            self.out_of_memory = self.folder / "checkpoints" / "out-of-memory.ckpt"
+            trainer.save_checkpoint(self.out_of_memory)
+
+    def on_validation_end(self, trainer, module) -> None:
+        self.validated_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run is compared with, and export; with EMA `state_dict` holds the averaged weights."""
@@ -98,7 +102,8 @@ class Checkpoints(L.Callback):
 
     def export(self, trainer, module, state: dict[str, torch.Tensor]) -> None:
         metrics = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        training = {"step": trainer.global_step, **self.facts, "metrics": metrics, "config": to_dict(self.config)}
+        steps = {"step": trainer.global_step, "metrics_of_step": self.validated_step}
+        training = {**steps, **self.facts, "metrics": metrics, "config": to_dict(self.config)}
         specs = [student.spec for student in module.by_site().values()]
         weights = {site: _below(f"students.{key}.", state) for site, key in module.key.items()}
         name = self.config.name_format.format(s=trainer.global_step)
@@ -141,24 +146,30 @@ def find_resumable(config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
     if config.resume != "auto":
         path = Path(config.resume)
         candidates = _newest_first(path) if path.is_dir() else [path]
-        if not candidates or not candidates[0].is_file():
-            raise BadInput(f"resume={config.resume!r} is no checkpoint; give auto, a run's folder or a .ckpt of ours")
-        path = candidates[0]
-        return path, _read_checkpoint(path)
+        if not candidates or not candidates[0].is_file() or not (candidates[0].parent.parent / "config.yaml").is_file():
+            raise BadInput(
+                f"resume={config.resume!r} is no checkpoint in a run's folder; give auto, a run (OUT_DIR/RUN) or one of "
+                f"its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
+            )
+        return candidates[0], _read_checkpoint(candidates[0])
     runs = [run for run in Path(config.out_dir).glob("*") if (run / "config.yaml").is_file()]
     for run in sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime_ns, reverse=True):
         for path in _newest_first(run):
             try:
-                return path, _read_checkpoint(path)
+                content = _read_checkpoint(path)
             except BadInput as error:
                 print(f"passed over: {error}")
+                continue
+            if content["sd_hyena"]["config"]["dry_run"]:
+                break
+            return path, content
     return None
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["sd_hyena"]["config"], content["global_step"]
+        content["sd_hyena"]["config"]["dry_run"], content["global_step"]
         return content
     except Exception as error:  # pickle's errors have no common base
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -170,8 +181,9 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 def check_resumable(config: TrainConfig, facts: dict[str, Any], content: dict[str, Any], path: Path) -> None:
     """Refuse to go on as another experiment; say what is merely changed. Raises BadInput."""
     stored, wanted = content["sd_hyena"]["config"], to_dict(config)
+    free = {f.name for f in dataclasses.fields(TrainConfig) if f.metadata["free"]}
     changed = {k: (stored.get(k), v) for k, v in wanted.items() if stored.get(k) != v}
-    wrong = {k: pair for k, pair in changed.items() if k not in CHANGEABLE}
+    wrong = {k: pair for k, pair in changed.items() if k not in free}
     for name in ("teacher_sha256", "sites"):
         if content["sd_hyena"].get(name) != facts[name]:
             wrong[name] = (content["sd_hyena"].get(name), facts[name])
@@ -180,7 +192,14 @@ def check_resumable(config: TrainConfig, facts: dict[str, Any], content: dict[st
         raise BadInput(
             f"resume={str(path)!r} is of another run ({listing}); use its options, or start without --resume"
         )
-    silent = {"resume", "seed", "out_dir", "log_dir", "debug", "pretrained_weight", "teacher_model"}
     for name, (old, new) in changed.items():
-        if name not in silent:
+        if name != "resume":
             print(f"changed on resume: {name} {old} -> {new}")
+
+
+def set_aside_later(path: Path) -> None:
+    """Rename the checkpoints of a run that are newer than the one it goes on from."""
+    for later in _newest_first(path.parent.parent):
+        if later == path:
+            break
+        later.rename(free_path(later.parent, later.stem.replace("step", "abandoned"), ".ckpt"))

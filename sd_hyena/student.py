@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from safari import HyenaMixer, HyenaOperator, PointwiseMixer
+from safari.filters import HyenaFilter
 from sd_hyena.config import Operator
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import Site
@@ -69,6 +70,15 @@ def build_student(spec: StudentSpec) -> Student | PublishedStudent:
         raise BadInput(f"operator {spec.operator} for {spec.short}: {error}") from None
 
 
+def cast(student: nn.Module, like: Tensor) -> nn.Module:
+    """Move a student to a tensor's device and dtype; its implicit filters stay in float32."""
+    student.to(like)
+    for module in student.modules():
+        if isinstance(module, HyenaFilter):
+            module.float()
+    return student
+
+
 def _check_size(spec: StudentSpec, size: Size) -> None:
     if spec.size is not None and tuple(size) != tuple(spec.size):
         ours, theirs = ("{1}x{0}".format(*s) for s in (spec.size, size))
@@ -103,13 +113,18 @@ class Student(nn.Module):
                 nn.init.ones_(gate.bias)  # gates start near one, so the student starts as its value path
 
     def forward(self, x: Tensor, projections: Projections, size: Size) -> Tensor:
-        """(B, L, D) -> (B, L, D). Raises BadInput at a size the operator cannot serve."""
+        """(B, L, D) -> (B, L, D) in x's dtype; the student computes in its own, the site's projections in theirs.
+
+        Raises BadInput at a size the operator cannot serve.
+        """
         _check_size(self.spec, size)
-        q, k, v = (project(x) for project in projections[:3])
+        own = self.change_out.weight.dtype
+        q, k, v = (project(x).to(own) for project in projections[:3])
         streams = [q, *[k] * (len(self.change) - 2), v]
-        y = self.mixer(torch.cat([s + change(x) for s, change in zip(streams, self.change, strict=True)], dim=-1))
+        changes = [change(x.to(own)) for change in self.change]
+        y = self.mixer(torch.cat([s + d for s, d in zip(streams, changes, strict=True)], dim=-1))
         out, dropout = projections.to_out
-        return dropout(out(y) + self.change_out(y))
+        return dropout(out(y.to(x.dtype)) + self.change_out(y).to(x.dtype))
 
 
 class PublishedStudent(nn.Module):
@@ -122,4 +137,4 @@ class PublishedStudent(nn.Module):
 
     def forward(self, x: Tensor, projections: Projections, size: Size) -> Tensor:
         _check_size(self.spec, size)
-        return self.operator(x)
+        return self.operator(x.to(self.operator.out_proj.weight.dtype)).to(x.dtype)

@@ -20,7 +20,7 @@ class StandIn(nn.Module):
     def __init__(self, attention: nn.Module, student: nn.Module):
         super().__init__()
         self.to_q, self.to_k, self.to_v, self.to_out = Projections.of(attention)
-        self.student = student
+        self.student, self.heads = student, attention.heads
         self.size: tuple[int, int] | None = None  # set by the enclosing transformer before each call
 
     def forward(
@@ -54,7 +54,6 @@ def swapped(unet: nn.Module, students: Mapping[str, nn.Module]) -> Iterator[nn.M
     hooks = []
     try:
         for name, stand_in in stand_ins.items():
-            stand_in.train(originals[name].training)
             unet.set_submodule(name, stand_in)
             transformer = unet.get_submodule(name.split(".transformer_blocks.")[0])
             hooks.append(transformer.register_forward_pre_hook(_tell_size(stand_in), with_kwargs=True))

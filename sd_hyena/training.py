@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import os
@@ -9,10 +10,11 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -22,13 +24,22 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from torch.utils.data import DataLoader
 
 from sd_hyena.checkpoint import load_students
-from sd_hyena.command import Terminated
+from sd_hyena.command import Interrupted, Terminated
 from sd_hyena.config import TrainConfig
 from sd_hyena.data import Activations, make_bank
 from sd_hyena.distill import Distillation
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import writable_folder
-from sd_hyena.pipeline import load_pipeline, model_path, model_sha256, pick_device, prompts_of
+from sd_hyena.memory import peak_gib
+from sd_hyena.pipeline import (
+    load_pipeline,
+    model_path,
+    model_sha256,
+    pick_device,
+    pick_dtype,
+    prompts_of,
+    set_scheduler,
+)
 from sd_hyena.previews import Previews
 from sd_hyena.run_folder import (
     AtomicCheckpointIO,
@@ -37,11 +48,14 @@ from sd_hyena.run_folder import (
     check_resumable,
     find_resumable,
     new_run_folder,
+    set_aside_later,
     write_config,
 )
 from sd_hyena.sites import find_sites, select
-from sd_hyena.student import Projections, build_student, spec_for
+from sd_hyena.student import Projections, build_student, cast, spec_for
 from sd_hyena.teacher import Teacher
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -63,13 +77,18 @@ def train(config: TrainConfig) -> Outcome:
     resumed = find_resumable(config) if config.resume else None
     if config.resume and not resumed:
         print(f"nothing to resume in {config.out_dir}; starting anew")
-    seed = resumed[1]["sd_hyena"]["config"]["seed"] if resumed else config.seed
+    seed = config.seed
+    if resumed:
+        seed = resumed[1]["sd_hyena"]["config"]["seed"]
+        if config.seed not in (-1, seed):
+            raise BadInput(f"seed={config.seed} differs from the run's own, {seed}; leave --seed away to resume it")
     seed = int.from_bytes(os.urandom(4), "little") if seed == -1 else seed
     config = dataclasses.replace(config, seed=seed)
     device = pick_device(config.device)
     prompts = prompts_of(path, config.prompts)
 
-    pipe = load_pipeline(path, device, torch.float32 if device.type == "cpu" else torch.float16)
+    pipe = load_pipeline(path, device, pick_dtype(config.dtype, device))
+    set_scheduler(pipe, "ddim")
     sites = select(find_sites(pipe.unet), config.target)
     teacher = Teacher(pipe.unet, sites)
     latent_size = (config.height // 8, config.width // 8)
@@ -82,7 +101,9 @@ def train(config: TrainConfig) -> Outcome:
         folder = resumed[0].parent.parent
         if resumed[1]["global_step"] >= config.n_steps:
             print(f"nothing to do: {resumed[0]} has {resumed[1]['global_step']} of {config.n_steps} steps")
-            return Outcome(folder, next(iter(sorted(folder.glob("*.safetensors"))), None), {}, {})
+            exported = max(folder.glob("**/*.safetensors"), key=lambda file: file.stat().st_mtime_ns, default=None)
+            return Outcome(folder, exported, {}, {})
+        set_aside_later(resumed[0])
     else:
         folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
     if config.pretrained_weight:
@@ -101,9 +122,8 @@ def train(config: TrainConfig) -> Outcome:
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        seed=seed,
     )
-    _print_estimate(module, data, config, device)
+    _with_smaller_batches(data, lambda: _print_estimate(module, data, config, device))
     print(f"watch it: tensorboard --logdir {config.log_dir}")
     if config.dry_run:
         config = dataclasses.replace(config, n_steps=1)
@@ -111,10 +131,10 @@ def train(config: TrainConfig) -> Outcome:
         trainer = _fit(module, data, config, checkpoints, previews, resumed)
     except Stopped as step:
         print(f"saved at step {step}; go on with --resume {folder}")
-        raise (Terminated if checkpoints.signal == signal.SIGTERM else KeyboardInterrupt) from None
-    trainer.validate(module, data, verbose=False)
-    checkpoints.config = config
-    checkpoints.save(trainer)  # once more: now with the final metrics inside
+        raise (Terminated if checkpoints.signal == signal.SIGTERM else Interrupted) from None
+    if checkpoints.validated_step != trainer.global_step:
+        trainer.validate(module, data, verbose=False)
+    checkpoints.export(trainer, module, module.state_dict())  # once more: now with the final metrics inside
     load_students(checkpoints.exported, pipe.unet)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
@@ -142,19 +162,28 @@ def _fit(
 ) -> L.Trainer:
     """Fit, with smaller micro-batches after an out-of-memory; the effective batch and the stream of samples stay."""
     resume, start = (resumed[0], resumed[1]["global_step"]) if resumed else (None, None)
-    while True:
+
+    def fit() -> L.Trainer:
+        nonlocal resume
+        resume = checkpoints.out_of_memory or resume
         trainer = _trainer(config, data, checkpoints, previews, start)
+        if resume is None:
+            trainer.validate(module, data, verbose=False)
+        trainer.fit(module, data, ckpt_path=resume)
+        return trainer
+
+    return _with_smaller_batches(data, fit, may_repeat=lambda: checkpoints.step is None or checkpoints.out_of_memory)
+
+
+def _with_smaller_batches(data: Activations, work: Callable[[], T], may_repeat=lambda: True) -> T:
+    """Do the work; after an out-of-memory again with half the micro-batch, down to single samples."""
+    while True:
         try:
-            if resume is None:
-                trainer.validate(module, data, verbose=False)
-            trainer.fit(module, data, ckpt_path=resume)
-            return trainer
+            return work()
         except RuntimeError as error:
-            if not is_oom_error(error) or not data.halve():
+            if not is_oom_error(error) or not may_repeat() or not data.halve():
                 raise
-            print(f"out of memory: going on with {data.accumulate} micro-batches of {data.micro_batch_size}")
-            saved = checkpoints.folder / "checkpoints" / "out-of-memory.ckpt"
-            resume = saved if saved.exists() else None
+        print(f"out of memory: going on with {data.accumulate} micro-batches of {data.micro_batch_size}")
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -171,8 +200,7 @@ def _trainer(
         precision = "bf16-mixed" if bf16 else "16-mixed" if device.type == "cuda" else "32-true"
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=config.devices,
-        strategy=config.strategy,
+        devices=1 if device.index is None else [device.index],
         precision=precision,
         max_steps=config.n_steps,
         max_epochs=-1,
@@ -183,7 +211,7 @@ def _trainer(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=[
-            TensorBoardLogger(config.log_dir, name="", version=run, purge_step=start),
+            TensorBoardLogger(config.log_dir, name="", version=run, purge_step=None if start is None else start + 1),
             CSVLogger(config.log_dir, name=run, version=datetime.now().strftime("csv-%Y%m%d-%H%M%S-%f")),
         ],
         callbacks=[previews, *averaging, checkpoints, TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20)],
@@ -201,12 +229,10 @@ def _print_estimate(module: Distillation, data: Activations, config: TrainConfig
     states = next(iter(DataLoader(data.stream(), batch_size=data.micro_batch_size)))
     started = time.perf_counter()
     batch = data.on_after_batch_transfer({k: v.to(device) for k, v in states.items()}, 0)
+    _wait_for(device)
     taught = time.perf_counter() - started
-    try:
-        sum(answer.square().mean() for answer in module(batch).values()).backward()
-    except RuntimeError as error:
-        if not is_oom_error(error):
-            raise
+    sum(answer.float().square().mean() for answer in module(batch).values()).backward()
+    _wait_for(device)
     module.zero_grad(set_to_none=True)
     seconds = (time.perf_counter() - started) * data.accumulate * config.n_steps
     print(
@@ -214,18 +240,6 @@ def _print_estimate(module: Distillation, data: Activations, config: TrainConfig
         f"{config.width}x{config.height} on {device.type} (teacher {taught * data.accumulate:.2f} s a step), "
         f"peak memory {peak_gib(device):.1f} GiB, {sum(p.numel() for p in module.parameters()):,} parameters"
     )
-
-
-def peak_gib(device: torch.device) -> float:
-    """Peak memory so far: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 @torch.no_grad()
@@ -240,10 +254,15 @@ def block_times(
         size = site.size(*data.latent_size)
         p = next(attention.parameters())
         x = torch.randn(2, size[0] * size[1], site.channels, device=p.device, dtype=p.dtype)
-        student = module.by_site()[site.name].to(p.dtype).eval()
+        student = cast(copy.deepcopy(module.by_site()[site.name]), p).eval()
         calls = (lambda: attention(x), lambda: student(x, Projections.of(attention), size))  # noqa: B023
         result[site.short] = interleaved_medians(calls, rounds, device)
     return result
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def interleaved_medians(calls, rounds: int, device: torch.device) -> tuple[float, ...]:
@@ -253,8 +272,7 @@ def interleaved_medians(calls, rounds: int, device: torch.device) -> tuple[float
         for call, kept in zip(calls, times, strict=True):
             started = time.perf_counter()
             call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            _wait_for(device)
             if round_:
                 kept.append(time.perf_counter() - started)
     return tuple(sorted(kept)[len(kept) // 2] for kept in times)

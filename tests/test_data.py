@@ -122,10 +122,23 @@ def test_a_drawn_sample_does_not_depend_on_how_many_are_drawn(pipe, tmp_path):
 
 def test_trajectories_are_the_states_of_the_sampler(pipe, tmp_path):
     bank = make_bank(pipe, config(data="trajectories", sample_steps=4), PROMPTS, "", tmp_path)
-    assert len(bank) == 3 * 3 and bank.latents.shape[1:] == (4, 8, 8)
+    assert len(bank) == 4 * 3 and bank.latents.shape[1:] == (4, 8, 8)
     pipe.scheduler.set_timesteps(4)
-    expected = [int(t) for t in pipe.scheduler.timesteps[1:] for _ in range(3)]
-    assert bank.timesteps.tolist() == expected and bank.prompt.tolist() == [0, 1, 2] * 3
+    expected = [int(t) for t in pipe.scheduler.timesteps for _ in range(3)]
+    assert bank.timesteps.tolist() == expected and bank.prompt.tolist() == [0, 1, 2] * 4
+    for i in range(3):  # from pure noise, each state one sampler step after the one before
+        assert torch.equal(bank.latents[i], torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)))
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0][:3].clone()))
+    make_bank(pipe, config(data="trajectories", sample_steps=4), PROMPTS, "again", tmp_path)
+    hook.remove()
+    torch.testing.assert_close(bank.latents, torch.cat(seen))
+
+
+def test_a_picture_is_either_trained_on_or_validated_with_in_all_its_states(pipe, tmp_path):
+    train, held_out = make_bank(pipe, config(data="trajectories", sample_steps=4), PROMPTS, "", tmp_path).split()
+    assert len(train) == 8 and len(held_out) == 4
+    assert not set(train.picture.tolist()) & set(held_out.picture.tolist())
 
 
 def test_images_of_a_folder_are_encoded_with_their_captions(pipe, tmp_path):

@@ -192,16 +192,17 @@ def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
 @torch.no_grad()
 def cached_latents(folder: Path, vae: AutoencoderKL, size: int, count: int, device="cpu") -> tuple[Tensor, list[str]]:
     """Posterior means of `count` scenes at `size` pixels, made once; (count, 4, size/8, size/8) and their captions."""
-    path = folder / f"latents_{size}.pt"
+    path = folder / f"latents_{size}_{count}.pt"
     captions = [str(numbered_scene(TRAINING_SEED, i).caption) for i in range(count)]
     if not path.exists():
         latents = []
         for start in range(0, count, 8):
-            scenes = [numbered_scene(TRAINING_SEED, i) for i in range(start, start + 8)]
+            scenes = [numbered_scene(TRAINING_SEED, i) for i in range(start, min(start + 8, count))]
             batch = torch.stack([to_tensor(draw(scene, size)) for scene in scenes]).to(device)
             with torch.autocast(batch.device.type, torch.bfloat16):
                 latents.append(vae.encode(batch).latent_dist.mean.float().cpu())
-        torch.save(torch.cat(latents), path)
+        torch.save(torch.cat(latents), path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
     return torch.load(path, weights_only=True), captions
 
 
@@ -261,6 +262,7 @@ def main(
     scheduler = DDIMScheduler(**SCHEDULER)
     prompts = [str(numbered_scene(HELD_OUT_SEED, i).caption) for i in range(4)]
 
+    average = None
     for name, size, batch_size, steps, lr in (
         ("unet_small", 128, 32, small_steps, 1.5e-3),
         ("unet_large", 256, 12, large_steps, 1e-3),
@@ -281,6 +283,8 @@ def main(
             average = stage.average
             model.load_state_dict(average.state_dict())
     if export:
+        if average is None:
+            raise SystemExit("there is no UNet to export yet")
         pipe = pipeline(vae, average["text_encoder"], tokenizer, average["unet"])
         pipe.to(dtype=torch.float16).save_pretrained(export)
         print(f"wrote {export}")
