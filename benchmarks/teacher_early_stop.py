@@ -14,7 +14,7 @@ from benchmarks.record import write
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.sites import find_sites, select
 from sd_hyena.teacher import Teacher
-from sd_hyena.training import interleaved_medians
+from sd_hyena.timing import interleaved_medians
 
 
 def rows_of(name: str, unet, latents: int, text: tuple[int, int], rounds: int) -> list[dict]:

@@ -43,19 +43,31 @@ def main(config: DemoConfig) -> None:
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
         outcomes[operator] = train(TrainConfig(target=SITE, **given, **schedule, operator=operator, seed=0, ema=0.99))
-    images, picture = _compared(config, {operator: outcome.exported for operator, outcome in outcomes.items()})
+    files = {operator: outcome.exported for operator, outcome in outcomes.items()}
+    images, picture = _compared(config, files)
     errors = {o: outcome.metrics[f"val/relative_mse/{SITE}"] for o, outcome in outcomes.items()}
 
-    print(f"\n{SITE} at {config.width} px, {config.n_steps} steps of batch {config.batch_size} each")
-    print(f"{'stand-in':<15}{'relative error':>15}{'of pointwise':>14}{'PSNR dB':>10}{'SSIM':>8}")
+    print(
+        f"\n{SITE} at {config.width} px, {config.n_steps} steps of batch {config.batch_size} each, held-out states and captions"
+    )
+    print(f"{'student':<15}{'parameters':>11}{'relative error':>16}{'of pointwise':>14}{'PSNR dB':>9}{'SSIM':>7}")
     for operator, (psnr, ssim) in images.items():
         share = errors[operator] / errors["pointwise"]
-        print(f"{operator:<15}{errors[operator]:>15.5f}{share:>14.2f}{psnr:>10.1f}{ssim:>8.3f}")
-    print("a stand-in below 1.00 of pointwise has learnt to mix; images are compared on the same seeds\n")
+        size = _parameters(files[operator])
+        print(f"{operator:<15}{size:>11,}{errors[operator]:>16.4f}{share:>14.2f}{psnr:>9.1f}{ssim:>7.3f}")
+    print("below 1.00 of pointwise a student has learnt to mix; images are compared on the same seeds\n")
     _print_block_times()
     print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {config.log_dir}")
     size = f"-W {config.width}"
     print(f"next: python train.py -t {SITE} {size}, then python generate.py -y out/hyena.pt {size}")
+
+
+def _parameters(file: Path) -> int:
+    """Parameters of the students in a file, without the stored positions of 1-D filters."""
+    from sd_hyena.checkpoint import load_students
+
+    students = load_students(file).students.values()
+    return sum(p.numel() for s in students for name, p in s.named_parameters() if not name.endswith("pos_emb.z"))
 
 
 def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tuple[float, float]], Path]:
@@ -101,7 +113,7 @@ def _print_block_times() -> None:
     from diffusers.models.attention_processor import Attention
 
     from sd_hyena.student import Projections, StudentSpec, build_student
-    from sd_hyena.training import interleaved_medians
+    from sd_hyena.timing import interleaved_medians
 
     device = torch.device("cpu")
     print(f"one SD 1.5 block (IN01: 320 channels, 8 heads), {torch.get_num_threads()} thread(s), float32, one image")

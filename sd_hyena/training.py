@@ -54,6 +54,7 @@ from sd_hyena.run_folder import (
 from sd_hyena.sites import find_sites, select
 from sd_hyena.student import Projections, build_student, cast, spec_for
 from sd_hyena.teacher import Teacher
+from sd_hyena.timing import interleaved_medians, wait_for
 
 T = TypeVar("T")
 
@@ -229,10 +230,10 @@ def _print_estimate(module: Distillation, data: Activations, config: TrainConfig
     states = next(iter(DataLoader(data.stream(), batch_size=data.micro_batch_size)))
     started = time.perf_counter()
     batch = data.on_after_batch_transfer({k: v.to(device) for k, v in states.items()}, 0)
-    _wait_for(device)
+    wait_for(device)
     taught = time.perf_counter() - started
     sum(answer.float().square().mean() for answer in module(batch).values()).backward()
-    _wait_for(device)
+    wait_for(device)
     module.zero_grad(set_to_none=True)
     seconds = (time.perf_counter() - started) * data.accumulate * config.n_steps
     print(
@@ -258,24 +259,6 @@ def block_times(
         calls = (lambda: attention(x), lambda: student(x, Projections.of(attention), size))  # noqa: B023
         result[site.short] = interleaved_medians(calls, rounds, device)
     return result
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def interleaved_medians(calls, rounds: int, device: torch.device) -> tuple[float, ...]:
-    """Median seconds of each call, taken in turn after one warm-up."""
-    times = [[] for _ in calls]
-    for round_ in range(rounds + 1):
-        for call, kept in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            call()
-            _wait_for(device)
-            if round_:
-                kept.append(time.perf_counter() - started)
-    return tuple(sorted(kept)[len(kept) // 2] for kept in times)
 
 
 def _print_card(outcome: Outcome, config: TrainConfig) -> None:

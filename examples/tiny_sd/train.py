@@ -29,7 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from .scenes import WORDS, draw, numbered_scene
 
 MAX_TOKENS = 32
-TRAINING_SEED, HELD_OUT_SEED = 0, 1  # streams of scenes: nothing of the second is ever trained on
+TRAINING_SEED, HELD_OUT_SEED, EXAMPLE_SEED = 0, 1, 2  # streams of scenes; only the first is trained on
 SCHEDULER = dict(
     num_train_timesteps=1000,
     beta_schedule="linear",  # unlike SD's scaled_linear its last step hides flat colours, which these scenes consist of
@@ -230,7 +230,7 @@ def main(
     export: str = "",
     vae_steps: int = 3600,
     small_steps: int = 3200,
-    large_steps: int = 2400,
+    large_steps: int = 3000,
     scenes: int = 8000,
     device: str = "cpu",
 ) -> None:
@@ -287,6 +287,8 @@ def main(
             raise SystemExit("there is no UNet to export yet")
         pipe = pipeline(vae, average["text_encoder"], tokenizer, average["unet"])
         pipe.to(dtype=torch.float16).save_pretrained(export)
+        examples = [str(numbered_scene(EXAMPLE_SEED, i).caption) for i in range(64)]
+        (Path(export) / "prompts.txt").write_text("\n".join(examples) + "\n")
         print(f"wrote {export}")
 
 
