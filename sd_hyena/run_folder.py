@@ -125,8 +125,8 @@ def _newest_first(run: Path) -> list[Path]:
 
 
 def new_run_folder(config: TrainConfig, stamp: str) -> Path:
-    """Make OUT_DIR/STAMP-TARGET, or with a number behind it if two runs start in the same second."""
-    name = f"{stamp}-{''.join(c if c.isalnum() else '-' for c in config.target)[:40]}"
+    """Make OUT_DIR/STAMP-TARGET-OPERATOR, or with a number behind it if two runs start in the same second."""
+    name = f"{stamp}-{''.join(c if c.isalnum() else '-' for c in config.target)[:40]}-{config.operator}"
     while True:
         folder = free_path(Path(config.out_dir), name, "")
         try:

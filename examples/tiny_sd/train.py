@@ -3,7 +3,7 @@
     python -m examples.tiny_sd.train --out runs/tiny_sd            # resumes by itself; the same command again goes on
     python -m examples.tiny_sd.train --out runs/tiny_sd --export examples/tiny_sd/model
 
-Stages: the VAE on crops; then text encoder and UNet together on cached latents, 16x16 cells first, then 32x32.
+Stages: the VAE on crops; then text encoder and UNet together on cached latents, 16x16 first, then 32x32.
 Batch i depends on (stage, i) alone, so a resumed run sees what an uninterrupted one would have seen.
 """
 
@@ -231,6 +231,7 @@ def main(
     vae_steps: int = 3600,
     small_steps: int = 3200,
     large_steps: int = 3000,
+    more_steps: int = 1800,
     scenes: int = 8000,
     device: str = "cpu",
 ) -> None:
@@ -242,6 +243,7 @@ def main(
         vae_steps: steps of the VAE
         small_steps: steps of the UNet on 16x16 latents
         large_steps: steps of the UNet on 32x32 latents
+        more_steps: further steps of the same, at a lower learning rate
         scenes: how many scenes are encoded once for the UNet
         device: torch device
     """
@@ -266,6 +268,7 @@ def main(
     for name, size, batch_size, steps, lr in (
         ("unet_small", 128, 32, small_steps, 1.5e-3),
         ("unet_large", 256, 12, large_steps, 1e-3),
+        ("unet_more", 256, 12, more_steps, 8e-4),
     ):
         stage = Stage(folder, name, model, steps, lr, decay=0.995)
 
