@@ -2,6 +2,7 @@
 
     python -m examples.tiny_sd.train --out runs/tiny_sd            # resumes by itself; the same command again goes on
     python -m examples.tiny_sd.train --out runs/tiny_sd --export examples/tiny_sd/model
+    python -m examples.tiny_sd.train --out runs/more --start examples/tiny_sd/model     # train the shipped one further
 
 Stages: the VAE on crops; then text encoder and UNet together on cached latents, 16x16 first, then 32x32.
 Batch i depends on (stage, i) alone, so a resumed run sees what an uninterrupted one would have seen.
@@ -190,10 +191,9 @@ def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
 
 
 @torch.no_grad()
-def cached_latents(folder: Path, vae: AutoencoderKL, size: int, count: int, device="cpu") -> tuple[Tensor, list[str]]:
-    """Posterior means of `count` scenes at `size` pixels, made once; (count, 4, size/8, size/8) and their captions."""
+def cached_latents(folder: Path, vae: AutoencoderKL, size: int, count: int, device="cpu") -> Tensor:
+    """Posterior means of the first `count` training scenes at `size` pixels, made once; (count, 4, size/8, size/8)."""
     path = folder / f"latents_{size}_{count}.pt"
-    captions = [str(numbered_scene(TRAINING_SEED, i).caption) for i in range(count)]
     if not path.exists():
         latents = []
         for start in range(0, count, 8):
@@ -203,7 +203,7 @@ def cached_latents(folder: Path, vae: AutoencoderKL, size: int, count: int, devi
                 latents.append(vae.encode(batch).latent_dist.mean.float().cpu())
         torch.save(torch.cat(latents), path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
-    return torch.load(path, weights_only=True), captions
+    return torch.load(path, weights_only=True)
 
 
 def unet_loss(modules, generator, _progress, *, latents, tokens, scheduler, batch_size, device="cpu") -> Tensor:
@@ -228,6 +228,7 @@ def pipeline(vae, text_encoder, tokenizer, unet) -> StableDiffusionPipeline:
 def main(
     out: str = "runs/tiny_sd",
     export: str = "",
+    start: str = "",
     vae_steps: int = 3600,
     small_steps: int = 3200,
     large_steps: int = 3000,
@@ -240,6 +241,7 @@ def main(
     Args:
         out: folder of checkpoints, cached latents and TensorBoard events
         export: write the averaged weights as a half-precision diffusers folder there, and do nothing else
+        start: a diffusers folder whose weights to train further (only the last stage), e.g. the shipped one
         vae_steps: steps of the VAE
         small_steps: steps of the UNet on 16x16 latents
         large_steps: steps of the UNet on 32x32 latents
@@ -253,23 +255,31 @@ def main(
     tokenizer = build_tokenizer()
     vae = nn.ModuleDict({"vae": build_vae()}).to(device)
     model = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).to(device)
-    vae_stage = Stage(folder, "vae", vae, vae_steps, lr=2e-3, decay=0.995)
-    if not export:
-        vae_stage.run(partial(vae_loss, device=device))
-    vae = vae_stage.average["vae"]
-    if vae_stage.step == vae_steps:
-        latents, captions = cached_latents(folder, vae, 128, scenes, device)
-        vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
-    tokens = tokenize(tokenizer, [*captions, ""]) if not export else None
+    stages = [
+        ("unet_small", 128, 32, small_steps, 1.5e-3),
+        ("unet_large", 256, 12, large_steps, 1e-3),
+        ("unet_more", 256, 12, more_steps, 8e-4),
+    ]
+    if start:
+        given = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32)
+        vae, stages = given.vae.to(device).eval().requires_grad_(False), stages[2:]
+        model["unet"].load_state_dict(given.unet.state_dict())
+        model["text_encoder"].load_state_dict(given.text_encoder.state_dict())
+    else:
+        vae_stage = Stage(folder, "vae", vae, vae_steps, lr=2e-3, decay=0.995)
+        if not export:
+            vae_stage.run(partial(vae_loss, device=device))
+        vae = vae_stage.average["vae"]
+        if vae_stage.step == vae_steps:
+            latents = cached_latents(folder, vae, 128, scenes, device)
+            vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 4))
+    captions = [str(numbered_scene(TRAINING_SEED, i).caption) for i in range(scenes)]
+    tokens = tokenize(tokenizer, [*captions, ""])
     scheduler = DDIMScheduler(**SCHEDULER)
     prompts = [str(numbered_scene(HELD_OUT_SEED, i).caption) for i in range(4)]
 
     average = None
-    for name, size, batch_size, steps, lr in (
-        ("unet_small", 128, 32, small_steps, 1.5e-3),
-        ("unet_large", 256, 12, large_steps, 1e-3),
-        ("unet_more", 256, 12, more_steps, 8e-4),
-    ):
+    for name, size, batch_size, steps, lr in stages:
         stage = Stage(folder, name, model, steps, lr, decay=0.995)
 
         def sample(average, size=size):
@@ -279,7 +289,7 @@ def main(
             return np.concatenate(images.images, axis=1)
 
         if not export:
-            latents, _ = cached_latents(folder, vae, size, scenes, device)
+            latents = cached_latents(folder, vae, size, scenes, device)
             bound = dict(latents=latents * vae.config.scaling_factor, tokens=tokens, scheduler=scheduler)
             stage.run(partial(unet_loss, **bound, batch_size=batch_size, device=device), sample)
         if stage.step:
