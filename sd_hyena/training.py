@@ -190,6 +190,21 @@ def _with_smaller_batches(data: Activations, work: Callable[[], T], may_repeat=l
             torch.cuda.empty_cache()
 
 
+class Progress(TQDMProgressBar):
+    """One bar, of training; steps that are not shown on a terminal are shown seldom."""
+
+    def __init__(self):
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 50)
+
+    def init_validation_tqdm(self):
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
+
+    def get_metrics(self, trainer, module) -> dict:
+        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
+
+
 def _trainer(
     config: TrainConfig, data: Activations, checkpoints: Checkpoints, previews: Previews, start: int | None
 ) -> L.Trainer:
@@ -215,7 +230,7 @@ def _trainer(
             TensorBoardLogger(config.log_dir, name="", version=run, purge_step=None if start is None else start + 1),
             CSVLogger(config.log_dir, name=run, version=datetime.now().strftime("csv-%Y%m%d-%H%M%S-%f")),
         ],
-        callbacks=[previews, *averaging, checkpoints, TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else 20)],
+        callbacks=[previews, *averaging, checkpoints, Progress()],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
         enable_model_summary=False,
