@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import secrets
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -320,6 +321,11 @@ def _check_size(config) -> None:
         value = getattr(config, name)
         if not 64 <= value <= limit or value % 8:
             raise BadInput(f"{name}={value} must be a multiple of 8 from 64 to {limit} pixels")
+
+
+def drawn_seed(seed: int) -> int:
+    """The seed itself, or for -1 one of the machine's choosing."""
+    return secrets.randbelow(2**32) if seed == -1 else seed
 
 
 def _check_seed(seed: int) -> None:

@@ -1,6 +1,6 @@
 """python -m sd_hyena.demo: the main job, end to end, on the small Stable Diffusion that ships. CPU, offline, minutes.
 
-Distils one self-attention into three stand-ins trained alike, prints what each is worth, and puts the teacher's
+Distils one self-attention into three students trained alike, prints what each is worth, and puts the teacher's
 images beside theirs.
 """
 
@@ -27,7 +27,7 @@ class DemoConfig:
     """Distil one self-attention of the shipped model and compare: errors, images, block times."""
 
     width: int = option(256, "image width and height in pixels", "-W")
-    n_steps: int = option(400, "training steps of each stand-in", "-n")
+    n_steps: int = option(400, "training steps of each student", "-n")
     batch_size: int = option(8, "samples in a step", "-b")
     out_dir: str = option("out/demo", "where everything goes", "-o")
     log_dir: str = option("logs/demo", "TensorBoard", "-l")
@@ -121,9 +121,7 @@ def _print_block_times() -> None:
     for side in BLOCK_SIZES:
         h = side // 8
         attention = Attention(320, heads=8, dim_head=40).eval()
-        options = {
-            f.name.removeprefix("hyena_"): f.default for f in dataclasses.fields(TrainConfig) if "hyena_" in f.name
-        }
+        options = TrainConfig(operator="bidirectional").operator_options()
         student = build_student(StudentSpec("IN01", "IN01", 320, "bidirectional", options, (h, h))).eval()
         x = torch.randn(1, h * h, 320)
         with torch.no_grad():

@@ -77,10 +77,8 @@ class Distillation(L.LightningModule):
             return
         optimizer.zero_grad()  # AdamW passes over parameters without a gradient
         self.bad_steps += 1
-        scaled = (
-            getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        )  # float16: it lowers its scale first
-        if self.bad_steps >= PATIENCE * (3 if scaled else 1):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16: it lowers its scale first
+        if self.bad_steps >= PATIENCE * (1 if scaler is None else 3):
             raise NonFinite(
                 f"the gradient was not finite for {self.bad_steps} steps in a row; the weights are those of the last good "
                 f"step. Lower --lr (now {self.lr:g}), or use --precision 32-true"

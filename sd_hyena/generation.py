@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sd_hyena.checkpoint import load_students
-from sd_hyena.config import GenerateConfig, to_dict
+from sd_hyena.config import GenerateConfig, drawn_seed, to_dict
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import writable_folder
 from sd_hyena.image_file import parameters, write_image
@@ -51,9 +50,8 @@ def generate(config: GenerateConfig) -> list[Path]:
     path = model_path(config.model)
     folder = writable_folder(config.out_dir)
     device = pick_device(config.device)
-    seed = int.from_bytes(os.urandom(4), "little") if config.seed == -1 else config.seed
     prompt = prompts_of(path)[0] if config.prompt is None else config.prompt
-    config = dataclasses.replace(config, seed=seed, prompt=prompt)
+    config = dataclasses.replace(config, seed=drawn_seed(config.seed), prompt=prompt)
     pipe = load_pipeline(path, device, pick_dtype(config.dtype, device))
     set_scheduler(pipe, config.scheduler, config.karras)
     alternatives = _alternatives(config, pipe.unet)
@@ -108,7 +106,7 @@ def _write_alternative(
     written, total = [], config.num_images * config.iteration
     bar = tqdm(total=total * config.steps, unit="step", disable=None, desc=alternative.label or model)
     for rows in _batches(total, config.batch_size):
-        with swapped(pipe.unet, alternative.students) if alternative.students else nullcontext():
+        with swapped(pipe.unet, alternative.students):
             images = draw(pipe, config, rows, bar)
         compared = draw(pipe, config, rows, None) if config.compare and alternative.students else [None] * len(rows)
         for n, image, teacher in zip(rows, images, compared, strict=True):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from sd_hyena.errors import BadInput
 
@@ -25,12 +26,27 @@ class Site:
     @property
     def transformer(self) -> str:
         """Module path of the enclosing Transformer2DModel, whose 4-D input tells the site's true height and width."""
-        return self.name.split(".transformer_blocks.")[0]
+        return transformer_of(self.name)
 
     def size(self, latent_height: int, latent_width: int) -> tuple[int, int]:
         """The site's (H, W) for a latent of this size: each level halves, rounding up."""
         step = 2**self.level
         return -(-latent_height // step), -(-latent_width // step)
+
+
+def transformer_of(name: str) -> str:
+    """Module path of the Transformer2DModel around the site of that path."""
+    return name.split(".transformer_blocks.")[0]
+
+
+def on_size(unet: nn.Module, name: str, note: Callable[[tuple[int, int]], None]) -> RemovableHandle:
+    """Call `note` with the true (H, W) of a site, by module path, before each of its forwards; returns the hook."""
+
+    def hook(_module, args, kwargs):
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        note(tuple(hidden_states.shape[-2:]))
+
+    return unet.get_submodule(transformer_of(name)).register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def find_sites(unet: nn.Module) -> list[Site]:

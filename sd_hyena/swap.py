@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, nn
 
+from sd_hyena.sites import on_size
 from sd_hyena.student import Projections
 
 
@@ -55,8 +57,7 @@ def swapped(unet: nn.Module, students: Mapping[str, nn.Module]) -> Iterator[nn.M
     try:
         for name, stand_in in stand_ins.items():
             unet.set_submodule(name, stand_in)
-            transformer = unet.get_submodule(name.split(".transformer_blocks.")[0])
-            hooks.append(transformer.register_forward_pre_hook(_tell_size(stand_in), with_kwargs=True))
+            hooks.append(on_size(unet, name, partial(setattr, stand_in, "size")))
         yield unet
     finally:
         for hook in hooks:
@@ -65,11 +66,3 @@ def swapped(unet: nn.Module, students: Mapping[str, nn.Module]) -> Iterator[nn.M
             for projection, module in Projections.of(stand_ins[name])._asdict().items():
                 setattr(original, projection, module)
             unet.set_submodule(name, original)
-
-
-def _tell_size(stand_in: StandIn):
-    def hook(_module, args, kwargs):
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        stand_in.size = tuple(hidden_states.shape[-2:])
-
-    return hook

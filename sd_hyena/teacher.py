@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sd_hyena.sites import Site
+from sd_hyena.sites import Site, on_size
 from sd_hyena.student import Projections, Size
 
 
@@ -68,9 +69,8 @@ class Teacher:
         hooks = []
         try:
             for site in self.sites:
-                transformer = self.unet.get_submodule(site.transformer)
                 attention = self.unet.get_submodule(site.name)
-                hooks.append(transformer.register_forward_pre_hook(_note_size(sizes, site), with_kwargs=True))
+                hooks.append(on_size(self.unet, site.name, partial(sizes.__setitem__, site.name)))
                 stop = site is self.sites[-1] and not self.whole
                 hooks.append(
                     attention.register_forward_hook(_note(seen, sizes, site, timesteps, stop), with_kwargs=True)
@@ -79,14 +79,6 @@ class Teacher:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _note_size(sizes: dict[str, Size], site: Site) -> Callable:
-    def hook(_module, args, kwargs):
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        sizes[site.name] = tuple(hidden_states.shape[-2:])
-
-    return hook
 
 
 def _note(seen: dict[str, Activation], sizes: dict[str, Size], site: Site, timesteps: Tensor, stop: bool) -> Callable:

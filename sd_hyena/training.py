@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
-import os
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
-from sd_hyena.config import TrainConfig
+from sd_hyena.config import TrainConfig, drawn_seed
 from sd_hyena.data import Activations, make_bank
 from sd_hyena.distill import Distillation
 from sd_hyena.errors import BadInput
@@ -83,7 +82,7 @@ def train(config: TrainConfig) -> Outcome:
         seed = resumed[1]["sd_hyena"]["config"]["seed"]
         if config.seed not in (-1, seed):
             raise BadInput(f"seed={config.seed} differs from the run's own, {seed}; leave --seed away to resume it")
-    seed = int.from_bytes(os.urandom(4), "little") if seed == -1 else seed
+    seed = drawn_seed(seed)
     config = dataclasses.replace(config, seed=seed)
     device = pick_device(config.device)
     prompts = prompts_of(path, config.prompts)

@@ -7,7 +7,6 @@ silenced, and replaced by trained pointwise MLPs.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +129,7 @@ def main(model: str = str(SHIPPED_MODEL), captions: int = 100, ablated: int = 32
     pointwise = load_students(outcome.exported, pipe.unet).students
     scenes, truth, rows = everything[:ablated], predictions(pipe, everything[:ablated]), [drawn[:8]]
     for name, students in (("silenced", silenced), ("pointwise", pointwise)):
-        with swapped(pipe.unet, students) if students else nullcontext():
+        with swapped(pipe.unet, students):
             measured[f"{name}_prediction_error"] = float(
                 relative_mse(*(p.flatten(1)[None] for p in (predictions(pipe, scenes), truth)))
             )
