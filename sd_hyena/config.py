@@ -55,9 +55,11 @@ class TrainConfig:
     hyena_w: float = option(3.0, "initial frequency of the filter's sines; safari's default is 1")
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
-    batch_size: int = option(16, "samples in a step", "-b")
+    batch_size: int = option(16, "samples in a step, over all devices", "-b")
     micro_batch_size: int = option(
-        0, "samples at once, the rest accumulated; 0 means all, halved on out-of-memory", free=True
+        0,
+        "samples at once on each device, the rest accumulated; 0 means all, halved on out-of-memory on one device",
+        free=True,
     )
     lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r", free=True)
     schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up", free=True)
@@ -90,6 +92,8 @@ class TrainConfig:
         "auto", "auto: bf16 where the device has it", free=True
     )
     device: str = option("auto", "auto, cpu, cuda, mps", free=True)
+    devices: int = option(1, "how many of them share the batch, each with a process of its own", free=True)
+    strategy: Literal["auto", "ddp"] = option("auto", "Lightning's; auto: ddp on several devices", free=True)
     dtype: DType = option("auto", "of the teacher; auto: float16 on a GPU", free=True)
     dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop", free=True)
     allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", free=True)
@@ -98,7 +102,7 @@ class TrainConfig:
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
         _check_size(self)
-        _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep")
+        _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
         _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         _between(self, 0, 1e3, "lr", open_low=True)
         for name in ("weight_decay", "clip", "cfg_scale"):
@@ -107,8 +111,13 @@ class TrainConfig:
         _check_seed(self.seed)
         if not self.target.strip(" ,"):
             raise BadInput("target is empty; name a site (IN01), a group (level0, all) or a pattern (OUT*)")
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise BadInput(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}")
+        if self.batch_size % self.devices:
+            raise BadInput(f"devices={self.devices} must divide batch_size={self.batch_size}")
+        if self.micro_batch_size and self.batch_size // self.devices % self.micro_batch_size:
+            of = f"batch_size={self.batch_size}" + (f" / devices={self.devices}" if self.devices > 1 else "")
+            raise BadInput(f"micro_batch_size={self.micro_batch_size} must divide {of}")
+        if self.devices > 1 and ":" in self.device:
+            raise BadInput(f"device={self.device!r} is one device, but devices={self.devices}; leave the number away")
         if self.data in ("images", "latents") and not (self.data_path and Path(self.data_path).exists()):
             raise BadInput(f"data={self.data} needs data_path; {self.data_path!r} does not exist")
         _check_files(self, "prompts", "pretrained_weight")

@@ -6,6 +6,7 @@ caption. The DataModule turns batches of states into activations by asking the t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -65,19 +66,24 @@ class Bank:
 
 
 class Numbered(IterableDataset):
-    """An endless stream: `sample(i)` for every `stride`-th i from `start` on."""
+    """An endless stream: `sample(i)` from i = `start` on, `block` of every `stride` numbers."""
 
-    start, stride = 0, 1
+    start, block, stride = 0, 1, 1
+
+    def part(self, start: int, block: int = 1, stride: int = 1) -> Numbered:
+        part = copy.copy(self)
+        part.start, part.block, part.stride = start, block, stride
+        return part
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return map(self.sample, count(self.start, self.stride))
+        return (self.sample(i) for first in count(self.start, self.stride) for i in range(first, first + self.block))
 
 
 class States(Numbered):
-    """The endless stream: {"latents" (4, h, w), "timestep" (), "text" (T, D)} from the `start`-th sample on."""
+    """The endless stream of {"latents" (4, h, w), "timestep" (), "text" (T, D)}."""
 
-    def __init__(self, bank: Bank, scheduler: Any, seed: int, start: int = 0, stride: int = 1):
-        self.bank, self.scheduler, self.seed, self.start, self.stride = bank, scheduler, seed, start, stride
+    def __init__(self, bank: Bank, scheduler: Any, seed: int):
+        self.bank, self.scheduler, self.seed = bank, scheduler, seed
 
     def sample(self, i: int, timestep: int | None = None) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, i])
@@ -98,8 +104,8 @@ class States(Numbered):
 class GaussianTokens(Numbered):
     """The ancestor's inputs: standard normal tokens for each site. A baseline; attention is near uniform on them."""
 
-    def __init__(self, shapes: dict[str, tuple[int, int]], seed: int, start: int = 0, stride: int = 1):
-        self.shapes, self.seed, self.start, self.stride = shapes, seed, start, stride
+    def __init__(self, shapes: dict[str, tuple[int, int]], seed: int):
+        self.shapes, self.seed = shapes, seed
 
     def sample(self, i: int) -> dict[str, Tensor]:
         source = torch.Generator().manual_seed(int(np.random.default_rng([self.seed, i]).integers(2**62)))
@@ -112,18 +118,19 @@ class Activations(L.LightningDataModule):
     def __init__(self, teacher: Teacher, scheduler: Any, bank: Bank, config: TrainConfig, validation_size: int = 16):
         super().__init__()
         self.teacher, self.scheduler, self.config, self.validation_size = teacher, scheduler, config, validation_size
-        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        self.micro_batch_size = config.micro_batch_size or config.batch_size // config.devices
         self.training_bank, self.validation_bank = bank.split()
         self.latent_size = tuple(bank.latents.shape[-2:])
 
     @property
     def accumulate(self) -> int:
-        """Micro-batches in a step."""
-        return self.config.batch_size // self.micro_batch_size
+        """Micro-batches in a step, on each device."""
+        return self.config.batch_size // self.config.devices // self.micro_batch_size
 
     def halve(self) -> bool:
         """Halve the micro-batch to a divisor of the batch; False if it is 1 already."""
-        smaller = [n for n in range(1, self.micro_batch_size // 2 + 1) if self.config.batch_size % n == 0]
+        share = self.config.batch_size // self.config.devices
+        smaller = [n for n in range(1, self.micro_batch_size // 2 + 1) if share % n == 0]
         if smaller:
             self.micro_batch_size = smaller[-1]
         return bool(smaller)
@@ -131,21 +138,22 @@ class Activations(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         self.teacher.to(self.trainer.strategy.root_device)
 
-    def stream(self, start: int = 0, stride: int = 1) -> IterableDataset:
-        """The training samples from the `start`-th on."""
+    def stream(self) -> Numbered:
+        """The training samples."""
         if self.config.data != "noise":
-            return States(self.training_bank, self.scheduler, self.config.seed, start, stride)
+            return States(self.training_bank, self.scheduler, self.config.seed)
         shapes = {}
         for site in self.teacher.sites:
             h, w = site.size(*self.latent_size)
             shapes[site.name] = (h * w, site.channels)
-        return GaussianTokens(shapes, self.config.seed, start, stride)
+        return GaussianTokens(shapes, self.config.seed)
 
     def train_dataloader(self) -> DataLoader:
+        """The ranks take micro-batches in turn, so a step consists of the same ones whoever computes them."""
+        size = self.micro_batch_size
         # global_step is already restored here, so a resumed run goes on with the sample after the last one used.
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        start = self.trainer.global_step * self.config.batch_size * ranks + rank
-        return DataLoader(self.stream(start, ranks), batch_size=self.micro_batch_size)
+        start = self.trainer.global_step * self.config.batch_size + self.trainer.global_rank * size
+        return DataLoader(self.stream().part(start, size, self.trainer.world_size * size), batch_size=size)
 
     def val_dataloader(self) -> DataLoader:
         """Held-out latents, at timesteps spread evenly unless they are states with their own; real ones in any case."""

@@ -93,8 +93,10 @@ class Distillation(L.LightningModule):
             return  # in the middle of an accumulation
         self.log("step", float(self.global_step), batch_size=1)  # the loggers' abscissa
         for site, total in self.sums.items():
-            self.log(f"train/loss/{self._short(site)}", total / self.trainer.accumulate_grad_batches, batch_size=1)
-        self.log("train/samples_per_second", self.samples / (time.perf_counter() - self._clock))
+            loss = total / self.trainer.accumulate_grad_batches
+            self.log(f"train/loss/{self._short(site)}", loss, batch_size=1, sync_dist=True)
+        rate = self.samples * self.trainer.world_size / (time.perf_counter() - self._clock)
+        self.log("train/samples_per_second", rate)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         self.log("train/memory_GiB", peak_gib(self.device))
         self.sums, self.samples = {}, 0

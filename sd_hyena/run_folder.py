@@ -25,6 +25,7 @@ from sd_hyena.command import Interrupted
 from sd_hyena.config import TrainConfig, to_dict
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
+from sd_hyena.ranks import say
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -50,6 +51,7 @@ class Checkpoints(L.Callback):
     def __init__(self, folder: Path, config: TrainConfig, facts: dict[str, Any]):
         self.folder, self.config, self.facts = folder, config, facts
         self.signal: int | None = None
+        self.stopping = False  # on every rank, once one of them was signalled
         self.step: int | None = None  # None until training has begun
         self.exported: Path | None = None
         self.validated_step: int | None = None
@@ -73,18 +75,20 @@ class Checkpoints(L.Callback):
         if step == self.step:
             return  # in the middle of an accumulation
         self.step = step
-        if self.signal is not None or step >= trainer.max_steps or (every and step % every == 0):
+        self.stopping = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        if self.stopping or step >= trainer.max_steps or (every and step % every == 0):
             self.save(trainer)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        if self.signal is not None and self.step == self.saved_step:  # by now the saved step has been logged
+        if self.stopping and self.step == self.saved_step:  # by now the saved step has been logged
             raise Stopped(self.step)
 
     def save(self, trainer) -> None:
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:05d}.ckpt")
-        for old in _newest_first(self.folder)[self.config.keep :]:
-            old.unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            for old in _newest_first(self.folder)[self.config.keep :]:
+                old.unlink(missing_ok=True)
 
     def on_exception(self, trainer, module, exception) -> None:
         self.out_of_memory = None
@@ -101,6 +105,9 @@ class Checkpoints(L.Callback):
         self.export(trainer, module, checkpoint["state_dict"])
 
     def export(self, trainer, module, state: dict[str, torch.Tensor]) -> None:
+        """Write the students; rank 0 alone does."""
+        if not trainer.is_global_zero:
+            return
         metrics = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         steps = {"step": trainer.global_step, "metrics_of_step": self.validated_step}
         training = {**steps, **self.facts, "metrics": metrics, "config": to_dict(self.config)}
@@ -158,7 +165,7 @@ def find_resumable(config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
             try:
                 content = _read_checkpoint(path)
             except BadInput as error:
-                print(f"passed over: {error}")
+                say(f"passed over: {error}")
                 continue
             if content["sd_hyena"]["config"]["dry_run"]:
                 break
@@ -194,7 +201,7 @@ def check_resumable(config: TrainConfig, facts: dict[str, Any], content: dict[st
         )
     for name, (old, new) in changed.items():
         if name != "resume":
-            print(f"changed on resume: {name} {old} -> {new}")
+            say(f"changed on resume: {name} {old} -> {new}")
 
 
 def set_aside_later(path: Path) -> None:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.memory import is_oom_error
 from torch.utils.data import DataLoader
 
+from sd_hyena import ranks
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
 from sd_hyena.config import TrainConfig, drawn_seed
@@ -40,6 +41,7 @@ from sd_hyena.pipeline import (
     set_scheduler,
 )
 from sd_hyena.previews import Previews
+from sd_hyena.ranks import say
 from sd_hyena.run_folder import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -71,12 +73,15 @@ class Outcome:
 def train(config: TrainConfig) -> Outcome:
     """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
     quiet_libraries()
+    ranks.check_launched_by_us()
+    if ranks.rank():
+        config = dataclasses.replace(config, **ranks.told()["options"])
     path = model_path(config.teacher_model)
     writable_folder(config.out_dir)
     writable_folder(config.log_dir, "log_dir")
     resumed = find_resumable(config) if config.resume else None
     if config.resume and not resumed:
-        print(f"nothing to resume in {config.out_dir}; starting anew")
+        say(f"nothing to resume in {config.out_dir}; starting anew")
     seed = config.seed
     if resumed:
         seed = resumed[1]["sd_hyena"]["config"]["seed"]
@@ -84,7 +89,7 @@ def train(config: TrainConfig) -> Outcome:
             raise BadInput(f"seed={config.seed} differs from the run's own, {seed}; leave --seed away to resume it")
     seed = drawn_seed(seed)
     config = dataclasses.replace(config, seed=seed)
-    device = pick_device(config.device)
+    device = _own_device(config)
     prompts = prompts_of(path, config.prompts)
 
     pipe = load_pipeline(path, device, pick_dtype(config.dtype, device))
@@ -98,18 +103,15 @@ def train(config: TrainConfig) -> Outcome:
     facts = {"teacher": path.name, "teacher_sha256": model_sha256(path), "sites": [site.name for site in sites]}
     if resumed:
         check_resumable(config, facts, resumed[1], resumed[0])
-        folder = resumed[0].parent.parent
         if resumed[1]["global_step"] >= config.n_steps:
-            print(f"nothing to do: {resumed[0]} has {resumed[1]['global_step']} of {config.n_steps} steps")
+            say(f"nothing to do: {resumed[0]} has {resumed[1]['global_step']} of {config.n_steps} steps")
+            folder = resumed[0].parent.parent
             exported = max(folder.glob("**/*.safetensors"), key=lambda file: file.stat().st_mtime_ns, default=None)
             return Outcome(folder, exported, {}, {})
-        set_aside_later(resumed[0])
-    else:
-        folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    folder = _run_folder(config, resumed)
     if config.pretrained_weight:
         _start_from(config.pretrained_weight, students, pipe.unet)
-    write_config(folder, config)
-    print(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
+    say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
 
     bank = make_bank(pipe, config, prompts, facts["teacher_sha256"], Path(config.out_dir) / "cache")
     data = Activations(teacher, _noiser(pipe), bank, config)
@@ -123,23 +125,60 @@ def train(config: TrainConfig) -> Outcome:
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
     )
-    _with_smaller_batches(data, lambda: _print_estimate(module, data, config, device))
-    print(f"watch it: tensorboard --logdir {config.log_dir}")
+    if ranks.rank() == 0:
+        _with_smaller_batches(data, lambda: _print_estimate(module, data, config, device))
+        print(f"watch it: tensorboard --logdir {config.log_dir}")
+        options = {
+            "seed": seed,
+            "micro_batch_size": data.micro_batch_size,
+            "resume": str(resumed[0]) if resumed else "",
+        }
+        if config.devices > 1:
+            ranks.tell(folder=str(folder), options=options)
     if config.dry_run:
         config = dataclasses.replace(config, n_steps=1)
     try:
         trainer = _fit(module, data, config, checkpoints, previews, resumed)
     except Stopped as step:
+        if ranks.rank():
+            raise SystemExit(0) from None
         print(f"saved at step {step}; go on with --resume {folder}")
         raise (Terminated if checkpoints.signal == signal.SIGTERM else Interrupted) from None
     if checkpoints.validated_step != trainer.global_step:
         trainer.validate(module, data, verbose=False)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if ranks.rank():
+        return Outcome(folder, None, metrics, {})
     checkpoints.export(trainer, module, module.state_dict())  # once more: now with the final metrics inside
     load_students(checkpoints.exported, pipe.unet)
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
     _print_card(outcome, config)
     return outcome
+
+
+def _own_device(config: TrainConfig) -> torch.device:
+    """The device of this process. Raises BadInput if there are too few."""
+    device = pick_device(config.device)
+    if config.devices > 1 and device.type == "cuda":
+        if config.devices > torch.cuda.device_count():
+            raise BadInput(f"devices={config.devices}, but this machine has {torch.cuda.device_count()} GPUs")
+        return torch.device("cuda", ranks.rank())
+    if config.devices > 1 and device.type != "cpu":
+        raise BadInput(f"devices={config.devices} needs GPUs or --device cpu, not {device}")
+    return device
+
+
+def _run_folder(config: TrainConfig, resumed: tuple[Path, dict] | None) -> Path:
+    """Rank 0 takes up or makes the run's folder; the others are told."""
+    if ranks.rank():
+        return Path(ranks.told()["folder"])
+    if resumed:
+        set_aside_later(resumed[0])
+        folder = resumed[0].parent.parent
+    else:
+        folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    write_config(folder, config)
+    return folder
 
 
 def _noiser(pipe: Any):
@@ -172,7 +211,11 @@ def _fit(
         trainer.fit(module, data, ckpt_path=resume)
         return trainer
 
-    return _with_smaller_batches(data, fit, may_repeat=lambda: checkpoints.step is None or checkpoints.out_of_memory)
+    def may_repeat() -> bool:
+        alone = config.devices == 1  # of several ranks one cannot go back by itself
+        return alone and (checkpoints.step is None or checkpoints.out_of_memory is not None)
+
+    return _with_smaller_batches(data, fit, may_repeat)
 
 
 def _with_smaller_batches(data: Activations, work: Callable[[], T], may_repeat=lambda: True) -> T:
@@ -215,7 +258,9 @@ def _trainer(
         precision = "bf16-mixed" if bf16 else "16-mixed" if device.type == "cuda" else "32-true"
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=1 if device.index is None else [device.index],
+        devices=config.devices if device.index is None else [device.index],
+        strategy=config.strategy,
+        use_distributed_sampler=False,  # every rank validates on the same few states
         precision=precision,
         max_steps=config.n_steps,
         max_epochs=-1,
@@ -308,5 +353,6 @@ def quiet_libraries() -> None:
         ".*will not be displayed.*",
         ".*lr_scheduler.step.*",
         ".*treespec.*",
+        ".*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", message)

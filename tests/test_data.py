@@ -40,7 +40,7 @@ def equal(a, b):
 
 def test_sample_i_depends_on_the_seed_and_i_alone(bank, scheduler):
     first = take(States(bank, scheduler, seed=5), 6)
-    later = take(States(bank, scheduler, seed=5, start=4), 2)
+    later = take(States(bank, scheduler, seed=5).part(4), 2)
     assert equal(first[4], later[0]) and equal(first[5], later[1])
     assert not equal(first[0], take(States(bank, scheduler, seed=6), 1)[0])
     state = torch.get_rng_state()
@@ -48,10 +48,11 @@ def test_sample_i_depends_on_the_seed_and_i_alone(bank, scheduler):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_two_ranks_together_see_the_stream_of_one(bank, scheduler):
-    whole = take(States(bank, scheduler, seed=1), 6)
-    ranks = [take(States(bank, scheduler, seed=1, start=rank, stride=2), 3) for rank in (0, 1)]
-    assert all(equal(whole[i], ranks[i % 2][i // 2]) for i in range(6))
+def test_two_ranks_that_take_blocks_in_turn_see_the_stream_of_one(bank, scheduler):
+    whole = take(States(bank, scheduler, seed=1), 8)
+    ranks = [take(States(bank, scheduler, seed=1).part(start=2 * rank, block=2, stride=4), 4) for rank in (0, 1)]
+    order = [sample for i in (0, 2) for rank in ranks for sample in rank[i : i + 2]]
+    assert all(map(equal, whole, order))
 
 
 def test_batches_are_the_same_samples_whatever_their_size(bank, scheduler):
@@ -93,7 +94,7 @@ def test_gaussian_tokens_are_standard_normal_and_seeded():
     stream = GaussianTokens({"a": (500, 8), "b": (50, 4)}, seed=3)
     x = stream.sample(7)
     assert x["a"].shape == (500, 8) and abs(x["a"].mean()) < 0.1 and abs(x["a"].std() - 1) < 0.1
-    assert equal(x, take(GaussianTokens({"a": (500, 8), "b": (50, 4)}, seed=3, start=7), 1)[0])
+    assert equal(x, take(GaussianTokens({"a": (500, 8), "b": (50, 4)}, seed=3).part(7), 1)[0])
 
 
 def config(**options):
