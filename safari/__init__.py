@@ -1,7 +1,19 @@
 """Sub-quadratic token mixers: the Hyena operator and its long convolution. Imports torch and einops only."""
 
-from safari.fftconv import long_conv
+from safari.fftconv import long_conv, long_conv2d
 from safari.hyena import HyenaMixer, HyenaOperator
+from safari.hyena2d import Hyena2d
+from safari.linear_attention import LinearAttention
 from safari.pointwise import PointwiseMixer
+from safari.window_attention import WindowAttention
 
-__all__ = ["HyenaMixer", "HyenaOperator", "PointwiseMixer", "long_conv"]
+__all__ = [
+    "Hyena2d",
+    "HyenaMixer",
+    "HyenaOperator",
+    "LinearAttention",
+    "PointwiseMixer",
+    "WindowAttention",
+    "long_conv",
+    "long_conv2d",
+]

@@ -5,6 +5,7 @@ B batch, L tokens, D channels, N order. Weight- and number-compatible with HazyR
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ ACTIVATIONS = {"id": lambda x: x, "gelu": F.gelu, "relu": F.relu, "silu": F.silu
 class HyenaMixer(nn.Module):
     """Mixes N+1 streams `(x_0, ..., x_{N-1}, v)` of a sequence; the projections around it are somebody else's.
 
-    Takes (B, L, (N+1) D) and returns (B, L, D). `bidirectional` lets every token reach every other (lags -(L-1) ...
+    `mix` takes (B, L, (N+1) D) and returns (B, L, D). `bidirectional` lets every token reach every other (lags -(L-1) ...
     L-1, short filter centred) instead of only its past. Sequences up to `l_max`; a longer one raises ValueError.
     """
 
@@ -50,6 +51,7 @@ class HyenaMixer(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
         self.d_model, self.l_max, self.order, self.bidirectional = d_model, l_max, order, bidirectional
+        self.streams = order + 1
         width = d_model * (order + 1)
         self.short_filter = nn.Conv1d(width, width, short_filter_order, groups=width, padding=short_filter_order - 1)
         self.filter_fn = HyenaFilter(
@@ -87,7 +89,9 @@ class HyenaMixer(nn.Module):
             v = long_conv(v, h_o, first_lag) + skip_o.to(v.dtype) * v
         return self.activation(rearrange(x[0] * v, "b d l -> b l d"))
 
-    forward = mix
+    def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int]) -> Tensor:
+        """As a mixer: streams of (B, L, D) each; neither the tokens nor the grid matter to it."""
+        return self.mix(torch.cat(streams, dim=-1))
 
 
 class HyenaOperator(HyenaMixer):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
 class PointwiseMixer(nn.Module):
-    """A two-layer MLP on each token's concatenated streams; (B, L, S D) -> (B, L, D) for S streams.
+    """A two-layer MLP on each token's concatenated streams, (B, L, D) each.
 
     The baseline of every table: an operator that does not beat it has learnt no mixing.
     """
@@ -14,8 +15,8 @@ class PointwiseMixer(nn.Module):
     def __init__(self, d_model: int, streams: int = 3, hidden: int | None = None):
         super().__init__()
         hidden = hidden or 4 * d_model
-        self.d_model = d_model
+        self.streams = streams
         self.layers = nn.Sequential(nn.Linear(streams * d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
 
-    def forward(self, streams: Tensor) -> Tensor:
-        return self.layers(streams) + streams[..., -self.d_model :]
+    def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.layers(torch.cat(streams, dim=-1)) + streams[-1]

@@ -58,3 +58,162 @@ def hyena_operator(state: dict[str, Tensor], x: Tensor, order: int = 2) -> Tenso
         mixed = long_conv(v.transpose(1, 2), h[:, channels].T)
         v = mixed.transpose(1, 2) + bias[channels] * v
     return (v * x0) @ state["out_proj.weight"].T + state["out_proj.bias"]
+
+
+def long_conv2d(u: Tensor, h: Tensor) -> Tensor:
+    """`y[i] = sum_D h[D] u[i - D]` over the filter's offsets, centred, with u zero outside its grid."""
+    (height, width), (down, right) = u.shape[-2:], (side // 2 for side in h.shape[-2:])
+    y = []
+    for row in range(height):
+        for column in range(width):
+            terms = [
+                h[..., row - a + down, column - b + right] * u[..., a, b]
+                for a in range(height)
+                for b in range(width)
+                if abs(row - a) <= down and abs(column - b) <= right
+            ]
+            y.append(sum(terms))
+    return torch.stack(y, dim=-1).unflatten(-1, (height, width))
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """All L^2 weights q_i . k_j / L, each row divided by its sum plus epsilon; (B, heads, L, E), q and k positive."""
+    weight = q @ k.transpose(-1, -2) / k.shape[-2]
+    return weight / (weight.sum(dim=-1, keepdim=True) + epsilon) @ v
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, size: tuple[int, int], window: int) -> Tensor:
+    """Softmax attention, window by window and head by head; a window ends where the grid ends."""
+    (height, width), e = size, q.shape[-1] // heads
+    y = torch.zeros_like(v)
+    for top in range(0, height, window):
+        for left in range(0, width, window):
+            rows, columns = range(top, min(top + window, height)), range(left, min(left + window, width))
+            cells = [row * width + column for row in rows for column in columns]
+            for head in range(heads):
+                part = slice(head * e, (head + 1) * e)
+                score = q[:, cells, part] @ k[:, cells, part].transpose(1, 2) / math.sqrt(e)
+                weight = score.exp() / score.exp().sum(dim=-1, keepdim=True)
+                y[:, cells, part] = weight @ v[:, cells, part]
+    return y
+
+
+def offset_filter(state: dict[str, Tensor], reaches: tuple[int, ...]) -> Tensor:
+    """`OffsetFilter` from its weights, offset by offset; (C, 2 r + 1) or (C, 2 r_y + 1, 2 r_x + 1)."""
+    bands = state["first.weight"].shape[1] // (2 * len(reaches))
+    wavelengths = [4 * 64 ** (band / max(bands - 1, 1)) for band in range(bands)]  # cells
+    offsets = [()]
+    for reach in reaches:
+        offsets = [(*offset, d) for offset in offsets for d in range(-reach, reach + 1)]
+    h = []
+    for offset in offsets:
+        angles = [2 * math.pi * d / wavelength for d in offset for wavelength in wavelengths]
+        z = [*(math.cos(angle) for angle in angles), *(math.sin(angle) for angle in angles)]
+        z = torch.tensor(z, dtype=state["first.weight"].dtype)
+        z = torch.sin(state["first.weight"] @ z + state["first.bias"])
+        z = torch.sin(state["hidden.weight"] @ z + state["hidden.bias"])
+        h.append(state["last.weight"] @ z * torch.exp(-math.hypot(*offset) * state["log_rate"].exp()))
+    return torch.stack(h, dim=-1).unflatten(-1, [2 * reach + 1 for reach in reaches])
+
+
+def depthwise(t: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Correlation of each channel of (B, D, H, W) with its own square, the border cells repeated outwards."""
+    (height, width), side = t.shape[-2:], weight.shape[-1]
+    y = bias[:, None, None] * torch.ones_like(t)
+    for a in range(side):
+        for b in range(side):
+            rows = [min(max(row + a - side // 2, 0), height - 1) for row in range(height)]
+            columns = [min(max(column + b - side // 2, 0), width - 1) for column in range(width)]
+            y = y + weight[:, 0, a, b, None, None] * t[:, :, rows][..., columns]
+    return y
+
+
+def head_norm(t: Tensor, gain: Tensor, heads: int) -> Tensor:
+    """Each cell of (B, D, H, W) over the root of the mean square of its channels, head by head."""
+    parts = [part / (part.square().mean(dim=1, keepdim=True) + 1e-6).sqrt() for part in t.chunk(heads, dim=1)]
+    return gain * torch.cat(parts, dim=1)
+
+
+def content(state: dict[str, Tensor], streams: tuple[Tensor, ...], x: Tensor, heads: int) -> Tensor:
+    """`LinearAttention` with any options, from its weights; (B, L, D)."""
+
+    def shifted(stream: Tensor, f: str) -> Tensor:
+        z = x @ state[f"{f}.0.weight"].T + state[f"{f}.0.bias"]
+        z = z - z.mean(dim=-1, keepdim=True)
+        z = z / (z.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+        z = z * state[f"{f}.1.weight"] + state[f"{f}.1.bias"]
+        z = torch.where(z > 0, z, 0.01 * z)
+        return stream + z @ state[f"{f}.3.weight"].T + state[f"{f}.3.bias"]
+
+    def features(z: Tensor, phi: str, head: int) -> Tensor:
+        if f"{phi}.weight" not in state:
+            return torch.where(z > 0, z + 1, z.clamp(max=0).exp())
+        z = z @ state[f"{phi}.weight"][head] / z.shape[-1] ** 0.25
+        return torch.cat([part.exp() / part.exp().sum(dim=-1, keepdim=True) for part in (z, -z)], dim=-1)
+
+    q, k, v = shifted(streams[0], "f_q"), shifted(streams[1], "f_k"), streams[2]
+    parts = zip(*(t.chunk(heads, dim=-1) for t in (q, k, v)), strict=True)
+    y = [
+        linear_attention(features(q_, "phi_q", head), features(k_, "phi_k", head), v_)
+        for head, (q_, k_, v_) in enumerate(parts)
+    ]
+    return torch.cat(y, dim=-1)
+
+
+def hyena2d(
+    state: dict[str, Tensor],
+    streams: tuple[Tensor, ...],
+    x: Tensor,
+    size: tuple[int, int],
+    heads: int,
+    *,
+    long: str = "separable",
+    rank: int = 4,
+    reach: int = 64,
+    window: int = 0,
+    **_,
+) -> Tensor:
+    """`Hyena2d` with any options, from its weights; the options that are not named show in the names of the weights."""
+    q, k, v = (t.transpose(1, 2).unflatten(-1, size) for t in streams)
+
+    def inside(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+
+    def conv(t: Tensor, name: str) -> Tensor:
+        return depthwise(t, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def gate(t: Tensor, name: str) -> Tensor:
+        if f"{name}.a" in state:
+            return state[f"{name}.a"] * t + state[f"{name}.b"]
+        y = torch.einsum("oi,bihw->bohw", state[f"{name}.weight"][..., 0, 0], t)
+        return y + state[f"{name}.bias"][:, None, None]
+
+    def norm(t: Tensor, name: str) -> Tensor:
+        return head_norm(t, state[f"{name}.gain"], heads) if f"{name}.gain" in state else t
+
+    def filters(name: str, axes: int, per_channel: int = 1) -> Tensor:
+        """One for each of the D channels, (D, per_channel, ...), neighbours sharing theirs in groups."""
+        h = offset_filter(inside(f"long.{name}."), (reach,) * axes).unflatten(0, (-1, per_channel))
+        return torch.stack([h[channel * len(h) // q.shape[1]] for channel in range(q.shape[1])])
+
+    def far(t: Tensor) -> Tensor:
+        if long == "full":
+            return long_conv2d(t, filters("filter", 2)[:, 0])
+        if long == "separable":
+            return long_conv2d(t, torch.einsum("cry,crx->cyx", filters("down", 1, rank), filters("along", 1, rank)))
+        return long_conv2d(t, filters("down", 1)[:, 0, :, None]) + long_conv2d(t, filters("along", 1)[:, 0, None, :])
+
+    q, k, v = conv(q, "short_q"), conv(k, "short_k"), conv(v, "short_v")
+    u = norm(gate(k, "gate_k") * v, "norm_u")
+    mixed = state["skip"] * u
+    if "local.weight" in state:
+        mixed = mixed + conv(u, "local")
+    if long != "none":
+        mixed = mixed + far(u - u.mean(dim=(-2, -1), keepdim=True))
+    p = state["place_gain"] * norm(gate(q, "gate_q") * mixed, "norm_p")
+    y = p.flatten(2).transpose(1, 2)
+    if "content.f_q.0.weight" in state:
+        y = y + content(inside("content."), streams, x, heads)
+    if "window_gate" in state:
+        y = y + state["window_gate"] * window_attention(*streams, heads, size, window)
+    return y

@@ -20,7 +20,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.file_names import check_format
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "examples" / "tiny_sd" / "model"
-Operator = Literal["causal", "bidirectional", "pointwise", "safari"]
+Operator = Literal["hyena2d", "bidirectional", "causal", "safari", "linear", "windows", "pointwise"]
 Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 SCHEDULERS = ("ddim", "euler", "euler_a", "heun", "lms", "pndm", "dpm++_2m", "dpm++_2m_sde", "unipc")
 WITHOUT_KARRAS = ("ddim", "euler_a", "pndm")
@@ -44,9 +44,31 @@ class TrainConfig:
     )
     target: str = option("IN01", "sites: names (IN01,OUT11), level0, level1, all, or a pattern (OUT*)", "-t")
     operator: Operator = option(
-        "bidirectional", "what stands in for attention; pointwise mixes nothing, safari is the operator as published"
+        "hyena2d",
+        "what stands in for attention; bidirectional, causal and safari (as published) are one-dimensional; linear and "
+        "windowed attention, and pointwise, which mixes nothing, are baselines",
     )
-    hyena_order: int = option(2, "gates and long convolutions in turn, order - 1 of them")
+    stage: Literal["layerwise", "joint", "end_to_end"] = option(
+        "layerwise", "layerwise: each site by itself; joint: all together inside the UNet; end_to_end: its prediction"
+    )
+    feature_weight: float = option(0.1, "of the sites' outputs beside the prediction in end_to_end")
+    guidance_weight: float = option(0.5, "of the guided prediction, at scales from 1 to 10, in end_to_end")
+    hyena2d_local: int = option(9, "side of the explicit filter; 0 leaves it out")
+    hyena2d_long: Literal["full", "separable", "axial_1d", "none"] = option(
+        "separable", "the filter over the plane: by FFT, as a sum of products, along rows plus columns"
+    )
+    hyena2d_rank: int = option(4, "products in a separable filter")
+    hyena2d_reach: int = option(64, "the farthest offset of the filter, in cells")
+    hyena2d_groups: int = option(0, "filters of the long branch; 0 means one for each channel")
+    hyena2d_filter_order: int = option(32, "width of the filter's MLP")
+    hyena2d_content: Literal["hedgehog", "elu", "none"] = option(
+        "hedgehog", "feature map of the linear attention; none leaves it out"
+    )
+    hyena2d_window: int = option(0, "side of the windows of an additional softmax attention; 0 leaves it out")
+    hyena2d_gates: Literal["diagonal", "dense"] = option("diagonal", "a factor per channel, or a 1x1 convolution")
+    hyena2d_norm: bool = option(True, "normalise the gated product and the output")
+    hyena2d_tile: int = option(0, "cells a side of the tiles in which a full filter is applied; 0 means no tiles")
+    hyena_order: int = option(2, "of the 1-D operators: gates and long convolutions in turn, order - 1 of them")
     hyena_filter_order: int = option(64, "width of the filter's MLP")
     hyena_num_blocks: int = option(1, "must be 1: with more, the published filter wraps around")
     hyena_num_heads: int = option(1, "must be 1: the published operator crashes on more")
@@ -62,6 +84,7 @@ class TrainConfig:
         free=True,
     )
     lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r", free=True)
+    lr_projections: float = option(0.0, "learning rate of the projections' change; 0 means as lr", free=True)
     schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up", free=True)
     warmup_steps: int = option(20, "steps of linear warm-up", free=True)
     weight_decay: float = option(0.0, "of AdamW")
@@ -105,12 +128,14 @@ class TrainConfig:
         _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
         _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         _between(self, 0, 1e3, "lr", open_low=True)
-        for name in ("weight_decay", "clip", "cfg_scale"):
+        for name in ("lr_projections", "weight_decay", "clip", "cfg_scale", "feature_weight", "guidance_weight"):
             _between(self, 0, 1e3, name)
         _between(self, 0, 1, "ema", open_high=True)
         _check_seed(self.seed)
         if not self.target.strip(" ,"):
             raise BadInput("target is empty; name a site (IN01), a group (level0, all) or a pattern (OUT*)")
+        if self.data == "noise" and self.stage != "layerwise":
+            raise BadInput(f"data=noise has no pictures, so stage={self.stage} cannot learn from it; use layerwise")
         if self.batch_size % self.devices:
             raise BadInput(f"devices={self.devices} must divide batch_size={self.batch_size}")
         if self.micro_batch_size and self.batch_size // self.devices % self.micro_batch_size:
@@ -129,12 +154,11 @@ class TrainConfig:
 
     def operator_options(self) -> dict[str, Any]:
         """The options of the operator by their names in `safari`."""
-        options = {
-            f.name.removeprefix("hyena_"): getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name.startswith("hyena_")
-        }
-        return {} if self.operator == "pointwise" else options
+        if self.operator == "linear":
+            return {"feature_map": "elu"}  # LinFusion's form
+        prefix = {"hyena2d": "hyena2d_", "windows": "-", "pointwise": "-"}.get(self.operator, "hyena_")
+        names = (f.name for f in dataclasses.fields(self))
+        return {name.removeprefix(prefix): getattr(self, name) for name in names if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, kw_only=True)

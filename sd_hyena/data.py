@@ -1,7 +1,7 @@
 """What students are trained on: states of the teacher, an endless stream in which sample i depends on (seed, i) alone.
 
 A bank holds latents that were made once; a state is one of them, noised to a random timestep, with or without its
-caption. The DataModule turns batches of states into activations by asking the teacher.
+caption. The DataModule turns batches of states into lessons by asking the teacher.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,12 +26,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from sd_hyena.atomic_file import replacing
 from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.teacher import Activation, Teacher
+from sd_hyena.pipeline import encoded, resized
+from sd_hyena.stages import Stage
 from sd_hyena.weights_file import read_weights
 
 VALIDATION_SEED = 2**33  # outside what a user can choose
+GUIDANCE_SCALES = 1.0, 10.0
 UNCONDITIONAL_SHARE = 0.5  # guidance calls the UNet as often without the caption as with it
-TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,14 @@ class Numbered(IterableDataset):
 
 
 class States(Numbered):
-    """The endless stream of {"latents" (4, h, w), "timestep" (), "text" (T, D)}."""
+    """The endless stream of {"latents" (4, h, w), "timestep" (), "text" (T, D), "empty" (T, D), "guidance" ()}.
 
-    def __init__(self, bank: Bank, scheduler: Any, seed: int):
-        self.bank, self.scheduler, self.seed = bank, scheduler, seed
+    `text` is the caption's, or in `unconditional` of the samples the empty one, which `empty` always is. `guidance` is
+    a scale to combine the two with.
+    """
+
+    def __init__(self, bank: Bank, scheduler: Any, seed: int, unconditional: float = UNCONDITIONAL_SHARE):
+        self.bank, self.scheduler, self.seed, self.unconditional = bank, scheduler, seed, unconditional
 
     def sample(self, i: int, timestep: int | None = None) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, i])
@@ -97,8 +101,14 @@ class States(Numbered):
             latents = self.scheduler.add_noise(latents[None], noise[None], torch.tensor([t]))[0]
         else:
             t = int(self.bank.timesteps[n])
-        row = -1 if rng.random() < UNCONDITIONAL_SHARE else int(self.bank.prompt[n])
-        return {"latents": latents, "timestep": torch.tensor(t), "text": self.bank.text[row]}
+        row = -1 if rng.random() < self.unconditional else int(self.bank.prompt[n])
+        return {
+            "latents": latents,
+            "timestep": torch.tensor(t),
+            "text": self.bank.text[row],
+            "empty": self.bank.text[-1],
+            "guidance": torch.tensor(rng.uniform(*GUIDANCE_SCALES), dtype=torch.float32),
+        }
 
 
 class GaussianTokens(Numbered):
@@ -112,12 +122,13 @@ class GaussianTokens(Numbered):
         return {name: torch.randn(shape, generator=source) for name, shape in self.shapes.items()}
 
 
-class Activations(L.LightningDataModule):
-    """Batches of {site: Activation}, made by the teacher on the device where the students are."""
+class Lessons(L.LightningDataModule):
+    """Batches of a stage's lessons, given on the device where the students are; in validation of {site: Activation}."""
 
-    def __init__(self, teacher: Teacher, scheduler: Any, bank: Bank, config: TrainConfig, validation_size: int = 16):
+    def __init__(self, stage: Stage, scheduler: Any, bank: Bank, config: TrainConfig, validation_size: int = 16):
         super().__init__()
-        self.teacher, self.scheduler, self.config, self.validation_size = teacher, scheduler, config, validation_size
+        self.stage, self.teacher, self.scheduler, self.config = stage, stage.teacher, scheduler, config
+        self.validation_size = validation_size
         self.micro_batch_size = config.micro_batch_size or config.batch_size // config.devices
         self.training_bank, self.validation_bank = bank.split()
         self.latent_size = tuple(bank.latents.shape[-2:])
@@ -141,7 +152,8 @@ class Activations(L.LightningDataModule):
     def stream(self) -> Numbered:
         """The training samples."""
         if self.config.data != "noise":
-            return States(self.training_bank, self.scheduler, self.config.seed)
+            unconditional = 0.0 if self.config.stage == "end_to_end" else UNCONDITIONAL_SHARE
+            return States(self.training_bank, self.scheduler, self.config.seed, unconditional)
         shapes = {}
         for site in self.teacher.sites:
             h, w = site.size(*self.latent_size)
@@ -156,17 +168,21 @@ class Activations(L.LightningDataModule):
         return DataLoader(self.stream().part(start, size, self.trainer.world_size * size), batch_size=size)
 
     def val_dataloader(self) -> DataLoader:
-        """Held-out latents, at timesteps spread evenly unless they are states with their own; real ones in any case."""
+        return DataLoader(self.held_out(), batch_size=min(self.micro_batch_size, self.validation_size))
+
+    def held_out(self) -> list[dict[str, Tensor]]:
+        """Held-out states, at timesteps spread evenly unless they have their own; real ones whatever the data."""
         states = States(self.validation_bank, self.scheduler, VALIDATION_SEED)
         n, last = self.validation_size, self.scheduler.config.num_train_timesteps
-        samples = [states.sample(i, timestep=int((i + 0.5) * last / n)) for i in range(n)]
-        return DataLoader(samples, batch_size=min(self.micro_batch_size, n))
+        return [states.sample(i, timestep=int((i + 0.5) * last / n)) for i in range(n)]
 
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Activation]:
-        if "latents" in batch:
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
+        if "latents" not in batch:  # tokens of the ancestor's kind
+            timestep = torch.zeros(self.micro_batch_size, dtype=torch.long)
+            return self.teacher.answers(batch, self.latent_size, timestep)
+        if self.trainer is not None and not self.trainer.training:
             return self.teacher.activations(batch["latents"], batch["timestep"], batch["text"])
-        timestep = torch.zeros(self.micro_batch_size, dtype=torch.long)
-        return self.teacher.answers(batch, self.latent_size, timestep)
+        return self.stage.lesson(batch)
 
 
 def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Bank:
@@ -259,24 +275,6 @@ def _draw_states(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str
         first = first.to(pipe.device, pipe.unet.dtype)
         pipe(**given, latents=first, width=config.width, height=config.height, callback_on_step_end=after)
     return {"latents": torch.cat(latents), "timesteps": torch.tensor(timesteps), "picture": torch.tensor(picture)}
-
-
-@torch.no_grad()
-def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
-    """Latents (1, 4, h, w) of the same picture at another size in pixels."""
-    if latents.shape[-2:] == (height // 8, width // 8):
-        return latents
-    image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-    image = F.interpolate(image.float(), (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
-    return encoded(pipe, image)
-
-
-@torch.no_grad()
-def encoded(pipe: Any, image: Tensor) -> Tensor:
-    """Scaled latents of an image (1, 3, H, W) in -1 ... 1."""
-    (pipe.vae.enable_tiling if max(image.shape[-2:]) > TILED_VAE_FROM else pipe.vae.disable_tiling)()
-    latents = pipe.vae.encode(image.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
-    return latents * pipe.vae.config.scaling_factor
 
 
 def _encode_folder(pipe: Any, config: TrainConfig) -> tuple[Tensor, list[str]]:

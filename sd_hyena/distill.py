@@ -1,17 +1,20 @@
-"""Distillation: students learn what their sites would have answered. Never sees a UNet."""
+"""Distillation: students learn what their sites would have answered. Holds students and nothing else."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
-from sd_hyena.losses import cosine, relative_mse, relative_mse_per_sample
+from sd_hyena.losses import cosine, error_and_spread
 from sd_hyena.memory import peak_gib
+from sd_hyena.stages import Layerwise, Stage, prediction_error
 from sd_hyena.teacher import Activation
 
 TIMESTEP_BINS = 4
@@ -24,30 +27,35 @@ class NonFinite(RuntimeError):
 
 
 class Distillation(L.LightningModule):
-    """Trains `students` (by site path) on batches of {site: Activation}; the loss is the sum of their relative errors.
+    """Trains `students` (by site path) on the lessons of a stage; the loss is the sum of its errors.
 
-    `schedule` is the learning rate after a linear warm-up: "constant", or "cosine" to zero at `n_steps`. Stored positions
-    of 1-D filters hardly move, as in safari. A step whose loss or gradient is not finite leaves the weights alone.
+    `lr_projections` is the learning rate of the projections' change, 0 as `lr`. `schedule` is what follows a linear
+    warm-up: "constant", or "cosine" to zero at `n_steps`. Stored positions of 1-D filters hardly move, as in safari. A
+    step whose loss or gradient is not finite leaves the weights alone.
     """
 
     def __init__(
         self,
         students: Mapping[str, nn.Module],
+        stage: Stage,
         *,
         lr: float,
         n_steps: int,
         schedule: str = "constant",
         warmup_steps: int = 0,
+        lr_projections: float = 0.0,
         weight_decay: float = 0.0,
     ):
         super().__init__()
+        self.stage = stage
         self.lr, self.n_steps, self.schedule, self.warmup_steps = lr, n_steps, schedule, warmup_steps
-        self.weight_decay = weight_decay
+        self.weight_decay, self.lr_projections = weight_decay, lr_projections or lr
         self.key = {site: site.replace(".", "_") for site in students}  # ModuleDict allows no dots
         self.students = nn.ModuleDict({self.key[site]: student for site, student in students.items()})
         self.bad_steps = 0
         self.sums: dict[str, Tensor] = {}  # of this step's losses so far
         self.samples = 0
+        self.seen: dict[str, list[Tensor]] = {}  # of this validation: rows of error, spread, cosine, timestep by site
 
     def by_site(self) -> dict[str, nn.Module]:
         return {site: self.students[key] for site, key in self.key.items()}
@@ -59,12 +67,11 @@ class Distillation(L.LightningModule):
             for site, activation in batch.items()
         }
 
-    def training_step(self, batch: Mapping[str, Activation], batch_idx: int) -> Tensor:
-        losses = {site: relative_mse(answer, batch[site].target) for site, answer in self(batch).items()}
-        for site, loss in losses.items():
-            self.sums[site] = self.sums.get(site, 0.0) + loss.detach()
-        self.samples += len(next(iter(batch.values())).input)
-        total = sum(losses.values())
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        errors = self.stage.errors(self.by_site(), batch)
+        for name, error in errors.items():
+            self.sums[name] = self.sums.get(name, 0.0) + error.detach()
+        total = sum(errors.values())
         self.log("loss", total, prog_bar=True, batch_size=1, logger=False)
         return total
 
@@ -88,13 +95,14 @@ class Distillation(L.LightningModule):
         if not self.sums:
             self._clock, self._before = time.perf_counter(), self.global_step
 
-    def on_train_batch_end(self, outputs, batch: Mapping[str, Activation], batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs, batch: Any, batch_idx: int) -> None:
+        self.samples += self.trainer.datamodule.micro_batch_size
         if self.global_step == self._before:
             return  # in the middle of an accumulation
         self.log("step", float(self.global_step), batch_size=1)  # the loggers' abscissa
-        for site, total in self.sums.items():
+        for name, total in self.sums.items():
             loss = total / self.trainer.accumulate_grad_batches
-            self.log(f"train/loss/{self._short(site)}", loss, batch_size=1, sync_dist=True)
+            self.log(f"train/loss/{self._short(name)}", loss, batch_size=1, sync_dist=True)
         rate = self.samples * self.trainer.world_size / (time.perf_counter() - self._clock)
         self.log("train/samples_per_second", rate)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
@@ -102,25 +110,39 @@ class Distillation(L.LightningModule):
         self.sums, self.samples = {}, 0
 
     def validation_step(self, batch: Mapping[str, Activation], batch_idx: int) -> None:
-        self.log("step", float(self.global_step), batch_size=1)
         for site, answer in self(batch).items():
-            short, activation = self._short(site), batch[site]
-            size = len(activation.timestep)
-            spread = relative_mse_per_sample(answer, activation.target)
-            self.log(f"val/relative_mse/{short}", spread.mean(), batch_size=size, prog_bar=len(self.students) == 1)
-            self.log(f"val/cosine/{short}", cosine(answer, activation.target), batch_size=size)
-            bins = (activation.timestep * TIMESTEP_BINS).div(1000, rounding_mode="floor").clamp(0, TIMESTEP_BINS - 1)
+            error, spread = error_and_spread(answer, batch[site].target)
+            near = cosine(answer, batch[site].target).expand_as(error)
+            rows = torch.stack([error, spread, near, batch[site].timestep.to(error)])
+            self.seen.setdefault(site, []).append(rows)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("step", float(self.global_step))
+        for site, parts in self.seen.items():
+            error, spread, near, timestep = torch.cat(parts, dim=1)
+            short = self._short(site)
+            self.log(f"val/relative_mse/{short}", error.sum() / spread.sum(), prog_bar=len(self.students) == 1)
+            self.log(f"val/cosine/{short}", near.mean())
+            bins = (timestep * TIMESTEP_BINS).div(1000, rounding_mode="floor").clamp(0, TIMESTEP_BINS - 1)
             for b in range(TIMESTEP_BINS):
                 if (bins == b).any():
-                    chosen = spread[bins == b]
                     low, high = b * 1000 // TIMESTEP_BINS, (b + 1) * 1000 // TIMESTEP_BINS
-                    self.log(f"val/relative_mse_t{low:03d}-{high:03d}/{short}", chosen.mean(), batch_size=len(chosen))
+                    share = error[bins == b].sum() / spread[bins == b].sum()
+                    self.log(f"val/relative_mse_t{low:03d}-{high:03d}/{short}", share)
+        self.seen = {}
+        if not isinstance(self.stage, Layerwise):
+            states = default_collate(self.trainer.datamodule.held_out())
+            states = {name: value.to(self.device) for name, value in states.items()}
+            self.log("val/prediction", prediction_error(self.stage.teacher, self.by_site(), states))
 
     def configure_optimizers(self):
-        positions = [p for name, p in self.named_parameters() if name.endswith("pos_emb.z")]
-        others = [p for name, p in self.named_parameters() if not name.endswith("pos_emb.z")]
-        groups = [{"params": others}, {"params": positions, "lr": min(POSITION_LR, self.lr)}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], self.lr, weight_decay=self.weight_decay)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            lr = self.lr_projections if ".change" in name else self.lr
+            groups.setdefault(min(POSITION_LR, lr) if name.endswith("pos_emb.z") else lr, []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": lr} for lr, parameters in groups.items()], weight_decay=self.weight_decay
+        )
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
@@ -140,5 +162,5 @@ class Distillation(L.LightningModule):
         for part in ("current", "total"):
             loop["epoch_loop.batch_progress"][part] = dict(counts)
 
-    def _short(self, site: str) -> str:
-        return self.students[self.key[site]].spec.short
+    def _short(self, name: str) -> str:
+        return self.students[self.key[name]].spec.short if name in self.key else name

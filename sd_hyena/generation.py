@@ -54,7 +54,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     config = dataclasses.replace(config, seed=drawn_seed(config.seed), prompt=prompt)
     pipe = load_pipeline(path, device, pick_dtype(config.dtype, device))
     set_scheduler(pipe, config.scheduler, config.karras)
-    alternatives = _alternatives(config, pipe.unet)
+    alternatives = load_alternatives(config.hyena, pipe.unet, config.target) or [Alternative({})]
     sha256 = model_sha256(path)
     for alternative in alternatives:
         if any(hash_ and hash_ != sha256 for hash_ in alternative.teacher_sha256):
@@ -70,12 +70,13 @@ def generate(config: GenerateConfig) -> list[Path]:
     return written
 
 
-def _alternatives(config: GenerateConfig, unet: nn.Module) -> list[Alternative]:
+def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list[Alternative]:
+    """The alternatives of `a,b+c`, where `+` uses several files at once. Raises BadInput."""
     result = []
-    for entry in filter(None, (part.strip() for part in config.hyena.split(","))):
+    for entry in filter(None, (part.strip() for part in files.split(","))):
         together, labels, hashes = {}, [], []
         for name in filter(None, (part.strip() for part in entry.split("+"))):
-            file = load_students(name, unet, config.target)
+            file = load_students(name, unet, target)
             for site, student in file.students.items():
                 if site in together:
                     raise BadInput(
@@ -85,7 +86,7 @@ def _alternatives(config: GenerateConfig, unet: nn.Module) -> list[Alternative]:
                 labels.append(f"{student.spec.short}:{Path(name).stem}")
             hashes.append(file.training.get("teacher_sha256", ""))
         result.append(Alternative(together, entry, ", ".join(labels), tuple(hashes)))
-    return result or [Alternative({})]
+    return result
 
 
 def _check_sizes(alternative: Alternative, unet: nn.Module, config: GenerateConfig) -> None:
@@ -153,11 +154,12 @@ def draw(pipe: Any, config: GenerateConfig, rows: range, bar: Any) -> list[np.nd
         output_type="latent",
         callback_on_step_end=advance,
     ).images
-    return [_decoded(pipe, x[None]) for x in latents]
+    return [decoded(pipe, x[None]) for x in latents]
 
 
 @torch.no_grad()
-def _decoded(pipe: Any, latents: Tensor) -> np.ndarray:
+def decoded(pipe: Any, latents: Tensor) -> np.ndarray:
+    """Latents (1, 4, h, w) as an image, uint8 (H, W, 3). Raises FloatingPointError if they are not finite."""
     if not latents.isfinite().all():
         raise FloatingPointError("the latents are not finite; try --dtype float32 or bfloat16")
     latents = latents / pipe.vae.config.scaling_factor

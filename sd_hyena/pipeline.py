@@ -1,4 +1,4 @@
-"""Loading a Stable Diffusion pipeline from disk, offline; its sampler, its prompts, its hash."""
+"""Loading a Stable Diffusion pipeline from disk, offline; its sampler, prompts, hash; pictures into latents."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from sd_hyena.config import SHIPPED_MODEL, WITHOUT_KARRAS
 from sd_hyena.errors import BadInput
@@ -15,6 +17,7 @@ from sd_hyena.weights_file import check_safetensors, sha256
 
 NATURAL_PROMPTS = Path(__file__).with_name("prompts.txt")
 PIPELINE = "StableDiffusionPipeline"
+TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
 
 
 def model_path(given: str) -> Path:
@@ -120,3 +123,21 @@ def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
     if name not in WITHOUT_KARRAS:
         options = options | {"use_karras_sigmas": karras}
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
+
+
+@torch.no_grad()
+def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
+    """Latents (1, 4, h, w) of the same picture at another size in pixels."""
+    if latents.shape[-2:] == (height // 8, width // 8):
+        return latents
+    image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    image = F.interpolate(image.float(), (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+    return encoded(pipe, image)
+
+
+@torch.no_grad()
+def encoded(pipe: Any, image: Tensor) -> Tensor:
+    """Scaled latents of an image (1, 3, H, W) in -1 ... 1."""
+    (pipe.vae.enable_tiling if max(image.shape[-2:]) > TILED_VAE_FROM else pipe.vae.disable_tiling)()
+    latents = pipe.vae.encode(image.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
+    return latents * pipe.vae.config.scaling_factor

@@ -4,7 +4,7 @@ B batch, L tokens, D channels, (H, W) the site's true size with H * W = L.
 A student reuses the site's own projections, whatever a fine-tune or a LoRA made of them, and adds its change to each:
 
     streams = to_q(x) + dq(x), to_k(x) + dk(x), ..., to_v(x) + dv(x)
-    y = mixer(streams);   out = to_out(y) + do(y)
+    y = mixer(streams, x, (H, W));   out = to_out(y) + do(y)
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import typing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from safari import HyenaMixer, HyenaOperator, PointwiseMixer
+from safari import Hyena2d, HyenaMixer, HyenaOperator, LinearAttention, PointwiseMixer, WindowAttention
 from safari.filters import HyenaFilter
+from safari.offset_filters import OffsetFilter
 from sd_hyena.config import Operator
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import Site
 
 Size = tuple[int, int]
+ONE_DIMENSIONAL = ("causal", "bidirectional", "safari")
+WITH_HEADS = ("hyena2d", "linear", "windows")
 
 
 class Projections(NamedTuple):
@@ -56,8 +58,24 @@ class StudentSpec:
 def spec_for(site: Site, operator: str, options: dict[str, Any], latent_size: Size) -> StudentSpec:
     """The spec of a new student of `site`. A 1-D filter belongs to one (H, W): another width gives every lag another
     meaning."""
-    size = None if operator == "pointwise" else site.size(*latent_size)
-    return StudentSpec(site.name, site.short, site.channels, operator, dict(options), size)
+    size = site.size(*latent_size) if operator in ONE_DIMENSIONAL else None
+    heads = {"heads": site.heads} if operator in WITH_HEADS else {}
+    return StudentSpec(site.name, site.short, site.channels, operator, heads | options, size)
+
+
+def _mixer(spec: StudentSpec) -> nn.Module:
+    d, options = spec.channels, spec.options
+    if spec.operator == "hyena2d":
+        return Hyena2d(d, **options)
+    if spec.operator == "linear":
+        return LinearAttention(d, **options)
+    if spec.operator == "windows":
+        return WindowAttention(d, **options)
+    if spec.operator == "pointwise":
+        return PointwiseMixer(d, **options)
+    mixer = HyenaMixer(d, spec.size[0] * spec.size[1], bidirectional=spec.operator == "bidirectional", **options)
+    mixer.start_as_identity_()
+    return mixer
 
 
 def build_student(spec: StudentSpec) -> Student | PublishedStudent:
@@ -72,10 +90,12 @@ def build_student(spec: StudentSpec) -> Student | PublishedStudent:
 
 def cast(student: nn.Module, like: Tensor) -> nn.Module:
     """Move a student to a tensor's device and dtype; its implicit filters stay in float32."""
-    student.to(like)
-    for module in student.modules():
-        if isinstance(module, HyenaFilter):
-            module.float()
+    if isinstance(student, (HyenaFilter, OffsetFilter)):
+        return student.to(like.device)
+    for part in (*student.parameters(recurse=False), *student.buffers(recurse=False)):
+        part.data = part.data.to(like)
+    for child in student.children():
+        cast(child, like)
     return student
 
 
@@ -95,20 +115,14 @@ class Student(nn.Module):
         super().__init__()
         self.spec = spec
         d = spec.channels
-        streams = spec.options.get("order", 2) + 1
-        if spec.operator == "pointwise":
-            self.mixer = PointwiseMixer(d, streams, **spec.options)
-        else:
-            bidirectional = spec.operator == "bidirectional"
-            self.mixer = HyenaMixer(d, spec.size[0] * spec.size[1], bidirectional=bidirectional, **spec.options)
-            self.mixer.start_as_identity_()
-        self.change = nn.ModuleList(nn.Linear(d, d) for _ in range(streams))  # of x_0 ... x_{N-1}, v
+        self.mixer = _mixer(spec)
+        self.change = nn.ModuleList(nn.Linear(d, d) for _ in range(self.mixer.streams))  # of q, k, ..., v
         self.change_out = nn.Linear(d, d, bias=False)
         for layer in (*self.change, self.change_out):
             nn.init.zeros_(layer.weight)
         for layer in self.change:
             nn.init.zeros_(layer.bias)
-        if spec.operator != "pointwise":
+        if spec.operator in ONE_DIMENSIONAL:
             for gate in self.change[:-1]:
                 nn.init.ones_(gate.bias)  # gates start near one, so the student starts as its value path
 
@@ -120,9 +134,10 @@ class Student(nn.Module):
         _check_size(self.spec, size)
         own = self.change_out.weight.dtype
         q, k, v = (project(x).to(own) for project in projections[:3])
-        streams = [q, *[k] * (len(self.change) - 2), v]
-        changes = [change(x.to(own)) for change in self.change]
-        y = self.mixer(torch.cat([s + d for s, d in zip(streams, changes, strict=True)], dim=-1))
+        x_ = x.to(own)
+        streams = (q, *[k] * (len(self.change) - 2), v)
+        streams = tuple(s + change(x_) for s, change in zip(streams, self.change, strict=True))
+        y = self.mixer(streams, x_, size)
         out, dropout = projections.to_out
         return dropout(out(y.to(x.dtype)) + self.change_out(y).to(x.dtype))
 

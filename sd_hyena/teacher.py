@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sd_hyena.sites import Site, on_size
 from sd_hyena.student import Projections, Size
+from sd_hyena.swap import swapped
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,15 @@ class Activation:
     size: Size
     timestep: Tensor
     projections: Projections
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a whole forward showed, by site: its output (B, L, D), that of the block around it; and the prediction."""
+
+    outputs: dict[str, Tensor]
+    blocks: dict[str, Tensor]
+    prediction: Tensor
 
 
 class _SeenEnough(Exception):
@@ -53,6 +63,22 @@ class Teacher:
                 )
         return seen
 
+    def observe(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, students: Mapping[str, nn.Module] | None = None
+    ) -> Observation:
+        """A whole forward, with `students` swapped in if given; their parameters receive gradients unless disabled."""
+        p = next(self.unet.parameters())
+        outputs: dict[str, Tensor] = {}
+        blocks: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            stack.enter_context(swapped(self.unet, students or {}))
+            for site in self.sites:
+                for seen, path in ((outputs, site.name), (blocks, site.name.rpartition(".")[0])):
+                    note = partial(_keep, seen, site.name)
+                    stack.callback(self.unet.get_submodule(path).register_forward_hook(note).remove)
+            prediction = self.unet(latents.to(p), timesteps, text.to(p)).sample
+        return Observation(outputs, blocks, prediction)
+
     @torch.no_grad()
     def answers(self, inputs: Mapping[str, Tensor], size: Size, timesteps: Tensor) -> dict[str, Activation]:
         """What each site's attention alone makes of given tokens (B, L, D): the ancestor's way of teaching."""
@@ -79,6 +105,10 @@ class Teacher:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _keep(seen: dict[str, Tensor], site: str, _module: nn.Module, _args: tuple, output: Tensor) -> None:
+    seen[site] = output
 
 
 def _note(seen: dict[str, Activation], sizes: dict[str, Size], site: Site, timesteps: Tensor, stop: bool) -> Callable:

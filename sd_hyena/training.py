@@ -26,7 +26,7 @@ from sd_hyena import ranks
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
 from sd_hyena.config import TrainConfig, drawn_seed
-from sd_hyena.data import Activations, make_bank
+from sd_hyena.data import Lessons, make_bank
 from sd_hyena.distill import Distillation
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import writable_folder
@@ -53,6 +53,7 @@ from sd_hyena.run_folder import (
     write_config,
 )
 from sd_hyena.sites import find_sites, select
+from sd_hyena.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.student import Projections, build_student, cast, spec_for
 from sd_hyena.teacher import Teacher
 from sd_hyena.timing import interleaved_medians, wait_for
@@ -114,12 +115,15 @@ def train(config: TrainConfig) -> Outcome:
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
 
     bank = make_bank(pipe, config, prompts, facts["teacher_sha256"], Path(config.out_dir) / "cache")
-    data = Activations(teacher, _noiser(pipe), bank, config)
+    stage = _stage(config, teacher, _noiser(pipe))
+    data = Lessons(stage, _noiser(pipe), bank, config)
     previews = Previews(pipe, prompts[-1], config.width, config.height)
     checkpoints = Checkpoints(folder, config, facts)
     module = Distillation(
         students,
+        stage,
         lr=config.lr,
+        lr_projections=config.lr_projections,
         n_steps=config.n_steps,
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,
@@ -154,6 +158,12 @@ def train(config: TrainConfig) -> Outcome:
     outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
     _print_card(outcome, config)
     return outcome
+
+
+def _stage(config: TrainConfig, teacher: Teacher, scheduler: Any) -> Stage:
+    if config.stage == "end_to_end":
+        return EndToEnd(teacher, scheduler, config.feature_weight, config.guidance_weight)
+    return Joint(teacher) if config.stage == "joint" else Layerwise(teacher)
 
 
 def _own_device(config: TrainConfig) -> torch.device:
@@ -218,7 +228,7 @@ def _fit(
     return _with_smaller_batches(data, fit, may_repeat)
 
 
-def _with_smaller_batches(data: Activations, work: Callable[[], T], may_repeat=lambda: True) -> T:
+def _with_smaller_batches(data: Lessons, work: Callable[[], T], may_repeat=lambda: True) -> T:
     """Do the work; after an out-of-memory again with half the micro-batch, down to single samples."""
     while True:
         try:
@@ -248,7 +258,7 @@ class Progress(TQDMProgressBar):
 
 
 def _trainer(
-    config: TrainConfig, data: Activations, checkpoints: Checkpoints, previews: Previews, start: int | None
+    config: TrainConfig, data: Lessons, checkpoints: Checkpoints, previews: Previews, start: int | None
 ) -> L.Trainer:
     run, device = checkpoints.folder.name, pick_device(config.device)
     averaging = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
@@ -282,7 +292,7 @@ def _trainer(
     )
 
 
-def _print_estimate(module: Distillation, data: Activations, config: TrainConfig, device: torch.device) -> None:
+def _print_estimate(module: Distillation, data: Lessons, config: TrainConfig, device: torch.device) -> None:
     """Measure one micro-batch, forward and backward, and say what the run will take."""
     module.to(device)
     data.teacher.to(device)
@@ -291,7 +301,7 @@ def _print_estimate(module: Distillation, data: Activations, config: TrainConfig
     batch = data.on_after_batch_transfer({k: v.to(device) for k, v in states.items()}, 0)
     wait_for(device)
     taught = time.perf_counter() - started
-    sum(answer.float().square().mean() for answer in module(batch).values()).backward()
+    sum(module.stage.errors(module.by_site(), batch).values()).backward()
     wait_for(device)
     module.zero_grad(set_to_none=True)
     seconds = (time.perf_counter() - started) * data.accumulate * config.n_steps
@@ -304,7 +314,7 @@ def _print_estimate(module: Distillation, data: Activations, config: TrainConfig
 
 @torch.no_grad()
 def block_times(
-    teacher: Teacher, module: Distillation, data: Activations, device, rounds: int = 5
+    teacher: Teacher, module: Distillation, data: Lessons, device, rounds: int = 5
 ) -> dict[str, tuple[float, float]]:
     """Median seconds of each site's attention and of its student at the training size, one image with guidance."""
     result = {}

@@ -139,5 +139,8 @@ def test_huge_sizes_need_the_flag():
 
 
 def test_the_operators_options_are_the_hyena_flags():
-    assert parse(TrainConfig, ["--hyena_order", "3"]).operator_options()["order"] == 3
+    given = ["--hyena_order", "3", "--hyena2d_rank", "2"]
+    assert parse(TrainConfig, ["--operator", "causal", *given]).operator_options()["order"] == 3
+    options = parse(TrainConfig, given).operator_options()
+    assert options["rank"] == 2 and "order" not in options
     assert parse(TrainConfig, ["--operator", "pointwise"]).operator_options() == {}

@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from sd_hyena.config import TrainConfig
-from sd_hyena.data import UNCONDITIONAL_SHARE, Activations, Bank, GaussianTokens, States, encoded, make_bank, resized
+from sd_hyena.data import UNCONDITIONAL_SHARE, Bank, GaussianTokens, Lessons, States, make_bank
 from sd_hyena.errors import BadInput
+from sd_hyena.pipeline import encoded, resized
 from sd_hyena.sites import find_sites, select
+from sd_hyena.stages import Layerwise
 from sd_hyena.teacher import Teacher
 from tests.conftest import IN01
 
@@ -183,7 +185,7 @@ def test_resizing_goes_through_pixels(pipe):
 def test_the_datamodule_turns_states_into_activations_of_every_site(unet, bank, scheduler):
     sites = select(find_sites(unet), "IN01,M00")
     text = Bank(bank.latents, torch.randn(3, 32, 96), bank.prompt)
-    data = Activations(Teacher(unet, sites), scheduler, text, config(), validation_size=6)
+    data = Lessons(Layerwise(Teacher(unet, sites)), scheduler, text, config(), validation_size=6)
     batches = list(data.val_dataloader())
     timesteps = torch.cat([batch["timestep"] for batch in batches])
     assert timesteps.tolist() == [83, 250, 416, 583, 750, 916]
@@ -194,7 +196,7 @@ def test_the_datamodule_turns_states_into_activations_of_every_site(unet, bank, 
 
 
 def test_halving_keeps_a_divisor_of_the_batch(unet, bank, scheduler):
-    data = Activations(Teacher(unet, find_sites(unet)), scheduler, bank, config(batch_size=15))
+    data = Lessons(Layerwise(Teacher(unet, find_sites(unet))), scheduler, bank, config(batch_size=15))
     sizes = [data.micro_batch_size]
     while data.halve():
         sizes.append(data.micro_batch_size)

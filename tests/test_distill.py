@@ -5,6 +5,7 @@ import torch
 
 from sd_hyena.distill import Distillation
 from sd_hyena.losses import relative_mse
+from sd_hyena.stages import Layerwise
 from sd_hyena.student import Projections, StudentSpec, build_student
 from sd_hyena.teacher import Activation
 
@@ -23,7 +24,7 @@ def module(**options):
         StudentSpec(name, name, 8, operator, {}, (3, 4)) for name, operator in (("a.x", "causal"), ("b", "pointwise"))
     ]
     given = {"lr": 1e-2, "n_steps": 10, **options}
-    return Distillation({spec.site: build_student(spec) for spec in specs}, **given)
+    return Distillation({spec.site: build_student(spec) for spec in specs}, Layerwise(None), **given)
 
 
 def test_it_holds_students_only():

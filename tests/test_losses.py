@@ -1,6 +1,6 @@
 import torch
 
-from sd_hyena.losses import cosine, relative_mse, relative_mse_per_sample
+from sd_hyena.losses import cosine, error_and_spread, relative_mse
 
 
 def test_relative_mse_is_zero_for_the_target_one_for_its_mean_and_blind_to_scale_and_offset():
@@ -22,9 +22,9 @@ def test_per_sample_errors_see_one_sample_each():
     y = torch.randn(3, 8, 4)
     guess = y.clone()
     guess[1] += 1
-    errors = relative_mse_per_sample(guess, y)
+    errors, spreads = error_and_spread(guess, y)
     assert errors[0] == errors[2] == 0
-    torch.testing.assert_close(errors[1], relative_mse(guess[1:2], y[1:2]))
+    torch.testing.assert_close(errors[1] / spreads[1], relative_mse(guess[1:2], y[1:2]))
 
 
 def test_the_loss_reaches_the_prediction_and_nothing_else():

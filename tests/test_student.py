@@ -3,7 +3,7 @@ import torch
 
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import find_sites
-from sd_hyena.student import Projections, StudentSpec, build_student, spec_for
+from sd_hyena.student import ONE_DIMENSIONAL, Projections, StudentSpec, build_student, cast, spec_for
 from tests.conftest import IN01
 
 
@@ -15,7 +15,7 @@ def projections():
 
 
 def spec(operator, size=(3, 5), **options):
-    return StudentSpec("site", "S", 8, operator, options, None if operator == "pointwise" else size)
+    return StudentSpec("site", "S", 8, operator, options, size if operator in ONE_DIMENSIONAL else None)
 
 
 @pytest.mark.parametrize("operator", ["causal", "bidirectional"])
@@ -28,9 +28,21 @@ def test_a_new_student_is_its_sites_value_path(projections, operator):
     torch.testing.assert_close(student(x, projections, (3, 5)), projections.to_out[0]((1 + q) * (1 + k) * v))
 
 
-@pytest.mark.parametrize("operator", ["causal", "bidirectional", "pointwise"])
-def test_a_student_follows_a_change_of_its_sites_projections_and_the_published_one_does_not(projections, operator):
-    student, published = build_student(spec(operator)).eval(), build_student(spec("safari")).eval()
+EVERY = [
+    ("causal", {}),
+    ("bidirectional", {}),
+    ("pointwise", {}),
+    ("hyena2d", {"heads": 2, "window": 2}),
+    ("linear", {"heads": 2, "feature_map": "elu"}),
+    ("windows", {"heads": 2, "window": 2}),
+]
+
+
+@pytest.mark.parametrize("operator, options", EVERY)
+def test_a_student_follows_a_change_of_its_sites_projections_and_the_published_one_does_not(
+    projections, operator, options
+):
+    student, published = build_student(spec(operator, **options)).eval(), build_student(spec("safari")).eval()
     x = torch.randn(1, 15, 8)
     before = student(x, projections, (3, 5)), published(x, projections, (3, 5))
     with torch.no_grad():
@@ -39,11 +51,13 @@ def test_a_student_follows_a_change_of_its_sites_projections_and_the_published_o
     assert torch.equal(published(x, projections, (3, 5)), before[1])
 
 
-@pytest.mark.parametrize("operator", ["causal", "bidirectional", "pointwise"])
-def test_every_parameter_learns_and_the_sites_projections_do_not(projections, operator):
+@pytest.mark.parametrize("operator, options", EVERY)
+def test_every_parameter_learns_and_the_sites_projections_do_not(projections, operator, options):
     for p in projections:
         p.requires_grad_(False)
-    student, x = build_student(spec(operator)), torch.randn(2, 15, 8)
+    student, x = build_student(spec(operator, **options)), torch.randn(2, 15, 8)
+    for parameter in student.parameters():  # away from the zeros at which some gradients start
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
     student(x, projections, (3, 5)).square().sum().backward()
     without = [name for name, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
@@ -57,8 +71,9 @@ def test_a_1d_student_refuses_another_size_with_both_sizes(projections):
             student(torch.randn(1, 15, 8), projections, size)
 
 
-def test_a_pointwise_student_works_at_any_size(projections):
-    student = build_student(spec("pointwise"))
+@pytest.mark.parametrize("operator, options", [e for e in EVERY if e[0] not in ONE_DIMENSIONAL])
+def test_a_student_without_a_sequence_works_at_any_size(projections, operator, options):
+    student = build_student(spec(operator, **options))
     for size in ((3, 5), (7, 2)):
         assert student(torch.randn(1, size[0] * size[1], 8), projections, size).shape == (1, size[0] * size[1], 8)
 
@@ -79,9 +94,23 @@ def test_spec_for_a_site_knows_its_size(unet):
     site = next(site for site in find_sites(unet) if site.short == "IN04")
     assert spec_for(site, "causal", {"order": 2}, (10, 15)).size == (5, 8)
     assert spec_for(site, "pointwise", {}, (10, 15)).size is None
+    two_dimensional = spec_for(site, "hyena2d", {"local": 5}, (10, 15))
+    assert two_dimensional.size is None and two_dimensional.options == {"heads": site.heads, "local": 5}
 
 
 def test_the_safari_student_is_the_operator_alone(unet):
     student = build_student(StudentSpec(IN01, "IN01", 32, "safari", {}, (2, 3)))
     x = torch.randn(1, 6, 32)
     assert torch.equal(student(x, None, (2, 3)), student.operator(x))
+
+
+@pytest.mark.parametrize("operator, options", [("hyena2d", {"heads": 2}), ("bidirectional", {})])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_casting_leaves_the_implicit_filters_as_they_were(operator, options, dtype):
+    student = build_student(spec(operator, **options))
+    before = {name: value.clone() for name, value in [*student.named_parameters(), *student.named_buffers()]}
+    cast(student, torch.zeros(1, dtype=dtype))
+    for name, value in [*student.named_parameters(), *student.named_buffers()]:
+        implicit = any(part in name for part in ("filter_fn", "long.down", "long.along"))
+        assert torch.equal(value, before[name] if implicit else before[name].to(dtype)), name
+        assert implicit or value.dtype == dtype

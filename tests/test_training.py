@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sd_hyena import distill
+from sd_hyena import stages
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
 from sd_hyena.config import TrainConfig
@@ -72,8 +72,14 @@ def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"micro_batch_size": 2}, {"ema": 0.8}, {"ema": 0.8, "micro_batch_size": 2, "schedule": "constant"}],
-    ids=["plain", "accumulated", "averaged", "accumulated-averaged"],
+    [
+        {},
+        {"micro_batch_size": 2, "operator": "bidirectional"},
+        {"ema": 0.8},
+        {"ema": 0.8, "micro_batch_size": 2, "schedule": "constant"},
+        {"stage": "end_to_end"},
+    ],
+    ids=["plain", "accumulated", "averaged", "accumulated-averaged", "end to end"],
 )
 def test_a_run_interrupted_and_resumed_at_three_points_is_bit_equal_to_the_uninterrupted_one(
     folder, tmp_path_factory, monkeypatch, options
@@ -88,7 +94,8 @@ def test_a_run_interrupted_and_resumed_at_three_points_is_bit_equal_to_the_unint
                 train(config(folder, **options, resume="auto" if step > 1 else ""))
     train(config(folder, **options, resume="auto"))
     assert_equal_weights(weights(whole), weights(folder))
-    for tag in ("train/loss/IN01", "train/lr", "val/relative_mse/IN01"):
+    tags = ["train/loss/IN01", "train/lr", "val/relative_mse/IN01"]
+    for tag in [*tags, *(["train/loss/guidance", "val/prediction"] if "stage" in options else [])]:
         assert curve(folder, tag) == curve(whole, tag) != []
 
 
@@ -102,7 +109,7 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint(folder, monkeypatch):
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(folder, tmp_path_factory, monkeypatch):
     """With a loss that is a mean over samples; the relative error is a ratio, so it is replaced here."""
-    monkeypatch.setattr(distill, "relative_mse", lambda answer, target: (answer - target).square().mean())
+    monkeypatch.setattr(stages, "relative_mse", lambda answer, target: (answer - target).square().mean())
     gradients = []
     monkeypatch.setattr(
         Distillation,
@@ -242,7 +249,12 @@ def test_several_sites_are_taught_at_once_and_stored_in_one_file(folder):
     assert set(outcome.block_seconds) == {"IN01", "M00"}
 
 
-@pytest.mark.parametrize("operator", ["pointwise", "causal", "bidirectional", "safari"])
+def test_windows_as_large_as_the_grid_are_attention_before_any_training(folder):
+    outcome = train(config(folder, operator="windows", n_steps=1, lr=1e-9))
+    assert outcome.metrics["val/relative_mse/IN01"] < 1e-6 and outcome.metrics["val/image_psnr"] > 60
+
+
+@pytest.mark.parametrize("operator", ["hyena2d", "linear", "pointwise", "causal", "bidirectional", "safari"])
 def test_every_operator_learns(folder, operator):
     train(config(folder, operator=operator, n_steps=25, validate_every_n_steps=0, lr=1e-2, warmup_steps=0))
     losses = [value for _, value in curve(folder, "train/loss/IN01")]
@@ -337,7 +349,7 @@ def test_the_stored_metrics_are_of_the_exported_step(folder):
 
 def test_resume_refuses_another_experiment_and_lists_the_differences(folder):
     first = train(config(folder, n_steps=2))
-    with pytest.raises(BadInput, match=r"operator: bidirectional there, causal now.*width: 64 there, 72 now"):
+    with pytest.raises(BadInput, match=r"operator: hyena2d there, causal now.*width: 64 there, 72 now"):
         train(config(folder, n_steps=4, resume=str(first.folder), operator="causal", width=72, height=64))
 
 
@@ -378,7 +390,7 @@ def test_training_starts_from_a_given_student_and_refuses_one_of_another_shape(f
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, before[name], atol=1e-7, rtol=1e-6)
     with pytest.raises(BadInput, match="pretrained_weight"):
-        train(config(folder, n_steps=1, pretrained_weight=str(start), hyena_filter_order=32))
+        train(config(folder, n_steps=1, pretrained_weight=str(start), hyena2d_filter_order=16))
 
 
 def test_two_runs_in_the_same_second_get_two_folders(folder):

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from safari import long_conv, reference
-from safari.fftconv import fast_length
+from safari import long_conv, long_conv2d, reference
+from safari.fftconv import fast_length, separable_conv2d, toeplitz
 
+GRIDS = [(1, 1), (1, 7), (5, 3), (7, 7), (8, 11)]
+REACHES = [(0, 0), (1, 2), (4, 1), (12, 9)]  # (12, 9) is larger than every grid
 LENGTHS = [1, 2, 7, 63, 100, 1000]
 
 
@@ -86,3 +88,119 @@ def test_what_cannot_work_raises_with_the_numbers():
     for first_lag in (1, -3):
         with pytest.raises(ValueError, match=str(first_lag)):
             long_conv(torch.zeros(1, 4), torch.zeros(1, 3), first_lag)
+
+
+def random_grid(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def assert_equal_with_gradients(ours: torch.Tensor, theirs: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
+    weight = random_grid(*theirs.shape, seed=99).detach()
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    fast, slow = (torch.autograd.grad((y * weight).sum(), inputs) for y in (ours, theirs))
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reach", REACHES)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_long_conv2d_equals_the_definition_in_values_and_gradients(grid, reach):
+    u, h = random_grid(2, 3, *grid), random_grid(3, *(2 * r + 1 for r in reach), seed=1)
+    assert_equal_with_gradients(long_conv2d(u, h), reference.long_conv2d(u, h), (u, h))
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 1), (2, 3), (4, 1, 3)])
+@pytest.mark.parametrize("tile", [0, 2])
+def test_long_conv2d_broadcasts_the_filter_over_the_leading_dimensions(leading, tile):
+    u, h = random_grid(2, 3, 5, 4), random_grid(*leading, 3, 7, seed=1)
+    assert_equal_with_gradients(long_conv2d(u, h, tile), reference.long_conv2d(u, h), (u, h))
+
+
+@pytest.mark.parametrize("tile", [1, 3, 4, 100])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_overlap_add_equals_the_whole_transform_in_values_and_gradients(grid, tile):
+    for reach in REACHES:
+        u, h = random_grid(2, 3, *grid), random_grid(3, *(2 * r + 1 for r in reach), seed=1)
+        assert_equal_with_gradients(long_conv2d(u, h, tile), long_conv2d(u, h), (u, h))
+
+
+def test_a_tile_bounds_the_transform_whatever_the_grid(monkeypatch):
+    transform, sides = torch.fft.rfft2, []
+    monkeypatch.setattr(torch.fft, "rfft2", lambda t, n: sides.append(max(n)) or transform(t, n))
+    u, h = torch.randn(2, 61, 83), torch.randn(2, 5, 7)
+    long_conv2d(u, h)
+    assert max(sides) >= 83
+    sides.clear()
+    long_conv2d(u, h, tile=10)
+    assert 10 <= max(sides) <= fast_length(10 + 6)
+
+
+def test_an_impulse_comes_back_as_the_filter_where_it_stands():
+    u, h = torch.zeros(9, 11, dtype=torch.float64), random_grid(3, 5).detach()
+    u[3, 6] = 1
+    y = long_conv2d(u, h)
+    torch.testing.assert_close(y[2:5, 4:9], h)
+    y[2:5, 4:9] = 0
+    assert y.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("length, reach", [(1, 0), (1, 4), (2, 1), (7, 2), (7, 6), (7, 11), (11, 10)])
+def test_toeplitz_is_the_matrix_of_a_centred_convolution(length, reach):
+    u, h = random_grid(2, 3, length), random_grid(3, 2 * reach + 1, seed=1)
+    matrix = toeplitz(h, length)
+    assert matrix.shape == (3, length, length)
+    for i in range(length):
+        for j in range(length):
+            expected = h[:, i - j + reach] if abs(i - j) <= reach else torch.zeros(3, dtype=torch.float64)
+            assert torch.equal(matrix[:, i, j], expected)
+    ours = torch.einsum("cij,bcj->bci", matrix, u)
+    assert_equal_with_gradients(ours, reference.long_conv(u, h, -reach), (u, h))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("reach", REACHES)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_separable_convolution_is_that_with_the_sum_of_outer_products(grid, reach, rank):
+    u = random_grid(2, 3, *grid)
+    down, along = (random_grid(3, rank, 2 * r + 1, seed=r + 1) for r in reach)
+    h = torch.einsum("cry,crx->cyx", down, along)
+    ours = separable_conv2d(u, down, along)
+    assert_equal_with_gradients(ours, long_conv2d(u, h), (u, down, along))
+    if rank == 3:
+        torch.testing.assert_close(ours, reference.long_conv2d(u, h), rtol=1e-10, atol=1e-10)
+
+
+def test_two_dimensions_in_float32_are_exact_to_rounding_with_a_large_mean():
+    u, h = torch.randn(4, 61, 83) + 10, torch.randn(4, 21, 31) * 0.05
+    down, along = torch.randn(4, 2, 21) * 0.2, torch.randn(4, 2, 31) * 0.2
+    exact = long_conv2d(u.double(), h.double())
+    for y in (long_conv2d(u, h), long_conv2d(u, h, tile=16)):
+        assert (y - exact).abs().max() < 1e-5 * exact.abs().max()
+    exact = separable_conv2d(u[None].double(), down.double(), along.double())
+    assert (separable_conv2d(u[None], down, along) - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("tile", [0, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_grids_are_transformed_in_float32_whatever_the_autocast(dtype, tile):
+    u, h = (torch.randn(2, 97, 101) + 8).to(dtype), torch.randn(2, 9, 13) / 100  # 8 * 97 * 101 > 65504
+    with torch.autocast("cpu", torch.bfloat16):
+        y, y_of_half_filter = long_conv2d(u, h, tile), long_conv2d(u, h.to(dtype), tile)
+    assert y.dtype == y_of_half_filter.dtype == dtype
+    assert torch.equal(y, long_conv2d(u.float(), h, tile).to(dtype))
+    assert torch.equal(y_of_half_filter, long_conv2d(u.float(), h.to(dtype).float(), tile).to(dtype))
+    exact = long_conv2d(u.double(), h.double())
+    assert (y.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("sides", [(2, 3), (3, 2), (4, 4), (0, 3), (3, 0)])
+def test_an_even_or_empty_filter_is_refused_with_its_sides(sides):
+    for tile in (0, 2):
+        with pytest.raises(ValueError, match=rf"\({sides[0]}, {sides[1]}\)"):
+            long_conv2d(torch.zeros(5, 5), torch.zeros(sides), tile)
+
+
+@pytest.mark.parametrize("grid", [(0, 3), (3, 0)])
+def test_an_empty_grid_is_refused_with_its_sides(grid):
+    with pytest.raises(ValueError, match=rf"\({grid[0]}, {grid[1]}\)"):
+        long_conv2d(torch.zeros(grid), torch.zeros(3, 3))
