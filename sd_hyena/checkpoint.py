@@ -105,10 +105,15 @@ def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
 
 def _check_extent(spec: StudentSpec, state: dict[str, Tensor]) -> None:
     """A header must not make us allocate what the file does not hold: no tensor larger than all of its own."""
-    names = ("order", "filter_order", "emb_dim", "short_filter_order", "num_inner_mlps", "hidden")
-    order, width, features, taps, layers, hidden = (spec.options.get(name, 2) for name in names)
+    names = ("order", "filter_order", "emb_dim", "short_filter_order", "num_inner_mlps", "hidden", "local", "rank")
+    order, width, features, taps, layers, hidden, side, rank = (spec.options.get(name, 2) for name in names)
     d, tokens = spec.channels, math.prod(spec.size or (1,))
-    extents = (d * d, d * (order + 1) * taps, tokens * features, width * width, width * d * (order - 1), d * hidden)
+    extents = [d * d, d * (order + 1) * taps, tokens * features, d * hidden, d * max(side, 1) ** 2]
+    extents += [d * max(spec.options.get("width", 1), 1)]
+    if spec.options.get("long") != "none":
+        extents += [width * width, width * d * (order - 1)]
+    if spec.options.get("long") == "separable":
+        extents += [rank * width * (spec.options.get("groups") or d)]
     held = sum(value.numel() for value in state.values())
     if not all(0 < extent <= held for extent in extents) or not 0 <= layers <= len(state):
         raise BadInput(f"{spec.short}: its header claims more than the {held} numbers that the file holds")

@@ -10,9 +10,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import TypeVar
 
 from sd_hyena.config import Config, parse
 from sd_hyena.errors import BadInput
+
+Input = TypeVar("Input")
 
 
 class Interrupted(BaseException):
@@ -25,11 +28,16 @@ class Terminated(BaseException):
 
 def run(config_class: type[Config], main: Callable[[Config], None], arguments: list[str] | None = None) -> int:
     """Parse, run `main(config)` and return the exit code."""
+    return run_parsed(lambda: parse(config_class, arguments), main, arguments)
+
+
+def run_parsed(read: Callable[[], Input], main: Callable[[Input], None], arguments: list[str] | None = None) -> int:
+    """The same for what `read` makes of the command line."""
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
-        config = parse(config_class, arguments)
+        given = read()
         _raise_on_signals()
-        main(config)
+        main(given)
         return 0
     except SystemExit as exit_:  # --help, --print_config
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

@@ -107,6 +107,7 @@ class TrainConfig:
     cfg_scale: float = option(5.0, "their guidance", "-c")
     log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True)
     out_dir: str = option("out", "config, checkpoints and students go to OUT_DIR/RUN", "-o", free=True)
+    cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
     name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
     seed: int = option(-1, "-1 draws one and records it", "-d")
     pretrained_weight: str = option("", "a student to start from", "-p", free=True)
@@ -215,13 +216,16 @@ class GenerateConfig:
 Config = typing.TypeVar("Config")
 
 
-def parse(config_class: type[Config], arguments: list[str] | None = None) -> Config:
-    """Read the command line; flags win over the YAML file behind `--config` and the image behind `--from`.
+def parse(
+    config_class: type[Config], arguments: list[str] | None = None, given: dict[str, Any] | None = None
+) -> Config:
+    """Read the command line; flags win over the YAML file behind `--config` and the image behind `--from`, and these
+    over `given`.
 
     Raises BadInput.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    stored: dict[str, Any] = {}
+    stored: dict[str, Any] = dict(given or {})
     for flag, read in (("--config", _read_yaml), ("--from_image", _read_image), ("--from", _read_image)):
         for value in _taken(arguments, flag, keep=read is _read_image):
             stored |= read(value)
@@ -311,7 +315,19 @@ def _read_image(path: str) -> dict[str, Any]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    """A mapping of options; refuses what PyYAML would let pass: duplicate keys, enormous files."""
+    documents = read_documents(path)
+    if len(documents) != 1:
+        raise BadInput(
+            f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"
+        )
+    return documents[0]
+
+
+def read_documents(path: str) -> list[dict[str, Any]]:
+    """The mappings of options in a YAML file; refuses what PyYAML would let pass: duplicate keys, enormous files.
+
+    Raises BadInput.
+    """
     import yaml
 
     class Strict(yaml.SafeLoader):
@@ -330,18 +346,19 @@ def _read_yaml(path: str) -> dict[str, Any]:
     try:
         if Path(path).stat().st_size > LARGEST_CONFIG:
             raise BadInput(f"config={path!r} is larger than {LARGEST_CONFIG} bytes; that is no config")
-        content = yaml.load(Path(path).read_text("utf-8-sig"), Strict)
+        documents = list(yaml.load_all(Path(path).read_text("utf-8-sig"), Strict)) or [None]
     except OSError as error:
         raise BadInput(f"config={path!r} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"config={path!r} is not valid YAML: {_first_line(error)}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise BadInput(f"config={path!r} must be a mapping of option: value")
-    if "from_image" in content:
-        raise BadInput(f"config={path!r}: from_image works as a flag only (--from)")
-    return content
+    for content in documents:
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise BadInput(f"config={path!r} must be a mapping of option: value")
+        if "from_image" in content:
+            raise BadInput(f"config={path!r}: from_image works as a flag only (--from)")
+    return documents
 
 
 def _first_line(error: Exception) -> str:

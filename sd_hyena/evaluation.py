@@ -277,13 +277,16 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         raise BadInput("no students given; name a file of train.py, e.g. out/hyena.pt")
     folder = writable_folder(config.out_dir)
     examiner = Examiner(config)
-    report = Report(folder, examiner.facts, examiner.prompts)
+    report = Report(folder, examiner.facts)
     for alternative in load_alternatives(config.students, examiner.pipe.unet):
         measured: dict[str, Any] = {}
+        label = "+".join(Path(name).stem for name in alternative.entry.split("+"))
+        while label in report.content["students"]:
+            label += "'"
         for size, found, rows in examiner.examine(alternative.students):
             measured["{}x{}".format(*size)] = found
-            report.picture(alternative.label, size, rows)
-        report.add(alternative.label, measured, advice(measured))
+            report.picture(label, size, rows)
+        report.add(label, measured, advice(measured))
     report.write()
     return report.content
 

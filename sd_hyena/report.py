@@ -22,8 +22,8 @@ SIDE = 256  # their height in pixels, at most
 class Report:
     """Collects what was measured of each alternative and writes it to a folder."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any], prompts: list[str]):
-        self.folder, self.prompts = folder, prompts
+    def __init__(self, folder: Path, facts: dict[str, Any]):
+        self.folder = folder
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         if torch.cuda.is_available():
             machine += f", {torch.cuda.get_device_name()}"

@@ -114,7 +114,9 @@ def train(config: TrainConfig) -> Outcome:
         _start_from(config.pretrained_weight, students, pipe.unet)
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
 
-    bank = make_bank(pipe, config, prompts, facts["teacher_sha256"], Path(config.out_dir) / "cache")
+    bank = make_bank(
+        pipe, config, prompts, facts["teacher_sha256"], Path(config.cache_dir or Path(config.out_dir) / "cache")
+    )
     stage = _stage(config, teacher, _noiser(pipe))
     data = Lessons(stage, _noiser(pipe), bank, config)
     previews = Previews(pipe, prompts[-1], config.width, config.height)

@@ -1,0 +1,82 @@
+"""python -m sd_hyena.recipe FILE [options of train.py]: stages of a distillation in turn, each from the student before.
+
+FILE is YAML of several documents: the first holds what all stages share, each further one a stage. Options of the command
+line win over the file. Every stage is a run in a folder of its own; the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sd_hyena.command import run_parsed
+from sd_hyena.config import TrainConfig, parse, read_documents, to_dict
+from sd_hyena.errors import BadInput
+
+Stage = Callable[[dict[str, Any]], TrainConfig]  # what is known only when its turn comes -> its config
+
+
+def read_recipe(arguments: list[str]) -> list[Stage]:
+    """The stages of the file that the first argument names, checked. Raises BadInput."""
+    if not arguments or arguments[0].startswith("-"):
+        raise BadInput("no recipe given; run python -m sd_hyena.recipe configs/recipes/FILE.yaml")
+    if {"-p", "--pretrained_weight", "--resume", "--dry_run"} & {a.partition("=")[0] for a in arguments}:
+        raise BadInput("a recipe starts, goes on and hands over by itself: leave -p, --resume and --dry_run away")
+    shared, *stages = read_documents(arguments[0])
+    if not stages:
+        raise BadInput(
+            f"recipe={arguments[0]!r} has no stage: put each behind a line '---'; the first document is shared"
+        )
+
+    def config(stage: dict[str, Any], later: dict[str, Any]) -> TrainConfig:
+        return parse(TrainConfig, [*arguments[1:], *(f"--{k}={v}" for k, v in later.items())], shared | stage)
+
+    steps = [partial(config, stage) for stage in stages]
+    for step in steps:
+        step({})
+    return steps
+
+
+def run_recipe(stages: list[Stage]) -> Path:
+    """Train all stages that are not done yet and return the last student's file."""
+    from sd_hyena.atomic_file import replacing
+    from sd_hyena.checkpoint import load_students, save_students
+    from sd_hyena.training import train
+
+    student, folder = "", Path(stages[0]({}).out_dir)
+    for number, stage in enumerate(stages, start=1):
+        config = stage({})
+        print(
+            f"\n== stage {number} of {len(stages)}: {config.stage}, {config.width}x{config.height}, {config.n_steps} steps =="
+        )
+        own = folder / f"{number}-{config.stage}"
+        done, asked = own / "done.json", {**to_dict(config), "pretrained_weight": student}
+        if done.is_file():
+            record = json.loads(done.read_text("utf-8"))
+            if record["config"] != asked or not Path(record["student"]).is_file():
+                raise BadInput(f"{own} was made by another recipe; give another --out_dir")
+            print(f"done before: {record['student']}")
+        else:
+            later = {"out_dir": own, "resume": "auto", "cache_dir": config.cache_dir or folder / "cache"}
+            later |= {"pretrained_weight": student} if student else {}
+            outcome = train(stage(later))
+            record = {"config": asked, "student": str(outcome.exported), "metrics": outcome.metrics}
+            with replacing(done) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        student = record["student"]
+    for suffix in (".safetensors", ".pt"):
+        save_students(folder / f"hyena{suffix}", load_students(student))
+    print(f"\nstudent of all stages: {folder}/hyena.pt")
+    return Path(student)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    if given in (["-h"], ["--help"]):
+        print(__doc__)
+        sys.exit(0)
+    sys.exit(run_parsed(lambda: read_recipe(given), run_recipe))

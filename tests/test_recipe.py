@@ -1,0 +1,104 @@
+"""Stages in turn, each from the student before; the same command again goes on where it stopped."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from sd_hyena.checkpoint import load_students
+from sd_hyena.config import read_documents
+from sd_hyena.errors import BadInput
+from sd_hyena.recipe import read_recipe, run_recipe
+from tests.conftest import IN01, ROOT, command
+from tests.test_training import assert_equal_weights, drawn, folder  # noqa: F401  (fixtures)
+
+SHARED = dict(width=64, batch_size=6, num_samples=4, sample_steps=2, seed=3, lr=1e-2, warmup_steps=0)
+SHARED |= dict(save_every_n_steps=1, validate_every_n_steps=0, hyena2d_reach=4)
+
+
+def recipe(folder, *stages, **shared):  # noqa: F811
+    path = folder / "recipe.yaml"
+    shared = SHARED | {"out_dir": str(folder / "out"), "log_dir": str(folder / "logs")} | shared
+    path.write_text(yaml.safe_dump_all([shared, *stages]))
+    return str(path)
+
+
+STAGES = [{"stage": "layerwise", "n_steps": 3}, {"stage": "joint", "n_steps": 2}, {"stage": "end_to_end", "n_steps": 2}]
+
+
+def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_result(folder):  # noqa: F811
+    last = run_recipe(read_recipe([recipe(folder, *STAGES)]))
+    assert len(list((folder / "out").glob("**/cache"))) == 1
+    records = [json.loads(path.read_text()) for path in sorted((folder / "out").glob("*/done.json"))]
+    assert [record["config"]["stage"] for record in records] == ["layerwise", "joint", "end_to_end"]
+    assert [r["config"]["pretrained_weight"] for r in records] == ["", records[0]["student"], records[1]["student"]]
+    assert str(last) == records[2]["student"]
+    result = load_students(folder / "out" / "hyena.safetensors").students[IN01].state_dict()
+    assert_equal_weights(result, load_students(last).students[IN01].state_dict())
+    assert load_students(folder / "out" / "hyena.pt").training["config"]["stage"] == "end_to_end"
+
+
+def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder, tmp_path_factory, monkeypatch):  # noqa: F811
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(folder / "out", whole / "out")
+    expected = load_students(run_recipe(read_recipe([recipe(whole, *STAGES)]))).students[IN01].state_dict()
+
+    import sd_hyena.training as training
+
+    path, original, seen = recipe(folder, *STAGES), training.train, []
+
+    def fails_in_the_second(config):
+        seen.append(config.stage)
+        if config.stage == "joint" and seen.count("joint") == 1:
+            raise OSError("power cut")
+        return original(config)
+
+    monkeypatch.setattr(training, "train", fails_in_the_second)
+    with pytest.raises(OSError, match="power cut"):
+        run_recipe(read_recipe([path]))
+    last = run_recipe(read_recipe([path]))
+    assert seen == ["layerwise", "joint", "joint", "end_to_end"]
+    assert_equal_weights(load_students(last).students[IN01].state_dict(), expected)
+
+
+def test_a_folder_of_another_recipe_is_refused(folder):  # noqa: F811
+    run_recipe(read_recipe([recipe(folder, STAGES[0])]))
+    with pytest.raises(BadInput, match="another recipe"):
+        run_recipe(read_recipe([recipe(folder, STAGES[0] | {"n_steps": 4})]))
+
+
+@pytest.mark.parametrize(
+    "documents, said",
+    [
+        ([{}], "has no stage"),
+        ([{}, {"stage": "sideways"}], "stage"),
+        ([{}, {"stage": "joint", "n_stepz": 3}], "n_stepz"),
+        ([{"data": "noise"}, {"stage": "joint"}], "data=noise"),
+    ],
+)
+def test_a_recipe_is_checked_whole_before_anything_is_loaded(tmp_path, documents, said):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    done = command("-m", "sd_hyena.recipe", path)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_flags_win_over_the_file_and_what_a_recipe_decides_itself_is_refused(tmp_path):
+    (stage,) = read_recipe([recipe(tmp_path, STAGES[0]), "-n", "7"])
+    assert stage({}).n_steps == 7
+    for flag in ("-p", "--resume=auto", "--dry_run"):
+        with pytest.raises(BadInput, match="by itself"):
+            read_recipe([recipe(tmp_path, STAGES[0]), flag])
+
+
+def test_train_says_how_a_recipe_is_run():
+    path = ROOT / "configs" / "recipes" / "tiny_sd_level0.yaml"
+    done = command("train.py", "--config", path)
+    assert done.returncode == 2 and "python -m sd_hyena.recipe" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_that_ships_is_valid_and_says_how_to_run_it(path):
+    assert len(read_recipe([str(path)])) == len(read_documents(str(path))) - 1
+    assert f"python -m sd_hyena.recipe {path.relative_to(ROOT)}" in path.read_text()
