@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.record import RESULTS, commit, write
-from sd_hyena.checkpoint import StudentFile, save_students
+from sd_hyena.checkpoint import StudentFile, load_students, save_students
 from sd_hyena.config import SHIPPED_MODEL, TrainConfig
+from sd_hyena.cost import student_flops
 from sd_hyena.evaluation import EvaluationConfig, evaluate
 from sd_hyena.pipeline import load_pipeline
 from sd_hyena.sites import find_sites, select
@@ -84,12 +84,10 @@ def run_row(row: Row, config: TrainConfig, folder: Path, images: int) -> dict[st
     (found,) = evaluate(given)["students"].values()
     measured = found["sizes"][f"{config.width}x{config.height}"]
     return {"name": row.name, "commit": commit(), "steps": config.n_steps, "seed": config.seed, **measured,
-            "gflop_2048": gflop(_at_sd15(_spec_of(path)))}  # fmt: skip
+            "gflop_2048": round(student_flops(_at_sd15(_spec_of(path)), (PIXELS // 8,) * 2) / 1e9, 1)}  # fmt: skip
 
 
 def _spec_of(path: Path) -> StudentSpec:
-    from sd_hyena.checkpoint import load_students
-
     return next(iter(load_students(path).students.values())).spec
 
 
@@ -112,30 +110,6 @@ def _with_random_projections(unet, sites, config: TrainConfig) -> dict[str, Any]
                 change.weight.copy_(torch.nn.Linear(site.channels, site.channels).weight - theirs.weight)
         students[site.name] = student
     return students
-
-
-@torch.no_grad()
-def gflop(spec: StudentSpec) -> float:
-    """10^9 floating-point operations of a student's block, projections included; an FFT of n points counts 2.5 n log2 n."""
-    from torch._subclasses import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def fft(shape, *_args, out_shape=None, **_kwargs) -> int:
-        n = max(math.prod(shape), math.prod(out_shape or shape))
-        return int(2.5 * n * math.log2(max(math.prod(shape[-2:]), 2)))
-
-    ops = torch.ops.aten
-    side = PIXELS // 8
-    counter = FlopCounterMode(display=False, custom_mapping={ops._fft_r2c: fft, ops._fft_c2r: fft, ops._fft_c2c: fft})
-    with FakeTensorMode():  # shapes alone: nothing is computed
-        layers = [torch.nn.Linear(D, D) for _ in range(4)]
-        projections = Projections(*layers[:3], torch.nn.ModuleList([layers[3], torch.nn.Identity()]))
-        student, x = build_student(spec).requires_grad_(False), torch.randn(1, side * side, D)
-        for layer in layers:
-            layer.requires_grad_(False)
-        with counter:
-            student(x, projections, (side, side))
-    return round(counter.get_total_flops() / 1e9, 1)
 
 
 def main(

@@ -42,7 +42,13 @@ class TrainConfig:
     teacher_model: str = option(
         "", "diffusers folder of the teacher; default: the small one that ships", "-m", free=True
     )
-    target: str = option("IN01", "sites: names (IN01,OUT11), level0, level1, all, or a pattern (OUT*)", "-t")
+    target: str = option(
+        "IN01",
+        "sites: names (IN01,OUT11), level0, level1, all, a pattern (OUT*), or auto: chosen by a short pilot",
+        "-t",
+    )
+    max_error: float = option(0.0, "of -t auto: the largest relative error of a site's pilot; 0 means any", free=True)
+    budget: str = option("", "of -t auto: how many times cheaper the UNet is to become, e.g. 4x", free=True)
     operator: Operator = option(
         "hyena2d",
         "what stands in for attention; bidirectional, causal and safari (as published) are one-dimensional; linear and "
@@ -129,12 +135,30 @@ class TrainConfig:
         _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
         _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         _between(self, 0, 1e3, "lr", open_low=True)
-        for name in ("lr_projections", "weight_decay", "clip", "cfg_scale", "feature_weight", "guidance_weight"):
+        for name in (
+            "max_error",
+            "lr_projections",
+            "weight_decay",
+            "clip",
+            "cfg_scale",
+            "feature_weight",
+            "guidance_weight",
+        ):
             _between(self, 0, 1e3, name)
         _between(self, 0, 1, "ema", open_high=True)
         _check_seed(self.seed)
         if not self.target.strip(" ,"):
             raise BadInput("target is empty; name a site (IN01), a group (level0, all) or a pattern (OUT*)")
+        if (self.max_error or self.budget) and self.target != "auto":
+            raise BadInput(f"max_error and budget choose sites for -t auto, but target={self.target!r} names them")
+        if self.target == "auto" and not (self.max_error or self.budget):
+            raise BadInput("target=auto needs --max_error E or --budget Nx to choose by")
+        if self.budget and not re.fullmatch(r"\d+(\.\d+)?x?", self.budget):
+            raise BadInput(f"budget={self.budget!r} must be how many times cheaper, e.g. 4x")
+        if self.target == "auto" and (self.devices > 1 or self.resume or self.pretrained_weight):
+            raise BadInput(
+                "target=auto runs a pilot first: on one device, without --resume and -p; then name its choice"
+            )
         if self.data == "noise" and self.stage != "layerwise":
             raise BadInput(f"data=noise has no pictures, so stage={self.stage} cannot learn from it; use layerwise")
         if self.batch_size % self.devices:

@@ -26,6 +26,7 @@ from sd_hyena import ranks
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
 from sd_hyena.config import TrainConfig, drawn_seed
+from sd_hyena.cost import attention_flops, student_flops, unet_flops
 from sd_hyena.data import Lessons, make_bank
 from sd_hyena.distill import Distillation
 from sd_hyena.errors import BadInput
@@ -52,6 +53,7 @@ from sd_hyena.run_folder import (
     set_aside_later,
     write_config,
 )
+from sd_hyena.selection import Candidate, choose, table
 from sd_hyena.sites import find_sites, select
 from sd_hyena.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.student import Projections, build_student, cast, spec_for
@@ -59,6 +61,7 @@ from sd_hyena.teacher import Teacher
 from sd_hyena.timing import interleaved_medians, wait_for
 
 T = TypeVar("T")
+PILOT_STEPS = 50
 
 
 @dataclass
@@ -74,6 +77,8 @@ class Outcome:
 def train(config: TrainConfig) -> Outcome:
     """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
     quiet_libraries()
+    if config.target == "auto":
+        config = _with_chosen_sites(config)
     ranks.check_launched_by_us()
     if ranks.rank():
         config = dataclasses.replace(config, **ranks.told()["options"])
@@ -160,6 +165,29 @@ def train(config: TrainConfig) -> Outcome:
     outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
     _print_card(outcome, config)
     return outcome
+
+
+def _with_chosen_sites(config: TrainConfig) -> TrainConfig:
+    """Run the pilot of `-t auto` and name the sites it chooses; they start from its students."""
+    path = model_path(config.teacher_model)
+    unet = load_pipeline(path, torch.device("cpu"), torch.float32).unet
+    latent_size = (config.height // 8, config.width // 8)
+    total, costs = unet_flops(unet, latent_size), {}
+    for site in find_sites(unet):
+        size = site.size(*latent_size)
+        student = student_flops(spec_for(site, config.operator, config.operator_options(), latent_size), size)
+        costs[site.short] = attention_flops(site, size), student
+    del unet
+    steps = max(PILOT_STEPS, config.n_steps // 5)
+    print(f"pilot: every site, {steps} steps")
+    own = dict(target="all", stage="layerwise", max_error=0.0, budget="", n_steps=steps, dry_run=False)
+    pilot = train(dataclasses.replace(config, **own, save_every_n_steps=0, validate_every_n_steps=0))
+    errors = {short: pilot.metrics[f"val/relative_mse/{short}"] for short in costs}
+    candidates = [Candidate(short, *costs[short], errors[short]) for short in costs]
+    chosen = choose(candidates, total, config.max_error, float(config.budget.rstrip("x") or 0))
+    print(f"\n{table(candidates, chosen, total)}\n")
+    names = ",".join(candidate.short for candidate in chosen)
+    return dataclasses.replace(config, target=names, max_error=0.0, budget="", pretrained_weight=str(pilot.exported))
 
 
 def _stage(config: TrainConfig, teacher: Teacher, scheduler: Any) -> Stage:

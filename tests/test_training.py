@@ -407,3 +407,12 @@ def test_options_survive_the_run_in_its_config_file(folder):
     assert parse(TrainConfig, ["--config", str(outcome.folder / "config.yaml")]) == dataclasses.replace(
         config(folder, n_steps=1, hyena_w=3.0, ema=0.5)
     )
+
+
+def test_auto_runs_a_pilot_shows_its_choice_and_trains_the_chosen_sites_from_it(folder, capsys):
+    given = config(folder, target="auto", budget="1.0001x", n_steps=2, width=256, batch_size=2, num_samples=2)
+    exported = train(dataclasses.replace(given, validate_every_n_steps=0, hyena2d_rank=1)).exported
+    printed = capsys.readouterr().out
+    assert "pilot: every site, 50 steps" in printed and "times cheaper" in printed
+    chosen = load_students(exported).students
+    assert 1 <= len(chosen) < 16 and all("attn1" in name for name in chosen)

@@ -1,0 +1,77 @@
+"""Operations are counted as a person would count them."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from sd_hyena.cost import attention_flops, student_flops, unet_flops
+from sd_hyena.errors import BadInput
+from sd_hyena.selection import Candidate, choose, table
+from sd_hyena.sites import Site, find_sites
+from sd_hyena.student import StudentSpec
+
+
+def spec(operator, d=16, size=None, **options):
+    return StudentSpec("s", "S", d, operator, options, size)
+
+
+def test_a_windowed_student_costs_its_projections_their_change_and_the_windows():
+    """Eight linear layers of 2 L d^2 and, for each token, 64 scores and their use."""
+    d, size = 16, (16, 24)
+    tokens = size[0] * size[1]
+    expected = 8 * 2 * tokens * d * d + 2 * 2 * tokens * 64 * d
+    assert student_flops(spec("windows", d, heads=2, window=8), size) == expected
+
+
+def test_linear_attention_grows_with_the_tokens_and_attention_with_their_square():
+    small, large = (student_flops(spec("linear", heads=2), (n, n)) for n in (16, 64))
+    assert large == 16 * small
+    site = Site("s", "S", 16, 2, 0)
+    quadratic = [attention_flops(site, (n, n)) - 8 * n * n * 16 * 16 for n in (16, 64)]
+    assert quadratic[1] == 256 * quadratic[0]
+
+
+def test_the_transforms_of_a_full_filter_are_counted():
+    with_fft, without = (student_flops(spec("hyena2d", heads=2, long=kind), (40, 40)) for kind in ("full", "none"))
+    assert with_fft > without + 2.5 * 16 * 72 * 72 * 12  # one of three transforms of 72 x 72 points
+
+
+def test_the_unet_costs_what_its_parts_do(unet):
+    """Four times the cells: convolutions and projections four times, scores sixteen times."""
+    small, large = unet_flops(unet, (16, 16)), unet_flops(unet, (32, 32))
+    scores = sum(4 * (h * w) ** 2 * s.channels for s in find_sites(unet) for h, w in [s.size(16, 16)])
+    fixed = (
+        4 * small - large + 12 * scores
+    ) / 3  # what does not grow at all: keys and values of the text, the timestep
+    text = sum(2 * 2 * 77 * 96 * s.channels for s in find_sites(unet))
+    assert text <= fixed < 1.1 * text
+
+
+def test_attention_at_2048_px_is_what_stable_diffusion_15_is_known_for():
+    with torch.device("meta"):
+        sd15 = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    level0 = [site for site in find_sites(sd15) if site.level == 0]
+    scores = sum(4 * 65536**2 * site.channels for site in level0)
+    assert scores == 5 * 4 * 65536**2 * 320
+    assert sum(attention_flops(s, (256, 256)) for s in level0) == scores + 5 * 8 * 65536 * 320**2
+
+
+CANDIDATES = [Candidate("A", 100, 10, 0.01), Candidate("B", 60, 10, 0.001), Candidate("C", 5, 9, 0.0001)]
+
+
+def test_sites_are_chosen_by_what_they_save_for_their_error():
+    assert [c.short for c in choose(CANDIDATES, 200, max_error=0.1)] == ["B", "A"]  # C would cost more
+    assert [c.short for c in choose(CANDIDATES, 200, max_error=0.005)] == ["B"]
+    assert [c.short for c in choose(CANDIDATES, 200, budget=1.3)] == ["B"]
+    assert [c.short for c in choose(CANDIDATES, 200, budget=3)] == ["B", "A"]
+    with pytest.raises(BadInput, match=r"budget=5x cannot be met.*3\.33 times"):
+        choose(CANDIDATES, 200, budget=5)
+    with pytest.raises(BadInput, match="no site"):
+        choose(CANDIDATES, 200, max_error=1e-5)
+
+
+def test_the_table_says_why_a_site_stays():
+    text = table(CANDIDATES, CANDIDATES[1:2], 200)
+    rows = {line.split()[0]: line for line in text.splitlines()}
+    assert rows["A"].endswith("  attention") and rows["B"].endswith("student") and rows["C"].endswith("cheaper")
+    assert "1.33 times cheaper" in text
