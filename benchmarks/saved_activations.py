@@ -1,0 +1,68 @@
+"""python -m benchmarks.saved_activations: memory that training one SD 1.5 level-0 student keeps for its backward pass.
+
+Counted on fake tensors, one sample, without the teacher and the transient buffers: what a batch costs on any card.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from benchmarks.record import write
+from sd_hyena.config import TrainConfig
+from sd_hyena.student import ONE_DIMENSIONAL, WITH_HEADS, Projections, StudentSpec, build_student
+
+D, HEADS = 320, 8
+OPERATORS = {
+    "hyena2d": {},
+    "hyena2d, full filter": {"hyena2d_long": "full"},
+    "linear": {},
+    "bidirectional": {},
+}
+
+
+def saved_bytes(spec: StudentSpec, size: tuple[int, int], dtype: torch.dtype) -> int:
+    """Bytes of all storages that the forward pass saves, parameters left out."""
+    d, kept = spec.channels, {}
+    with FakeTensorMode():
+        student = build_student(spec)
+        own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
+        q, k, v, out = (nn.Linear(d, d, dtype=dtype).requires_grad_(False) for _ in range(4))
+        projections = Projections(q, k, v, nn.ModuleList([out, nn.Identity()]))
+        x = torch.randn(1, size[0] * size[1], d, dtype=dtype)
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), half:
+            student(x, projections, size).float().square().sum()
+        return sum(storage.nbytes() for storage in kept.values())
+
+
+def main() -> None:
+    """Count."""
+    rows = []
+    for name, options in OPERATORS.items():
+        operator = name.split(",")[0]
+        given = TrainConfig(operator=operator, **options).operator_options()
+        for pixels in (512, 1024, 2048):
+            size = (pixels // 8, pixels // 8)
+            heads = {"heads": HEADS} if operator in WITH_HEADS else {}
+            spec = StudentSpec(
+                "IN01", "IN01", D, operator, heads | given, size if operator in ONE_DIMENSIONAL else None
+            )
+            found = {dtype: saved_bytes(spec, size, dtype) / 2**30 for dtype in (torch.float32, torch.bfloat16)}
+            gib = {f"{str(dtype).removeprefix('torch.')}_GiB": round(value, 2) for dtype, value in found.items()}
+            rows.append({"student": name, "pixels": pixels, **gib})
+    write("saved_activations", rows)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(main)
