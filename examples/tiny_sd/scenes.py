@@ -168,19 +168,21 @@ def shape_mask(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (abs(y) <= 1) & (abs(x) <= (y + 1) / 2)
 
 
-def draw(scene: Scene, width: int = 256, height: int | None = None, supersample: int = 2) -> np.ndarray:
-    """Render to uint8 (height, width, 3), anti-aliased by `supersample`."""
+def draw(
+    scene: Scene, width: int = 256, height: int | None = None, supersample: int = 2, colours: dict = COLOURS
+) -> np.ndarray:
+    """Render to uint8 (height, width, 3), anti-aliased by `supersample`; `colours` are what the caption's words mean."""
     height = height or width
     w, h, short = width * supersample, height * supersample, min(width, height) * supersample
     y, x = np.mgrid[:h, :w].astype(np.float32)
     x, y = (x + 0.5 - w / 2) / short, (y + 0.5 - h / 2) / short
     image = np.empty((h, w, 3), np.uint8)
-    image[:] = COLOURS[scene.caption.background]
+    image[:] = colours[scene.caption.background]
     if scene.caption.pattern:
         along = y if scene.caption.pattern.startswith("horizontal") else x
         image[((along + scene.phase) / scene.period) % 1 < 0.5] = STRIPE
     for item in scene.items:
-        image[shape_mask(item.shape, (x - item.x) / item.radius, (y - item.y) / item.radius)] = COLOURS[item.colour]
+        image[shape_mask(item.shape, (x - item.x) / item.radius, (y - item.y) / item.radius)] = colours[item.colour]
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .scenes import WORDS, draw, numbered_scene
+from .scenes import COLOURS, WORDS, draw, numbered_scene
 
 MAX_TOKENS = 32
 TRAINING_SEED, HELD_OUT_SEED, EXAMPLE_SEED = 0, 1, 2  # streams of scenes; only the first is trained on
@@ -191,14 +191,16 @@ def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
 
 
 @torch.no_grad()
-def cached_latents(folder: Path, vae: AutoencoderKL, size: int, count: int, device="cpu") -> Tensor:
+def cached_latents(
+    folder: Path, vae: AutoencoderKL, size: int, count: int, device="cpu", colours: dict = COLOURS
+) -> Tensor:
     """Posterior means of the first `count` training scenes at `size` pixels, made once; (count, 4, size/8, size/8)."""
     path = folder / f"latents_{size}_{count}.pt"
     if not path.exists():
         latents = []
         for start in range(0, count, 8):
             scenes = [numbered_scene(TRAINING_SEED, i) for i in range(start, min(start + 8, count))]
-            batch = torch.stack([to_tensor(draw(scene, size)) for scene in scenes]).to(device)
+            batch = torch.stack([to_tensor(draw(scene, size, colours=colours)) for scene in scenes]).to(device)
             with torch.autocast(batch.device.type, torch.bfloat16):
                 latents.append(vae.encode(batch).latent_dist.mean.float().cpu())
         torch.save(torch.cat(latents), path.with_suffix(".tmp"))
