@@ -71,6 +71,7 @@ def run_row(row: Row, config: TrainConfig, folder: Path, images: int) -> dict[st
     if row.untrained is not None:
         specs = [spec_for(site, "windows", row.untrained, (32, 32)) for site in sites]
         path = folder / "out" / "untrained.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_students(path, StudentFile({spec.site: build_student(spec) for spec in specs}))
     else:
         if row.random_projections:
@@ -134,15 +135,16 @@ def main(
     """
     common = dict(target="level0", width=256, batch_size=batch_size, n_steps=n_steps, lr=lr, ema=0.98, num_samples=64)
     common |= dict(validate_every_n_steps=0, save_every_n_steps=0)
+    series = Path(out) / f"{n_steps}-steps-batch-{batch_size}-lr-{lr:g}-images-{images}"
     for seed in range(seeds):
         for row in ROWS:
-            folder = Path(out) / f"{''.join(c if c.isalnum() else '-' for c in row.name)}-{n_steps}-{seed}"
+            folder = series / f"{''.join(c if c.isalnum() else '-' for c in row.name)}-{seed}"
             done = folder / "row.json"
             if only in row.name and not done.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 measured = run_row(row, TrainConfig(**common, seed=seed), folder, images)
                 done.write_text(json.dumps(measured, indent=1))
-    found = [json.loads(path.read_text()) for path in sorted(Path(out).glob(f"*-{n_steps}-*/row.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(series.glob("*/row.json"))]
     table = []
     for row in sorted(found, key=lambda row: row["prediction"]["both"]):
         image = row["images"]["5"]

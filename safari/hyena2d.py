@@ -43,7 +43,6 @@ class Hyena2d(nn.Module):
         window: side of the windows of an additional softmax attention; 0 leaves it out
         gates: one factor per channel, or a `dense` 1x1 convolution
         norm: normalise u and p per token and head
-        tile: cells a side of the overlap-add that bounds the memory of `full`; 0 transforms the whole plane
 
     Raises ValueError for options that cannot work.
     """
@@ -65,7 +64,6 @@ class Hyena2d(nn.Module):
         window: int = 0,
         gates: Gates = "diagonal",
         norm: bool = True,
-        tile: int = 0,
     ):
         super().__init__()
         if heads < 1 or d_model % heads:
@@ -74,15 +72,15 @@ class Hyena2d(nn.Module):
             raise ValueError(f"content={content!r} is not one of hedgehog, elu, none")
         if local < 0 or (local and local % 2 == 0):
             raise ValueError(f"local={local} must be odd, or 0 for none")
-        if min(rank, reach, filter_order) < 1 or min(window, tile) < 0:
-            raise ValueError(f"{rank=}, {reach=}, {filter_order=} must be positive, {window=} and {tile=} not negative")
+        if min(rank, reach, filter_order) < 1 or window < 0:
+            raise ValueError(f"{rank=}, {reach=}, {filter_order=} must be positive, {window=} not negative")
         self.heads, self.window = heads, window
         self.short_q, self.short_k, self.short_v = (_depthwise(d_model, 3) for _ in range(3))
         self.gate_q, self.gate_k = _gate(d_model, gates), _gate(d_model, gates)
         self.norm_u, self.norm_p = (HeadNorm(d_model, heads) if norm else nn.Identity() for _ in range(2))
         self.skip = nn.Parameter(torch.ones(d_model, 1, 1))
         self.local = _depthwise(d_model, local, scale=0.0) if local else None
-        self.long = _long(long, d_model, groups or d_model, rank, reach, filter_order, tile)
+        self.long = _long(long, d_model, groups or d_model, rank, reach, filter_order)
         self.content = None if content == "none" else LinearAttention(d_model, heads, content)
         self.window_gate = nn.Parameter(torch.zeros(d_model)) if window else None
         self.place_gain = nn.Parameter(torch.full((d_model, 1, 1), 0.1))
@@ -138,16 +136,19 @@ class Gate(nn.Module):
 
 
 class FullFilter(nn.Module):
-    """Convolution with an implicit filter over the plane, by FFT."""
+    """Convolution with an implicit filter over the plane, by FFT; a large plane in tiles, which bounds the memory."""
 
-    def __init__(self, d_model: int, groups: int, reach: int, order: int, tile: int):
+    whole, tile = 512, 256  # cells a side: of the largest plane transformed at once, and of a tile
+
+    def __init__(self, d_model: int, groups: int, reach: int, order: int):
         super().__init__()
-        self.repeat, self.reach, self.tile = d_model // groups, reach, tile
+        self.repeat, self.reach = d_model // groups, reach
         self.filter = OffsetFilter(groups, axes=2, order=order)
 
     def forward(self, u: Tensor) -> Tensor:
         h = self.filter(*(min(self.reach, n - 1) for n in u.shape[-2:]))
-        return long_conv2d(u, h.repeat_interleave(self.repeat, dim=0), self.tile)
+        tile = self.tile if max(u.shape[-2:]) > self.whole else 0
+        return long_conv2d(u, h.repeat_interleave(self.repeat, dim=0), tile)
 
 
 class SeparableFilter(nn.Module):
@@ -181,11 +182,11 @@ class AxialFilter(nn.Module):
         return long_conv2d(u, down[:, :, None]) + long_conv2d(u, along[:, None, :])
 
 
-def _long(kind: str, d_model: int, groups: int, rank: int, reach: int, order: int, tile: int) -> nn.Module | None:
+def _long(kind: str, d_model: int, groups: int, rank: int, reach: int, order: int) -> nn.Module | None:
     if groups < 1 or d_model % groups:
         raise ValueError(f"groups={groups} must divide d_model={d_model}")
     if kind == "full":
-        return FullFilter(d_model, groups, reach, order, tile)
+        return FullFilter(d_model, groups, reach, order)
     if kind == "separable":
         return SeparableFilter(d_model, groups, rank, reach, order)
     if kind == "axial_1d":

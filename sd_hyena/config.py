@@ -73,7 +73,6 @@ class TrainConfig:
     hyena2d_window: int = option(0, "side of the windows of an additional softmax attention; 0 leaves it out")
     hyena2d_gates: Literal["diagonal", "dense"] = option("diagonal", "a factor per channel, or a 1x1 convolution")
     hyena2d_norm: bool = option(True, "normalise the gated product and the output")
-    hyena2d_tile: int = option(0, "cells a side of the tiles in which a full filter is applied; 0 means no tiles")
     hyena_order: int = option(2, "of the 1-D operators: gates and long convolutions in turn, order - 1 of them")
     hyena_filter_order: int = option(64, "width of the filter's MLP")
     hyena_num_blocks: int = option(1, "must be 1: with more, the published filter wraps around")
@@ -116,7 +115,7 @@ class TrainConfig:
     cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
     name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
     seed: int = option(-1, "-1 draws one and records it", "-d")
-    pretrained_weight: str = option("", "a student to start from", "-p", free=True)
+    pretrained_weight: str = option("", "a student to start from", "-p")
     resume: str = option("", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True)
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
         "auto", "auto: bf16 where the device has it", free=True
@@ -155,6 +154,8 @@ class TrainConfig:
             raise BadInput("target=auto needs --max_error E or --budget Nx to choose by")
         if self.budget and not re.fullmatch(r"\d+(\.\d+)?x?", self.budget):
             raise BadInput(f"budget={self.budget!r} must be how many times cheaper, e.g. 4x")
+        if self.budget and float(self.budget.rstrip("x")) <= 1:
+            raise BadInput(f"budget={self.budget!r} must be more than 1x, the UNet as it is")
         if self.target == "auto" and (self.devices > 1 or self.resume or self.pretrained_weight):
             raise BadInput(
                 "target=auto runs a pilot first: on one device, without --resume and -p; then name its choice"
@@ -179,9 +180,7 @@ class TrainConfig:
 
     def operator_options(self) -> dict[str, Any]:
         """The options of the operator by their names in `safari`."""
-        if self.operator == "linear":
-            return {"feature_map": "elu"}  # LinFusion's form
-        prefix = {"hyena2d": "hyena2d_", "windows": "-", "pointwise": "-"}.get(self.operator, "hyena_")
+        prefix = {"hyena2d": "hyena2d_", "linear": "-", "windows": "-", "pointwise": "-"}.get(self.operator, "hyena_")
         names = (f.name for f in dataclasses.fields(self))
         return {name.removeprefix(prefix): getattr(self, name) for name in names if name.startswith(prefix)}
 

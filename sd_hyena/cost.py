@@ -18,9 +18,9 @@ from sd_hyena.sites import Site
 from sd_hyena.student import Projections, StudentSpec, build_student
 
 
-def _fft(shape, *_arguments, out_shape=None, **_options) -> int:
-    points = max(math.prod(shape), math.prod(out_shape or shape))
-    return int(2.5 * points * math.log2(max(math.prod(shape[-2:]), 2)))
+def _fft(shape, dims, *_arguments, out_shape=None, **_options) -> int:
+    real = max(shape, out_shape or shape, key=math.prod)  # of a real transform one side holds half as many, complex
+    return int(2.5 * math.prod(real) * math.log2(max(math.prod(real[d] for d in dims), 2)))
 
 
 def _attention(q, k, v, *_arguments, out_shape=None, **_options) -> int:

@@ -21,13 +21,13 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from sd_hyena.atomic_file import replacing
 from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.pipeline import encoded, resized
-from sd_hyena.stages import Stage
+from sd_hyena.pipeline import encoded, resized, split_prompts
+from sd_hyena.stages import Layerwise, Stage
 from sd_hyena.weights_file import read_weights
 
 VALIDATION_SEED = 2**33  # outside what a user can choose
@@ -52,17 +52,29 @@ class Bank:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def split(self, held_out: float = 0.25) -> tuple[Bank, Bank]:
+    def split(self) -> tuple[Bank, Bank]:
         """The pictures to train on and the last ones, for validation; a bank of one picture serves as both."""
         picture = torch.arange(len(self)) if self.picture is None else self.picture
         pictures = int(picture.max()) + 1
-        n = min(max(1, round(pictures * (1 - held_out))), max(1, pictures - 1))
+        n = trained_pictures(pictures)
 
         def part(rows: Tensor) -> Bank:
             chosen = [None if x is None else x[rows] for x in (self.timesteps, self.picture)]
             return Bank(self.latents[rows], self.text, self.prompt[rows], *chosen)
 
         return part(picture < n), part(picture >= n if pictures > 1 else picture >= 0)
+
+
+def trained_pictures(pictures: int) -> int:
+    """How many of so many pictures are trained on: three quarters, the first ones."""
+    return min(max(1, round(pictures * 0.75)), max(1, pictures - 1))
+
+
+def captions_of(prompts: list[str], pictures: int) -> list[str]:
+    """A caption for each picture; those held out have captions that are not trained on."""
+    train, held_out = split_prompts(prompts)
+    n = trained_pictures(pictures)
+    return [train[i % len(train)] for i in range(n)] + [held_out[i % len(held_out)] for i in range(pictures - n)]
 
 
 class Numbered(IterableDataset):
@@ -170,6 +182,11 @@ class Lessons(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.held_out(), batch_size=min(self.micro_batch_size, self.validation_size))
 
+    def held_out_batch(self, number: int) -> dict[str, Tensor]:
+        """The states of one batch of `val_dataloader`."""
+        size = min(self.micro_batch_size, self.validation_size)
+        return default_collate(self.held_out()[number * size : (number + 1) * size])
+
     def held_out(self) -> list[dict[str, Tensor]]:
         """Held-out states, at timesteps spread evenly unless they have their own; real ones whatever the data."""
         states = States(self.validation_bank, self.scheduler, VALIDATION_SEED)
@@ -182,7 +199,10 @@ class Lessons(L.LightningDataModule):
             return self.teacher.answers(batch, self.latent_size, timestep)
         if self.trainer is not None and not self.trainer.training:
             return self.teacher.activations(batch["latents"], batch["timestep"], batch["text"])
-        return self.stage.lesson(batch)
+        if self.trainer is None or isinstance(self.stage, Layerwise):
+            return self.stage.lesson(batch)
+        with self.trainer.precision_plugin.forward_context():  # the students' UNet will run in it: no rounding to learn
+            return self.stage.lesson(batch)
 
 
 def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Bank:
@@ -190,29 +210,29 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
 
     The pipeline's scheduler must be DDIM: its states are what the UNet sees, unscaled. Raises BadInput.
     """
-    prompts = list(dict.fromkeys(prompts))
     if config.data == "images":
         latents, captions = _encode_folder(pipe, config)
         return _with_text(pipe, latents, captions)
     if config.data == "latents":
-        return _with_text(pipe, *_read_latents(config, prompts))
+        latents = _read_latents(config)
+        return _with_text(pipe, latents, captions_of(prompts, len(latents)))
     what = {
         name: getattr(config, name) for name in ("data", "width", "height", "num_samples", "sample_steps", "cfg_scale")
     }
     if what["data"] == "noise":
         what["data"] = "samples"  # for validation
-    key = hashlib.sha256(json.dumps([what, prompts, model_sha256]).encode()).hexdigest()[:16]
+    captions = captions_of(prompts, config.num_samples)
+    key = hashlib.sha256(json.dumps([what, captions, model_sha256]).encode()).hexdigest()[:16]
     path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"
     if not path.exists():
         draw = _draw_states if config.data == "trajectories" else _draw_images
-        drawn = draw(pipe, config, prompts)
+        drawn = draw(pipe, config, captions)
         if not drawn["latents"].isfinite().all():
             raise FloatingPointError(f"the teacher drew NaN in {pipe.unet.dtype}; use --dtype bfloat16 or float32")
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file({name: value.contiguous() for name, value in drawn.items()}, temporary)
     drawn = load_file(path)
-    captions = [prompts[i % len(prompts)] for i in range(config.num_samples)]
     bank = _with_text(pipe, drawn["latents"], captions)
     if "timesteps" in drawn:
         picture = drawn["picture"]
@@ -232,10 +252,10 @@ def _batches(config: TrainConfig, size: int = 8) -> Iterator[range]:
         yield range(start, min(start + size, config.num_samples))
 
 
-def _arguments(pipe: Any, config: TrainConfig, prompts: list[str], rows: range) -> dict[str, Any]:
-    """Sample i is drawn from prompt i with seed i, whatever the batch."""
+def _arguments(pipe: Any, config: TrainConfig, captions: list[str], rows: range) -> dict[str, Any]:
+    """Sample i is drawn from caption i with seed i, whatever the batch."""
     return dict(
-        prompt=[prompts[i % len(prompts)] for i in rows],
+        prompt=[captions[i] for i in rows],
         generator=[torch.Generator().manual_seed(i) for i in rows],
         num_inference_steps=config.sample_steps,
         guidance_scale=config.cfg_scale,
@@ -243,16 +263,16 @@ def _arguments(pipe: Any, config: TrainConfig, prompts: list[str], rows: range) 
     )
 
 
-def _draw_images(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str, Tensor]:
+def _draw_images(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[str, Tensor]:
     """x0 latents at the model's native size; for another size decoded, resized in pixels and encoded again."""
     latents = []
     for rows in _batches(config):
-        x0 = pipe(**_arguments(pipe, config, prompts, rows)).images
+        x0 = pipe(**_arguments(pipe, config, captions, rows)).images
         latents += [resized(pipe, x[None], config.width, config.height).cpu() for x in x0]
     return {"latents": torch.cat(latents)}
 
 
-def _draw_states(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str, Tensor]:
+def _draw_states(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[str, Tensor]:
     """The states x_t met while sampling with guidance at the asked size, from pure noise on."""
     latents, timesteps, picture = [], [], []
     shape = (4, config.height // 8, config.width // 8)
@@ -268,7 +288,7 @@ def _draw_states(pipe: Any, config: TrainConfig, prompts: list[str]) -> dict[str
         return tensors
 
     for rows in _batches(config):
-        given = _arguments(pipe, config, prompts, rows)
+        given = _arguments(pipe, config, captions, rows)
         first = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in rows])
         pipe.scheduler.set_timesteps(config.sample_steps)
         note(first, pipe.scheduler.timesteps[0])
@@ -297,7 +317,7 @@ def _encode_folder(pipe: Any, config: TrainConfig) -> tuple[Tensor, list[str]]:
     return torch.cat(latents), captions
 
 
-def _read_latents(config: TrainConfig, prompts: list[str]) -> tuple[Tensor, list[str]]:
+def _read_latents(config: TrainConfig) -> Tensor:
     latents = read_weights(config.data_path)[0].get("latents")
     wanted = (4, config.height // 8, config.width // 8)
     if latents is None or latents.ndim != 4 or tuple(latents.shape[1:]) != wanted:
@@ -305,4 +325,4 @@ def _read_latents(config: TrainConfig, prompts: list[str]) -> tuple[Tensor, list
         raise BadInput(
             f"data_path={config.data_path!r} has {found}; expected `latents` (N, {wanted[0]}, {wanted[1]}, {wanted[2]})"
         )
-    return latents, [prompts[i % len(prompts)] for i in range(len(latents))]
+    return latents

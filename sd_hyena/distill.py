@@ -10,14 +10,12 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
-from sd_hyena.losses import cosine, error_and_spread
+from sd_hyena.losses import by_timestep, cosine, error_and_spread
 from sd_hyena.memory import peak_gib
 from sd_hyena.stages import Layerwise, Stage, prediction_error
 from sd_hyena.teacher import Activation
 
-TIMESTEP_BINS = 4
 POSITION_LR = 1e-5  # of the stored positions of 1-D filters, as in safari
 PATIENCE = 10  # non-finite steps in a row before the run stops
 
@@ -56,6 +54,7 @@ class Distillation(L.LightningModule):
         self.sums: dict[str, Tensor] = {}  # of this step's losses so far
         self.samples = 0
         self.seen: dict[str, list[Tensor]] = {}  # of this validation: rows of error, spread, cosine, timestep by site
+        self.predicted: list[Tensor] = []  # of this validation: error and spread of the prediction
 
     def by_site(self) -> dict[str, nn.Module]:
         return {site: self.students[key] for site, key in self.key.items()}
@@ -116,6 +115,17 @@ class Distillation(L.LightningModule):
             rows = torch.stack([error, spread, near, batch[site].timestep.to(error)])
             self.seen.setdefault(site, []).append(rows)
 
+        if not isinstance(self.stage, Layerwise):  # here and not at the end, where averaged weights are swapped out
+            states = self.trainer.datamodule.held_out_batch(batch_idx)
+            states = {name: value.to(self.device) for name, value in states.items()}
+            self.predicted.append(prediction_error(self.stage.teacher, self.by_site(), states))
+
+    def on_validation_epoch_start(self) -> None:
+        self.seen, self.predicted = {}, []
+
+    def on_train_start(self) -> None:
+        self.sums, self.samples = {}, 0
+
     def on_validation_epoch_end(self) -> None:
         self.log("step", float(self.global_step))
         for site, parts in self.seen.items():
@@ -123,17 +133,11 @@ class Distillation(L.LightningModule):
             short = self._short(site)
             self.log(f"val/relative_mse/{short}", error.sum() / spread.sum(), prog_bar=len(self.students) == 1)
             self.log(f"val/cosine/{short}", near.mean())
-            bins = (timestep * TIMESTEP_BINS).div(1000, rounding_mode="floor").clamp(0, TIMESTEP_BINS - 1)
-            for b in range(TIMESTEP_BINS):
-                if (bins == b).any():
-                    low, high = b * 1000 // TIMESTEP_BINS, (b + 1) * 1000 // TIMESTEP_BINS
-                    share = error[bins == b].sum() / spread[bins == b].sum()
-                    self.log(f"val/relative_mse_t{low:03d}-{high:03d}/{short}", share)
-        self.seen = {}
-        if not isinstance(self.stage, Layerwise):
-            states = default_collate(self.trainer.datamodule.held_out())
-            states = {name: value.to(self.device) for name, value in states.items()}
-            self.log("val/prediction", prediction_error(self.stage.teacher, self.by_site(), states))
+            for name, share in by_timestep(error, spread, timestep).items():
+                self.log(f"val/relative_mse_{name}/{short}", share)
+        if self.predicted:
+            error, spread = torch.stack(self.predicted).sum(dim=0)
+            self.log("val/prediction", error / spread)
 
     def configure_optimizers(self):
         groups: dict[float, list[nn.Parameter]] = {}

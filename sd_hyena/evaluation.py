@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.command import run
-from sd_hyena.config import SHIPPED_MODEL, DType, option
+from sd_hyena.config import LARGEST_SIDE, SHIPPED_MODEL, DType, option
 from sd_hyena.errors import BadInput
 
-BINS = 4  # of the timesteps
-WORSE = 1.5  # times the error at the first size, from which a size is better left to attention
+WORSE = 1.5  # times the error at the first size, from which a size needs attention, or training of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,9 @@ class EvaluationConfig:
     states: int = option(16, "held-out states for the errors")
     steps: int = option(25, "denoising steps of an image", "-s")
     seed: int = option(10_000, "of the first image and state", "-k")
-    prompts: str = option("", "text file; default: the model's own list, from its end, where training takes none")
+    prompts: str = option(
+        "", "text file, of whose last quarter they are taken, where training takes none; default: the model's own"
+    )
     judge: str = option("", "module:function(image, caption) -> bool, whether an image shows its caption")
     out_dir: str = option("out/evaluation", "where the report goes", "-o")
     device: str = option("auto", "auto, cpu, cuda, mps")
@@ -58,8 +59,10 @@ class EvaluationConfig:
         for part in text.split(","):
             match = re.fullmatch(r"\s*(\d{1,6})(?:x(\d{1,6}))?\s*", part)
             width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-            if min(width, height) < 64 or width % 8 or height % 8:
-                raise BadInput(f"sizes: {part!r} must be WIDTHxHEIGHT or a side, multiples of 8 from 64 pixels")
+            if min(width, height) < 64 or max(width, height) > LARGEST_SIDE or width % 8 or height % 8:
+                raise BadInput(
+                    f"sizes: {part!r} must be WIDTHxHEIGHT or a side, multiples of 8 from 64 to {LARGEST_SIDE} pixels"
+                )
             sizes.append((width, height))
         return sizes
 
@@ -69,8 +72,8 @@ class EvaluationConfig:
             scales = [float(part) for part in self.guidance.split(",")]
         except ValueError:
             scales = [-1.0]
-        if not all(0 <= scale <= 1000 for scale in scales):
-            raise BadInput(f"guidance={self.guidance!r} must be numbers from 0 to 1000, e.g. 1,5,10")
+        if not all(1 <= scale <= 1000 for scale in scales):
+            raise BadInput(f"guidance={self.guidance!r} must be numbers from 1 (none) to 1000, e.g. 1,5,10")
         return scales
 
 
@@ -86,7 +89,7 @@ class Examiner:
         path = p.model_path(config.model)
         self.config, self.device = config, p.pick_device(config.device)
         self.judge = _judge(config.judge or ("examples.tiny_sd.checker:is_right" if path == SHIPPED_MODEL else ""))
-        prompts = p.prompts_of(path, config.prompts)[::-1]
+        _, prompts = p.split_prompts(p.prompts_of(path, config.prompts))
         self.prompts = [prompts[i % len(prompts)] for i in range(max(config.images, config.states))]
         self.pipe = p.load_pipeline(path, self.device, p.pick_dtype(config.dtype, self.device))
         p.set_scheduler(self.pipe, "ddim")
@@ -101,7 +104,7 @@ class Examiner:
         """For each size: (width, height), its measurements, and rows of (scale, teacher's, student's images)."""
         from sd_hyena.swap import swapped
 
-        for size in self.sizes:
+        for size in self._served(students):
             measured = {"sites": self._site_errors(students, size), "prediction": self._predictions(students, size)}
             measured["images"], rows = {}, []
             for scale in self.config.scales():
@@ -112,11 +115,26 @@ class Examiner:
                 rows.append((scale, teacher, student))
             yield size, measured, rows
 
+    def _served(self, students: dict[str, Any]) -> list[tuple[int, int]]:
+        """The sizes that all students can serve: a 1-D one has a single size. Raises BadInput if there is none."""
+        sites = {site.name: site for site in self.sites}
+        served = [
+            (width, height)
+            for width, height in self.sizes
+            if all(s.spec.size in (None, sites[n].size(height // 8, width // 8)) for n, s in students.items())
+        ]
+        if not served:
+            given = ", ".join(f"{w}x{h}" for w, h in self.sizes)
+            raise BadInput(
+                f"sizes: the students are one-dimensional and serve none of {given}; name the size of training"
+            )
+        return served
+
     def _site_errors(self, students: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         """Relative error of each site's answer to the teacher's own input, in all and by timestep; block times."""
         import torch
 
-        from sd_hyena.losses import error_and_spread
+        from sd_hyena.losses import by_timestep, error_and_spread
         from sd_hyena.student import Projections
         from sd_hyena.teacher import Teacher
         from sd_hyena.timing import interleaved_medians
@@ -134,10 +152,7 @@ class Examiner:
         for site in chosen:
             error, spread, timestep = torch.cat(parts[site.name], dim=1)
             row = {"relative_mse": float(error.sum() / spread.sum())}
-            bins = (timestep * BINS / 1000).long().clamp_max(BINS - 1)
-            for b in bins.unique().tolist():
-                share = error[bins == b].sum() / spread[bins == b].sum()
-                row[f"t{b * 1000 // BINS:03d}-{(b + 1) * 1000 // BINS:03d}"] = float(share)
+            row |= {name: float(share) for name, share in by_timestep(error, spread, timestep).items()}
             attention, cells = self.pipe.unet.get_submodule(site.name), site.size(size[1] // 8, size[0] // 8)
             p = next(attention.parameters())
             x = torch.randn(2, cells[0] * cells[1], site.channels, device=p.device, dtype=p.dtype)
@@ -185,8 +200,8 @@ class Examiner:
             x0 = resized(self.pipe, self._drawn(i)[None], *size)
             noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(self.config.seed + i)).to(x0)
             t = torch.tensor([int((i + 0.5) * self.noiser.config.num_train_timesteps / n)])
-            encode = lambda text: self.pipe.encode_prompt(text, self.pipe.device, 1, False)[0]
-            texts = encode(self.prompts[i]), encode("")
+            with torch.no_grad():
+                texts = [self.pipe.encode_prompt(t, self.pipe.device, 1, False)[0] for t in (self.prompts[i], "")]
             batches.append((self.noiser.add_noise(x0, noise, t.to(x0.device)), t.to(x0.device), *texts))
         return batches
 
@@ -213,7 +228,7 @@ class Examiner:
 
         ratio = size[0] * size[1] / (self.sizes[0][0] * self.sizes[0][1])
         n = max(1, min(self.config.images, round(self.config.images / ratio)))
-        batch, images = max(1, int(8 / ratio)), []
+        batch, images = max(1, 8 * self.native**2 // (size[0] * size[1])), []
         for start in range(0, n, batch):
             latents = self._latents(range(start, min(start + batch, n)), size, scale)
             images += [decoded(self.pipe, x[None]) for x in latents]
@@ -262,7 +277,7 @@ def advice(measured: dict[str, dict[str, Any]]) -> list[str]:
         ratio = found["prediction"]["both"] / max(first, 1e-12)
         if ratio > WORSE:
             lines.append(
-                f"{size}: the prediction's error is {ratio:.1f} times that of the first size; train at this size too"
+                f"{size}: the prediction's error is {ratio:.1f} times that of the first size; keep attention, or train there"
             )
     return lines or ["at no size measured is attention the better choice"]
 
@@ -287,7 +302,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
             measured["{}x{}".format(*size)] = found
             report.picture(label, size, rows)
         report.add(label, measured, advice(measured))
-    report.write()
+        report.write()
+    report.tell()
     return report.content
 
 

@@ -27,6 +27,15 @@ def error_and_spread(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor
     return (prediction - target).square().sum(dim=(1, 2)), spread
 
 
+def by_timestep(error: Tensor, spread: Tensor, timestep: Tensor) -> dict[str, Tensor]:
+    """The relative error in each quarter of the 1000 timesteps that occurs, by name (`t250-500`)."""
+    quarter = timestep.div(250, rounding_mode="floor").long()
+    return {
+        f"t{250 * q:03d}-{250 * (q + 1)}": error[quarter == q].sum() / spread[quarter == q].sum()
+        for q in quarter.unique().tolist()
+    }
+
+
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean cosine between predicted and true tokens."""
     return torch.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,13 @@ def model_sha256(path: Path) -> str:
     raise BadInput(f"model {str(path)!r} has no weights in unet/")
 
 
+def split_prompts(prompts: list[str]) -> tuple[list[str], list[str]]:
+    """Those to train on, and the last quarter, for validation and evaluation; one prompt serves as both."""
+    prompts = list(dict.fromkeys(prompts))
+    n = max(1, len(prompts) - max(1, len(prompts) // 4))
+    return prompts[:n], prompts[n:] or prompts
+
+
 def prompts_of(path: Path, file: str = "") -> list[str]:
     """The prompts of `file`, else the model's own `prompts.txt`, else a list for natural images. Raises BadInput."""
     source = Path(file) if file else path / "prompts.txt"
@@ -125,12 +134,24 @@ def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
 
 
+@contextmanager
+def vae_for(pipe: Any, side: int) -> Iterator[None]:
+    """Let the VAE work in tiles within the block if the longer side, in pixels, asks for it; leave it as it was."""
+    before = pipe.vae.use_tiling
+    pipe.vae.use_tiling = side > TILED_VAE_FROM
+    try:
+        yield
+    finally:
+        pipe.vae.use_tiling = before
+
+
 @torch.no_grad()
 def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
     """Latents (1, 4, h, w) of the same picture at another size in pixels."""
     if latents.shape[-2:] == (height // 8, width // 8):
         return latents
-    image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    with vae_for(pipe, 8 * max(latents.shape[-2:])):
+        image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     image = F.interpolate(image.float(), (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
     return encoded(pipe, image)
 
@@ -138,6 +159,6 @@ def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
 @torch.no_grad()
 def encoded(pipe: Any, image: Tensor) -> Tensor:
     """Scaled latents of an image (1, 3, H, W) in -1 ... 1."""
-    (pipe.vae.enable_tiling if max(image.shape[-2:]) > TILED_VAE_FROM else pipe.vae.disable_tiling)()
-    latents = pipe.vae.encode(image.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
+    with vae_for(pipe, max(image.shape[-2:])):
+        latents = pipe.vae.encode(image.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
     return latents * pipe.vae.config.scaling_factor

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sd_hyena.pipeline import vae_for
 from sd_hyena.swap import swapped
 from sd_hyena.teacher import Activation
 
@@ -73,15 +74,16 @@ class Previews(L.Callback):
 
     def _generate(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        image = self.pipe(
-            self.prompt,
-            width=self.width,
-            height=self.height,
-            num_inference_steps=self.steps,
-            guidance_scale=self.cfg_scale,
-            generator=generator,
-            output_type="pt",
-        ).images[0]
+        with vae_for(self.pipe, max(self.width, self.height)):
+            image = self.pipe(
+                self.prompt,
+                width=self.width,
+                height=self.height,
+                num_inference_steps=self.steps,
+                guidance_scale=self.cfg_scale,
+                generator=generator,
+                output_type="pt",
+            ).images[0]
         return image.float().cpu().clamp(0, 1)
 
     def _add(self, trainer, name: str, picture: Tensor) -> None:

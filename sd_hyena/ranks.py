@@ -33,9 +33,9 @@ def told() -> dict[str, Any]:
 
 def check_launched_by_us() -> None:
     """Raises BadInput in a process that another launcher numbered: its ranks could not agree on a run."""
-    if "LOCAL_RANK" in os.environ and TOLD not in os.environ:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and TOLD not in os.environ:
         raise BadInput(
-            f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, so another launcher started this; "
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, so another launcher started this; "
             f"run python train.py --devices N by itself"
         )
 

@@ -18,14 +18,24 @@ from sd_hyena.config import TrainConfig, parse, read_documents, to_dict
 from sd_hyena.errors import BadInput
 
 Stage = Callable[[dict[str, Any]], TrainConfig]  # what is known only when its turn comes -> its config
+DECIDED = ("pretrained_weight", "resume", "dry_run")  # by the recipe itself
+OF_THE_MACHINE = (
+    "device",
+    "dtype",
+    "precision",
+    "strategy",
+    "micro_batch_size",
+    "keep",
+    "log_dir",
+    "cache_dir",
+    "debug",
+)
 
 
 def read_recipe(arguments: list[str]) -> list[Stage]:
     """The stages of the file that the first argument names, checked. Raises BadInput."""
     if not arguments or arguments[0].startswith("-"):
         raise BadInput("no recipe given; run python -m sd_hyena.recipe configs/recipes/FILE.yaml")
-    if {"-p", "--pretrained_weight", "--resume", "--dry_run"} & {a.partition("=")[0] for a in arguments}:
-        raise BadInput("a recipe starts, goes on and hands over by itself: leave -p, --resume and --dry_run away")
     shared, *stages = read_documents(arguments[0])
     if not stages:
         raise BadInput(
@@ -37,7 +47,12 @@ def read_recipe(arguments: list[str]) -> list[Stage]:
 
     steps = [partial(config, stage) for stage in stages]
     for step in steps:
-        step({})
+        found = step({})
+        decided = [name for name in DECIDED if getattr(found, name)]
+        if decided:
+            raise BadInput(f"a recipe starts, goes on and hands over by itself: leave {', '.join(decided)} away")
+        if found.target == "auto" or found.devices > 1:
+            raise BadInput("a recipe names its sites and runs on one device: no target=auto, no devices > 1")
     return steps
 
 
@@ -54,7 +69,9 @@ def run_recipe(stages: list[Stage]) -> Path:
             f"\n== stage {number} of {len(stages)}: {config.stage}, {config.width}x{config.height}, {config.n_steps} steps =="
         )
         own = folder / f"{number}-{config.stage}"
-        done, asked = own / "done.json", {**to_dict(config), "pretrained_weight": student}
+        done = own / "done.json"
+        asked = {name: value for name, value in to_dict(config).items() if name not in OF_THE_MACHINE}
+        asked["pretrained_weight"] = student
         if done.is_file():
             record = json.loads(done.read_text("utf-8"))
             if record["config"] != asked or not Path(record["student"]).is_file():

@@ -60,6 +60,8 @@ class Report:
             temporary.write_text(f"# Evaluation\n\n{head}\n\n{_markdown(self.content['students'])}\n", "utf-8")
         plots = self._plots()
         self._tensorboard(plots)
+
+    def tell(self) -> None:
         print(f"\nreport: {self.folder}/report.md, pictures beside it; watch: tensorboard --logdir {self.folder}")
 
     def _plots(self) -> dict[str, np.ndarray]:

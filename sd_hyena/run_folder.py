@@ -92,7 +92,8 @@ class Checkpoints(L.Callback):
 
     def on_exception(self, trainer, module, exception) -> None:
         self.out_of_memory = None
-        if is_oom_error(exception) and not trainer.validating:  # a validation may have averaged weights swapped in
+        alone = trainer.world_size == 1  # of several ranks one cannot save by itself: it would wait for the others
+        if is_oom_error(exception) and alone and not trainer.validating:  # then averaged weights may be swapped in
             self.out_of_memory = self.folder / "checkpoints" / "out-of-memory.ckpt"
             trainer.save_checkpoint(self.out_of_memory)
 

@@ -24,32 +24,45 @@ class Candidate:
         return self.attention - self.student
 
 
+def useful(candidates: list[Candidate], total: int, budget: float = 0.0) -> list[Candidate]:
+    """Those that a student makes cheaper. Raises BadInput if there is none, or if all together miss the budget."""
+    cheaper = [candidate for candidate in candidates if candidate.saved > 0]
+    if not cheaper:
+        raise BadInput("target=auto: at this size attention is the cheaper one at every site; ask for a larger size")
+    possible = total / (total - sum(candidate.saved for candidate in cheaper))
+    if budget > possible:
+        raise BadInput(
+            f"budget={budget:g}x cannot be met: students at all {len(cheaper)} sites make the UNet {possible:.2f} times "
+            f"cheaper at this size; ask for less, or a larger size"
+        )
+    return cheaper
+
+
 def choose(candidates: list[Candidate], total: int, max_error: float = 0.0, budget: float = 0.0) -> list[Candidate]:
     """The sites to replace, the best first: by operations saved for each unit of error.
 
     With `max_error` all whose own error is at most that. With `budget` as few as make the UNet, `total` operations as it
     is, `budget` times cheaper; both may be given. Raises BadInput if nothing qualifies or the budget cannot be met.
     """
-    useful = [c for c in candidates if c.saved > 0 and (not max_error or c.error <= max_error)]
-    useful.sort(key=lambda c: c.saved / max(c.error, 1e-9), reverse=True)
-    if not useful:
-        low = min(candidates, key=lambda c: c.error)
+    within = [c for c in useful(candidates, total, budget) if not max_error or c.error <= max_error]
+    within.sort(key=lambda c: c.saved / max(c.error, 1e-9), reverse=True)
+    if not within:
+        best = min(useful(candidates, total), key=lambda c: c.error)
         raise BadInput(
-            f"target=auto: no site is both cheaper as a student at this size and within max_error={max_error:g}; "
-            f"the smallest error is {low.error:.4f} ({low.short})"
+            f"target=auto: no site stays within max_error={max_error:g}; the best has {best.error:.4f} ({best.short})"
         )
     if not budget:
-        return useful
+        return within
     chosen, left = [], total
-    for candidate in useful:
+    for candidate in within:
         if total / left >= budget:
             break
         chosen.append(candidate)
         left -= candidate.saved
     if total / left < budget:
         raise BadInput(
-            f"budget={budget:g}x cannot be met: all {len(useful)} useful sites make the UNet {total / left:.2f} times "
-            f"cheaper at this size; ask for less, a larger size, or a larger max_error"
+            f"budget={budget:g}x cannot be met within max_error={max_error:g}: the {len(within)} sites make the UNet "
+            f"{total / left:.2f} times cheaper"
         )
     return chosen
 
@@ -59,7 +72,8 @@ def table(candidates: list[Candidate], chosen: list[Candidate], total: int) -> s
     lines = [f"{'site':<8}{'attention GFLOP':>16}{'student GFLOP':>15}{'pilot error':>13}  choice"]
     for c in candidates:
         said = "student" if c in chosen else "attention, cheaper" if c.saved <= 0 else "attention"
-        lines.append(f"{c.short:<8}{c.attention / 1e9:>16.2f}{c.student / 1e9:>15.2f}{c.error:>13.4f}  {said}")
+        error = f"{c.error:.4f}" if c.saved > 0 else "-"
+        lines.append(f"{c.short:<8}{c.attention / 1e9:>16.2f}{c.student / 1e9:>15.2f}{error:>13}  {said}")
     left = total - sum(c.saved for c in chosen)
     lines.append(f"whole UNet: {total / 1e9:.1f} -> {left / 1e9:.1f} GFLOP, {total / left:.2f} times cheaper")
     return "\n".join(lines)

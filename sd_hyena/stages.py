@@ -107,12 +107,11 @@ Stage = Layerwise | Joint | EndToEnd
 
 
 @torch.no_grad()
-def prediction_error(teacher: Teacher, students: Students, states: Mapping[str, Tensor]) -> float:
-    """The relative error of the UNet's prediction with these students, over a batch of states."""
+def prediction_error(teacher: Teacher, students: Students, states: Mapping[str, Tensor]) -> Tensor:
+    """Squared error and spread (2,) of the UNet's prediction with these students, summed over a batch of states."""
     given = states["latents"], states["timestep"], states["text"]
     ours, truth = (_tokens(teacher.observe(*given, s).prediction) for s in (students, None))
-    error, spread = error_and_spread(ours, truth)
-    return float(error.sum() / spread.sum())
+    return torch.stack([part.sum() for part in error_and_spread(ours, truth)])
 
 
 def _tokens(prediction: Tensor) -> Tensor:

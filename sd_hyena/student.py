@@ -68,7 +68,7 @@ def _mixer(spec: StudentSpec) -> nn.Module:
     if spec.operator == "hyena2d":
         return Hyena2d(d, **options)
     if spec.operator == "linear":
-        return LinearAttention(d, **options)
+        return LinearAttention(d, **{"feature_map": "elu", "width": d, **options})  # LinFusion's form
     if spec.operator == "windows":
         return WindowAttention(d, **options)
     if spec.operator == "pointwise":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import math
 import signal
 import sys
 import time
@@ -53,7 +54,7 @@ from sd_hyena.run_folder import (
     set_aside_later,
     write_config,
 )
-from sd_hyena.selection import Candidate, choose, table
+from sd_hyena.selection import Candidate, choose, table, useful
 from sd_hyena.sites import find_sites, select
 from sd_hyena.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.student import Projections, build_student, cast, spec_for
@@ -98,7 +99,8 @@ def train(config: TrainConfig) -> Outcome:
     device = _own_device(config)
     prompts = prompts_of(path, config.prompts)
 
-    pipe = load_pipeline(path, device, pick_dtype(config.dtype, device))
+    config = dataclasses.replace(config, precision=_precision(config, device))
+    pipe = load_pipeline(path, device, _teacher_dtype(config, device))
     set_scheduler(pipe, "ddim")
     sites = select(find_sites(pipe.unet), config.target)
     teacher = Teacher(pipe.unet, sites)
@@ -154,7 +156,7 @@ def train(config: TrainConfig) -> Outcome:
         if ranks.rank():
             raise SystemExit(0) from None
         print(f"saved at step {step}; go on with --resume {folder}")
-        raise (Terminated if checkpoints.signal == signal.SIGTERM else Interrupted) from None
+        raise _signalled(checkpoints) from None
     if checkpoints.validated_step != trainer.global_step:
         trainer.validate(module, data, verbose=False)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -164,7 +166,13 @@ def train(config: TrainConfig) -> Outcome:
     load_students(checkpoints.exported, pipe.unet)
     outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
     _print_card(outcome, config)
+    if checkpoints.signal is not None:  # it came too late to stop a step, but not to stop what follows this run
+        raise _signalled(checkpoints)
     return outcome
+
+
+def _signalled(checkpoints: Checkpoints) -> BaseException:
+    return Terminated() if checkpoints.signal == signal.SIGTERM else Interrupted()
 
 
 def _with_chosen_sites(config: TrainConfig) -> TrainConfig:
@@ -178,13 +186,15 @@ def _with_chosen_sites(config: TrainConfig) -> TrainConfig:
         student = student_flops(spec_for(site, config.operator, config.operator_options(), latent_size), size)
         costs[site.short] = attention_flops(site, size), student
     del unet
+    budget = float(config.budget.rstrip("x") or 0)
+    tried = useful([Candidate(short, *cost, error=0.0) for short, cost in costs.items()], total, budget)
     steps = max(PILOT_STEPS, config.n_steps // 5)
-    print(f"pilot: every site, {steps} steps")
-    own = dict(target="all", stage="layerwise", max_error=0.0, budget="", n_steps=steps, dry_run=False)
+    print(f"pilot: every site that a student makes cheaper, {steps} steps")
+    own = dict(target=",".join(c.short for c in tried), stage="layerwise", max_error=0.0, budget="", n_steps=steps)
     pilot = train(dataclasses.replace(config, **own, save_every_n_steps=0, validate_every_n_steps=0))
-    errors = {short: pilot.metrics[f"val/relative_mse/{short}"] for short in costs}
+    errors = {short: pilot.metrics.get(f"val/relative_mse/{short}", math.inf) for short in costs}
     candidates = [Candidate(short, *costs[short], errors[short]) for short in costs]
-    chosen = choose(candidates, total, config.max_error, float(config.budget.rstrip("x") or 0))
+    chosen = choose(candidates, total, config.max_error, budget)
     print(f"\n{table(candidates, chosen, total)}\n")
     names = ",".join(candidate.short for candidate in chosen)
     return dataclasses.replace(config, target=names, max_error=0.0, budget="", pretrained_weight=str(pilot.exported))
@@ -206,6 +216,27 @@ def _own_device(config: TrainConfig) -> torch.device:
     if config.devices > 1 and device.type != "cpu":
         raise BadInput(f"devices={config.devices} needs GPUs or --device cpu, not {device}")
     return device
+
+
+def _precision(config: TrainConfig, device: torch.device) -> str:
+    if config.precision != "auto":
+        return config.precision
+    if device.type != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+
+
+def _teacher_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Gradients pass through the teacher's dtype; in float16 they vanish unless the loss is scaled. Raises BadInput."""
+    if config.dtype == "auto" and config.precision == "bf16-mixed":
+        return torch.bfloat16
+    dtype = pick_dtype(config.dtype, device)
+    if dtype == torch.float16 and config.precision != "16-mixed":
+        raise BadInput(
+            f"dtype=float16 with precision={config.precision}: gradients would vanish in float16; "
+            f"use --dtype bfloat16 or float32, or --precision 16-mixed"
+        )
+    return dtype
 
 
 def _run_folder(config: TrainConfig, resumed: tuple[Path, dict] | None) -> Path:
@@ -292,16 +323,12 @@ def _trainer(
 ) -> L.Trainer:
     run, device = checkpoints.folder.name, pick_device(config.device)
     averaging = [EMAWeightAveraging(decay=config.ema)] if config.ema else []
-    precision = config.precision
-    if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16-mixed" if bf16 else "16-mixed" if device.type == "cuda" else "32-true"
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=config.devices if device.index is None else [device.index],
         strategy=config.strategy,
         use_distributed_sampler=False,  # every rank validates on the same few states
-        precision=precision,
+        precision=config.precision,
         max_steps=config.n_steps,
         max_epochs=-1,
         accumulate_grad_batches=data.accumulate,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sd_hyena.cost import attention_flops, student_flops, unet_flops
+from sd_hyena.cost import attention_flops, flops, student_flops, unet_flops
 from sd_hyena.errors import BadInput
 from sd_hyena.selection import Candidate, choose, table
 from sd_hyena.sites import Site, find_sites
@@ -31,9 +31,19 @@ def test_linear_attention_grows_with_the_tokens_and_attention_with_their_square(
     assert quadratic[1] == 256 * quadratic[0]
 
 
-def test_the_transforms_of_a_full_filter_are_counted():
-    with_fft, without = (student_flops(spec("hyena2d", heads=2, long=kind), (40, 40)) for kind in ("full", "none"))
-    assert with_fft > without + 2.5 * 16 * 72 * 72 * 12  # one of three transforms of 72 x 72 points
+def test_transforms_are_counted_over_the_axes_they_transform():
+    """16 channels; u and its way back 2-D on 80 x 80 points, the filter too; 2.5 n log2 n each."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.randn(3, 8, 32)
+        assert flops(lambda: torch.fft.rfft(x)) == int(2.5 * 3 * 8 * 32 * 5)
+        assert flops(lambda: torch.fft.rfft2(x)) == int(2.5 * 3 * 8 * 32 * 8)
+        assert flops(lambda: torch.fft.irfft(x[..., :17].to(torch.complex64), 32)) == int(2.5 * 3 * 8 * 32 * 5)
+    full, none = (student_flops(spec("hyena2d", heads=2, long=kind), (40, 40)) for kind in ("full", "none"))
+    n = 80  # the smallest fast length of 40 + 39
+    transforms = 3 * int(2.5 * 16 * n * n * torch.tensor(float(n * n)).log2())
+    assert full - none == pytest.approx(transforms + 2 * 79 * 79 * (32 * 32 + 32 * 32 + 32 * 16), rel=0.02)
 
 
 def test_the_unet_costs_what_its_parts_do(unet):
@@ -66,6 +76,8 @@ def test_sites_are_chosen_by_what_they_save_for_their_error():
     assert [c.short for c in choose(CANDIDATES, 200, budget=3)] == ["B", "A"]
     with pytest.raises(BadInput, match=r"budget=5x cannot be met.*3\.33 times"):
         choose(CANDIDATES, 200, budget=5)
+    with pytest.raises(BadInput, match=r"within max_error=0\.005: the 1 sites"):
+        choose(CANDIDATES, 200, max_error=0.005, budget=2)
     with pytest.raises(BadInput, match="no site"):
         choose(CANDIDATES, 200, max_error=1e-5)
 

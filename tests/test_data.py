@@ -10,9 +10,18 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from sd_hyena.config import TrainConfig
-from sd_hyena.data import UNCONDITIONAL_SHARE, Bank, GaussianTokens, Lessons, States, make_bank
+from sd_hyena.data import (
+    UNCONDITIONAL_SHARE,
+    Bank,
+    GaussianTokens,
+    Lessons,
+    States,
+    captions_of,
+    make_bank,
+    trained_pictures,
+)
 from sd_hyena.errors import BadInput
-from sd_hyena.pipeline import encoded, resized
+from sd_hyena.pipeline import encoded, resized, split_prompts
 from sd_hyena.sites import find_sites, select
 from sd_hyena.stages import Layerwise
 from sd_hyena.teacher import Teacher
@@ -118,9 +127,21 @@ def test_samples_are_drawn_once_and_cached_by_what_they_depend_on(pipe, tmp_path
 
 
 def test_a_drawn_sample_does_not_depend_on_how_many_are_drawn(pipe, tmp_path):
-    few = make_bank(pipe, config(num_samples=2), PROMPTS, "", tmp_path).latents
-    more = make_bank(pipe, config(num_samples=3), PROMPTS, "", tmp_path).latents
-    torch.testing.assert_close(few, more[:2], rtol=1e-3, atol=1e-3)
+    few = make_bank(pipe, config(num_samples=4), PROMPTS, "", tmp_path).split()[0].latents
+    more = make_bank(pipe, config(num_samples=8), PROMPTS, "", tmp_path).split()[0].latents
+    assert len(few) == 3 and len(more) == 6
+    torch.testing.assert_close(few, more[:3], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("prompts, pictures", [(64, 32), (64, 256), (5, 3), (2, 2), (1, 4)])
+def test_held_out_pictures_have_captions_that_are_never_trained_on(prompts, pictures):
+    """Nor does an evaluation, which takes its captions from the same last quarter of the prompts."""
+    given = [f"prompt {i % prompts}" for i in range(2 * prompts)]  # each of them twice
+    captions, n = captions_of(given, pictures), trained_pictures(pictures)
+    assert len(captions) == pictures
+    if prompts > 1:
+        assert not set(captions[:n]) & set(captions[n:])
+        assert set(captions[n:]) <= set(split_prompts(given)[1])
 
 
 def test_trajectories_are_the_states_of_the_sampler(pipe, tmp_path):

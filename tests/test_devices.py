@@ -63,7 +63,7 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_go
 
 
 def test_a_process_of_another_launcher_is_refused(tmp_path):
-    result = command(*arguments(tmp_path, "pointwise"), env={"LOCAL_RANK": "1"})
+    result = command(*arguments(tmp_path, "pointwise"), env={"LOCAL_RANK": "1", "WORLD_SIZE": "2"})
     assert result.returncode == 2 and "another launcher" in result.stderr
 
 
@@ -78,3 +78,25 @@ def test_a_process_of_another_launcher_is_refused(tmp_path):
 def test_devices_that_cannot_share_the_batch_are_refused(tmp_path, more, rule):
     result = command(*arguments(tmp_path, "pointwise", *more))
     assert result.returncode == 2 and rule in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("failure", ["torch.OutOfMemoryError('injected')", "ValueError('injected')"])
+def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, failure):  # noqa: F811
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "from sd_hyena.command import run\n"
+        "from sd_hyena.config import TrainConfig\n"
+        "from sd_hyena.distill import Distillation\n"
+        "original = Distillation.training_step\n"
+        "def step(self, batch, batch_idx):\n"
+        "    if self.global_step == 1 and os.environ.get('LOCAL_RANK') == '1':\n"
+        f"        raise {failure}\n"
+        "    return original(self, batch, batch_idx)\n"
+        "Distillation.training_step = step\n"
+        "from train import main\n"
+        "sys.exit(run(TrainConfig, main))\n"
+    )
+    given = arguments(folder, "bidirectional", "--devices", 2, "-n", 50)[1:]
+    done = command(script, *given, timeout=120)
+    assert done.returncode != 0 and "injected" in done.stderr

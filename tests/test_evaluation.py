@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sd_hyena import pipeline
 from sd_hyena.checkpoint import StudentFile, save_students
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.errors import BadInput
 from sd_hyena.evaluation import EvaluationConfig, advice, evaluate
 from sd_hyena.pipeline import load_pipeline
-from sd_hyena.sites import find_sites, select
+from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.student import StudentSpec, build_student
-from tests.conftest import command
+from tests.conftest import IN01, command
 
 SMALL = dict(sizes="64,96x64", guidance="1,5", images=2, states=3, steps=2, device="cpu")
 
@@ -88,6 +89,27 @@ def test_the_same_evaluation_gives_the_same_numbers(report):
     assert without_times(evaluate(report[1])) == without_times(report[2])
 
 
+def test_alternatives_meet_the_same_vae_whatever_was_measured_before(report, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "TILED_VAE_FROM", 80)  # the second size is above, the first below
+    same = report[0] / "same.safetensors"
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(same.read_bytes())
+    given = dict(SMALL, guidance="1", students=f"{same},{copy}", out_dir=str(tmp_path / "r"))
+    first, second = evaluate(EvaluationConfig(**given))["students"].values()
+    for size in first["sizes"]:
+        assert first["sizes"][size]["images"] == second["sizes"][size]["images"]
+
+
+def test_a_one_dimensional_student_is_measured_at_its_own_size_alone(tmp_path):
+    site = Site(IN01, "IN01", 32, 2, 0)
+    spec = StudentSpec(site.name, site.short, 32, "bidirectional", {}, (8, 8))
+    save_students(tmp_path / "s.safetensors", StudentFile({site.name: build_student(spec)}))
+    given = dict(SMALL, students=str(tmp_path / "s.safetensors"), out_dir=str(tmp_path / "r"))
+    assert list(evaluate(EvaluationConfig(**given))["students"]["s"]["sizes"]) == ["64x64"]
+    with pytest.raises(BadInput, match="serve none of 96x64"):
+        evaluate(EvaluationConfig(**given | {"sizes": "96x64"}))
+
+
 def test_advice_names_the_sizes_at_which_attention_is_faster_or_the_prediction_suffers():
     def size(error, student_ms):
         return {"prediction": {"both": error}, "sites": {"IN01": {"attention_ms": 2.0, "student_ms": student_ms}}}
@@ -105,6 +127,8 @@ def test_advice_names_the_sizes_at_which_attention_is_faster_or_the_prediction_s
         (dict(sizes="256x"), "sizes"),
         (dict(sizes="100"), "multiples of 8"),
         (dict(guidance="1,x"), "guidance"),
+        (dict(guidance="0.5"), "guidance"),
+        (dict(sizes="99999999"), "sizes"),
         (dict(images=0), "images=0"),
         (dict(students="/nowhere.pt"), "no file"),
     ],

@@ -1,6 +1,6 @@
 import torch
 
-from sd_hyena.losses import cosine, error_and_spread, relative_mse
+from sd_hyena.losses import by_timestep, cosine, error_and_spread, relative_mse
 
 
 def test_relative_mse_is_zero_for_the_target_one_for_its_mean_and_blind_to_scale_and_offset():
@@ -45,3 +45,9 @@ def test_cosine_is_one_for_any_positive_multiple():
     y = torch.randn(2, 6, 4)
     torch.testing.assert_close(cosine(3 * y, y), torch.tensor(1.0))
     torch.testing.assert_close(cosine(-y, y), torch.tensor(-1.0))
+
+
+def test_errors_are_split_by_quarters_of_the_timesteps():
+    error, spread = torch.tensor([1.0, 2.0, 3.0, 8.0]), torch.tensor([2.0, 4.0, 4.0, 16.0])
+    found = by_timestep(error, spread, torch.tensor([0.0, 249.0, 250.0, 999.0]))
+    assert {k: float(v) for k, v in found.items()} == {"t000-250": 0.5, "t250-500": 0.75, "t750-1000": 0.5}

@@ -64,6 +64,7 @@ def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder,
 
 def test_a_folder_of_another_recipe_is_refused(folder):  # noqa: F811
     run_recipe(read_recipe([recipe(folder, STAGES[0])]))
+    run_recipe(read_recipe([recipe(folder, STAGES[0], keep=1)]))  # what is the machine's may change
     with pytest.raises(BadInput, match="another recipe"):
         run_recipe(read_recipe([recipe(folder, STAGES[0] | {"n_steps": 4})]))
 
@@ -87,9 +88,13 @@ def test_a_recipe_is_checked_whole_before_anything_is_loaded(tmp_path, documents
 def test_flags_win_over_the_file_and_what_a_recipe_decides_itself_is_refused(tmp_path):
     (stage,) = read_recipe([recipe(tmp_path, STAGES[0]), "-n", "7"])
     assert stage({}).n_steps == 7
-    for flag in ("-p", "--resume=auto", "--dry_run"):
+    (tmp_path / "x.pt").touch()
+    for flag in (f"-p{tmp_path}/x.pt", "--resume=auto", "--dry_run"):
         with pytest.raises(BadInput, match="by itself"):
             read_recipe([recipe(tmp_path, STAGES[0]), flag])
+    for wrong in ({"devices": 2}, {"target": "auto", "max_error": 0.1}):
+        with pytest.raises(BadInput, match="names its sites and runs on one device"):
+            read_recipe([recipe(tmp_path, STAGES[0] | wrong)])
 
 
 def test_train_says_how_a_recipe_is_run():

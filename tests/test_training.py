@@ -7,14 +7,20 @@ import signal
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import default_collate
 
 from sd_hyena import stages
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
-from sd_hyena.config import TrainConfig
+from sd_hyena.config import SHIPPED_MODEL, TrainConfig
+from sd_hyena.data import Lessons, make_bank
 from sd_hyena.distill import PATIENCE, Distillation, NonFinite
 from sd_hyena.errors import BadInput
+from sd_hyena.pipeline import load_pipeline, model_sha256, prompts_of
+from sd_hyena.sites import find_sites
+from sd_hyena.stages import Joint, prediction_error
 from sd_hyena.teacher import Teacher
 from sd_hyena.training import train
 from tests.conftest import IN01
@@ -176,6 +182,36 @@ def test_a_half_precision_teacher_teaches_a_float32_student(folder):
     outcome = train(config(folder, dtype="bfloat16", n_steps=3, num_samples=2))
     assert outcome.metrics["val/relative_mse/IN01"] > 0
     assert {value.dtype for value in weights(folder).values()} == {torch.float32}
+
+
+def test_a_float16_teacher_needs_a_scaled_loss(folder):
+    """Gradients of a relative error are about 1 / N; through float16 they would vanish."""
+    with pytest.raises(BadInput, match="gradients would vanish"):
+        train(config(folder, dtype="float16", n_steps=1))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_stored_prediction_error_is_of_the_exported_weights(folder, ema):
+    outcome = train(config(folder, stage="joint", n_steps=4, ema=ema, num_samples=4))
+    unet = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32).unet
+    file = load_students(outcome.exported, unet)
+    (name,) = file.students
+    teacher = Teacher(unet, [site for site in find_sites(unet) if site.name == name])
+    pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
+    bank = make_bank(
+        pipe, config(folder), prompts_of(SHIPPED_MODEL), model_sha256(SHIPPED_MODEL), folder / "out" / "cache"
+    )
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    states = default_collate(Lessons(Joint(teacher), scheduler, bank, config(folder)).held_out())
+    error, spread = prediction_error(teacher, file.students, states)
+    assert file.training["metrics"]["val/prediction"] == pytest.approx(float(error / spread), rel=1e-3)
+
+
+def test_a_signal_in_the_last_step_does_not_let_what_follows_run(folder, monkeypatch):
+    interrupt_after(monkeypatch, 8)
+    with pytest.raises(Terminated):
+        train(config(folder))
+    assert (folder / "out" / "hyena.pt").exists()
 
 
 def test_a_longer_run_with_averaging_is_the_run_that_was_longer_from_the_start(folder, tmp_path_factory):
@@ -413,6 +449,6 @@ def test_auto_runs_a_pilot_shows_its_choice_and_trains_the_chosen_sites_from_it(
     given = config(folder, target="auto", budget="1.0001x", n_steps=2, width=256, batch_size=2, num_samples=2)
     exported = train(dataclasses.replace(given, validate_every_n_steps=0, hyena2d_rank=1)).exported
     printed = capsys.readouterr().out
-    assert "pilot: every site, 50 steps" in printed and "times cheaper" in printed
+    assert "pilot: every site that a student makes cheaper, 50 steps" in printed and "times cheaper" in printed
     chosen = load_students(exported).students
     assert 1 <= len(chosen) < 16 and all("attn1" in name for name in chosen)

@@ -11,7 +11,7 @@ KINDS = ["full", "separable", "axial_1d", "none"]
 CONFIGURATIONS = {
     "default": {},
     "full": {"long": "full"},
-    "full in tiles and groups": {"long": "full", "tile": 3, "groups": 4, "reach": 2},
+    "full in groups": {"long": "full", "groups": 4, "reach": 2},
     "separable in groups": {"rank": 2, "groups": 3, "reach": 3},
     "axial": {"long": "axial_1d"},
     "axial in groups": {"long": "axial_1d", "groups": 2, "reach": 1},
@@ -24,7 +24,7 @@ CONFIGURATIONS = {
     "nothing but the product": {"local": 0, "long": "none", "content": "none", "norm": False},
     "all that is not default": {
         "local": 5, "long": "full", "reach": 2, "groups": 6, "filter_order": 7, "content": "elu", "window": 2,
-        "gates": "dense", "norm": False, "tile": 2,
+        "gates": "dense", "norm": False,
     },
 }  # fmt: skip
 configurations = pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
@@ -258,8 +258,9 @@ def test_no_knob_with_weights_is_dead(base, change):
     assert difference.abs().max() > 1e-4
 
 
-def test_the_tile_bounds_the_transforms_of_the_full_filter_and_changes_no_number(monkeypatch):
-    whole, tiled = (operator(long="full", reach=3, tile=tile) for tile in (0, 8))
+def test_tiles_bound_the_transforms_of_a_large_plane_and_change_no_number(monkeypatch):
+    whole, tiled = (operator(long="full", reach=3) for _ in range(2))
+    tiled.long.whole, tiled.long.tile = 40, 8
     inputs, transform, sides = tokens((37, 41)), torch.fft.rfft2, []
     monkeypatch.setattr(torch.fft, "rfft2", lambda t, n: sides.append(max(n)) or transform(t, n))
     expected = apply(whole, inputs, (37, 41))
@@ -361,7 +362,7 @@ def test_at_the_start_the_short_filters_are_the_identity_and_the_local_filter_is
     [
         {"heads": 0}, {"heads": 5}, {"heads": -3}, {"local": 4}, {"local": -1}, {"local": -2}, {"long": "diagonal"},
         {"rank": 0}, {"reach": 0}, {"reach": -1}, {"groups": 5}, {"groups": -1}, {"filter_order": 0},
-        {"content": "softmax"}, {"window": -1}, {"gates": "sparse"}, {"tile": -1},
+        {"content": "softmax"}, {"window": -1}, {"gates": "sparse"},
     ],
     ids=str,
 )  # fmt: skip
