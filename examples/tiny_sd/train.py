@@ -4,7 +4,8 @@
     python -m examples.tiny_sd.train --out runs/tiny_sd --export examples/tiny_sd/model
     python -m examples.tiny_sd.train --out runs/more --start examples/tiny_sd/model     # train the shipped one further
 
-Stages: the VAE on crops; then text encoder and UNet together on cached latents, 16x16 first, then 32x32.
+Stages: the VAE on crops; text encoder and UNet together on cached latents, 16x16 first, then 32x32; at last the VAE's
+decoder alone, on what the UNet makes of noised latents.
 Batch i depends on (stage, i) alone, so a resumed run sees what an uninterrupted one would have seen.
 """
 
@@ -31,6 +32,7 @@ from .scenes import COLOURS, WORDS, draw, numbered_scene
 
 MAX_TOKENS = 32
 TRAINING_SEED, HELD_OUT_SEED, EXAMPLE_SEED = 0, 1, 2  # streams of scenes; only the first is trained on
+DECODED_BELOW = 300  # timesteps from which the decoder learns
 SCHEDULER = dict(
     num_train_timesteps=1000,
     beta_schedule="linear",  # unlike SD's scaled_linear its last step hides flat colours, which these scenes consist of
@@ -174,7 +176,11 @@ class Stage:
 
 
 def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
-    """Mean squared error and a light KL term, on crops; the last sixth sees whole scenes, as GroupNorm will later."""
+    """Mean squared error and a KL term, on crops; the last sixth sees whole scenes, as GroupNorm will later.
+
+    Half of the latents are decoded at a smaller scale, into the smaller picture (EQ-VAE, Kouzelis et al. 2025): latents
+    that shrink as pictures do are easier to model.
+    """
     crop, scenes = (96, 8) if progress < 5 / 6 else (int(generator.choice([128, 192, 256])), 2)
     images = []
     for _ in range(scenes):
@@ -185,9 +191,14 @@ def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
     target = torch.stack(images).to(device)
     with torch.autocast(target.device.type, torch.bfloat16):
         posterior = modules["vae"].encode(target).latent_dist
-        output = modules["vae"].decode(posterior.sample()).sample
+        latents = posterior.sample()
+        if generator.random() < 0.5:
+            side = int(generator.integers(latents.shape[-1] // 2, latents.shape[-1]))
+            latents = F.interpolate(latents, (side, side), mode="bilinear", antialias=True)
+            target = F.interpolate(target, (8 * side, 8 * side), mode="bilinear", antialias=True)
+        output = modules["vae"].decode(latents).sample
     error = output.float() - target
-    return error.square().mean() + 0.1 * error.abs().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+    return error.square().mean() + 0.1 * error.abs().mean() + 1e-3 * posterior.kl().mean() / posterior.mean[0].numel()
 
 
 @torch.no_grad()
@@ -223,6 +234,24 @@ def unet_loss(modules, generator, _progress, *, latents, tokens, scheduler, batc
     return F.mse_loss(prediction.float(), scheduler.get_velocity(x0, noise, t))
 
 
+def decoder_loss(_modules, generator, _progress, *, vae, teacher, latents, tokens, scheduler, device="cpu") -> Tensor:
+    """Whole scenes decoded from what the UNet makes of their noised latents: the decoder learns to forgive its errors."""
+    chosen = generator.integers(len(latents), size=2)
+    x0 = latents[torch.from_numpy(chosen)].to(device) * vae.config.scaling_factor
+    t = torch.from_numpy(generator.integers(DECODED_BELOW, size=2)).to(device)
+    noise = torch.randn_like(x0)
+    with torch.no_grad(), torch.autocast(x0.device.type, torch.bfloat16):
+        text = teacher["text_encoder"](tokens[torch.from_numpy(chosen)].to(device)).last_hidden_state
+        velocity = teacher["unet"](scheduler.add_noise(x0, noise, t), t, text).sample.float()
+    alpha = scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
+    guess = alpha.sqrt() * scheduler.add_noise(x0, noise, t) - (1 - alpha).sqrt() * velocity
+    target = torch.stack([to_tensor(draw(numbered_scene(TRAINING_SEED, int(i)), 256)) for i in chosen]).to(device)
+    with torch.autocast(x0.device.type, torch.bfloat16):
+        output = vae.decode(guess / vae.config.scaling_factor).sample
+    error = output.float() - target
+    return error.square().mean() + 0.1 * error.abs().mean()
+
+
 def pipeline(vae, text_encoder, tokenizer, unet) -> StableDiffusionPipeline:
     scheduler = DDIMScheduler(**SCHEDULER)
     parts = dict(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
@@ -237,6 +266,8 @@ def main(
     small_steps: int = 3200,
     large_steps: int = 3000,
     more_steps: int = 8000,
+    more_lr: float = 1e-3,
+    decoder_steps: int = 700,
     scenes: int = 8000,
     device: str = "cpu",
 ) -> None:
@@ -250,6 +281,8 @@ def main(
         small_steps: steps of the UNet on 16x16 latents
         large_steps: steps of the UNet on 32x32 latents
         more_steps: further steps of the same, in one more learning-rate cycle
+        more_lr: their highest learning rate
+        decoder_steps: steps of the VAE's decoder on the UNet's own latents
         scenes: how many scenes are encoded once for the UNet
         device: torch device
     """
@@ -262,7 +295,7 @@ def main(
     stages = [
         ("unet_small", 128, 32, small_steps, 1.5e-3),
         ("unet_large", 256, 12, large_steps, 1e-3),
-        ("unet_more", 256, 12, more_steps, 1e-3),
+        ("unet_more", 256, 12, more_steps, more_lr),
     ]
     if start:
         given = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32)
@@ -299,12 +332,22 @@ def main(
         if stage.step:
             average = stage.average
             model.load_state_dict(average.state_dict())
+    if average is None:
+        raise SystemExit("there is no UNet to export yet")
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    stage = Stage(folder, "decoder", decoder, decoder_steps, lr=5e-4, decay=0.98)
+    if not export:
+        latents = cached_latents(folder, vae, 256, scenes, device)
+        teacher = average.eval().requires_grad_(False)
+        given = dict(vae=vae, teacher=teacher, latents=latents, tokens=tokens, scheduler=scheduler, device=device)
+        stage.run(partial(decoder_loss, **given))
+    decoder.load_state_dict(stage.average.state_dict())
     if export:
-        if average is None:
-            raise SystemExit("there is no UNet to export yet")
         pipe = pipeline(vae, average["text_encoder"], tokenizer, average["unet"])
         pipe.to(dtype=torch.float16).save_pretrained(export)
-        examples = [str(numbered_scene(EXAMPLE_SEED, i).caption) for i in range(64)]
+        examples = [str(numbered_scene(EXAMPLE_SEED, i).caption) for i in range(256)]
         (Path(export) / "prompts.txt").write_text("\n".join(examples) + "\n")
         print(f"wrote {export}")
 
