@@ -194,7 +194,7 @@ def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
         latents = posterior.sample()
         if generator.random() < 0.5:
             side = int(generator.integers(latents.shape[-1] // 2, latents.shape[-1]))
-            latents = F.interpolate(latents, (side, side), mode="bilinear", antialias=True)
+            latents = F.interpolate(latents.float(), (side, side), mode="bilinear", antialias=True)
             target = F.interpolate(target, (8 * side, 8 * side), mode="bilinear", antialias=True)
         output = modules["vae"].decode(latents).sample
     error = output.float() - target
