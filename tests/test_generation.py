@@ -139,7 +139,7 @@ def test_half_precision_draws_with_filters_in_float32(tmp_path, students, own_pi
     own_pipe.unet.to(torch.bfloat16)
     own_pipe.vae.to(torch.bfloat16)
     own_pipe.text_encoder.to(torch.bfloat16)
-    (loaded,) = generation._alternatives(config(tmp_path, hyena=students["c"]), own_pipe.unet)
+    (loaded,) = generation.load_alternatives(students["c"], own_pipe.unet)
     student = loaded.students[IN01]
     assert {p.dtype for p in student.mixer.filter_fn.parameters()} == {torch.float32}
     assert student.change_out.weight.dtype == torch.bfloat16
