@@ -99,7 +99,6 @@ def train(config: TrainConfig) -> Outcome:
     device = _own_device(config)
     prompts = prompts_of(path, config.prompts)
 
-    config = dataclasses.replace(config, precision=_precision(config, device))
     pipe = load_pipeline(path, device, _teacher_dtype(config, device))
     set_scheduler(pipe, "ddim")
     sites = select(find_sites(pipe.unet), config.target)
@@ -228,12 +227,13 @@ def _precision(config: TrainConfig, device: torch.device) -> str:
 
 def _teacher_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Gradients pass through the teacher's dtype; in float16 they vanish unless the loss is scaled. Raises BadInput."""
-    if config.dtype == "auto" and config.precision == "bf16-mixed":
+    precision = _precision(config, device)
+    if config.dtype == "auto" and precision == "bf16-mixed":
         return torch.bfloat16
     dtype = pick_dtype(config.dtype, device)
-    if dtype == torch.float16 and config.precision != "16-mixed":
+    if dtype == torch.float16 and precision != "16-mixed":
         raise BadInput(
-            f"dtype=float16 with precision={config.precision}: gradients would vanish in float16; "
+            f"dtype=float16 with precision={precision}: gradients would vanish in float16; "
             f"use --dtype bfloat16 or float32, or --precision 16-mixed"
         )
     return dtype
@@ -328,7 +328,7 @@ def _trainer(
         devices=config.devices if device.index is None else [device.index],
         strategy=config.strategy,
         use_distributed_sampler=False,  # every rank validates on the same few states
-        precision=config.precision,
+        precision=_precision(config, device),
         max_steps=config.n_steps,
         max_epochs=-1,
         accumulate_grad_batches=data.accumulate,
