@@ -46,11 +46,11 @@ def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, o
 
 
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_goes_on_from(folder):  # noqa: F811
-    given = [str(a) for a in arguments(folder, "bidirectional", "--devices", 2, "-n", 5000)]
+    given = [str(a) for a in arguments(folder, "bidirectional", "--devices", 2, "-n", 5000, "-s", 5, "--keep", 1)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, *given], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
-    while not any((folder / "logs").glob("*/csv*/metrics.csv")) and time.monotonic() < deadline:
+    while not any((folder / "out").glob("*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 143
