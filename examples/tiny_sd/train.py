@@ -198,7 +198,7 @@ def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
             target = F.interpolate(target, (8 * side, 8 * side), mode="bilinear", antialias=True)
         output = modules["vae"].decode(latents).sample
     error = output.float() - target
-    return error.square().mean() + 0.1 * error.abs().mean() + 1e-2 * posterior.kl().mean() / posterior.mean[0].numel()
+    return error.square().mean() + 0.1 * error.abs().mean() + 1e-3 * posterior.kl().mean() / posterior.mean[0].numel()
 
 
 @torch.no_grad()
