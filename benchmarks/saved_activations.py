@@ -6,14 +6,15 @@ Counted on fake tensors, one sample, without the teacher and the transient buffe
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from benchmarks.record import write
 from sd_hyena.config import TrainConfig
-from sd_hyena.student import ONE_DIMENSIONAL, WITH_HEADS, Projections, StudentSpec, build_student
+from sd_hyena.cost import fake_block
+from sd_hyena.sites import Site
+from sd_hyena.student import StudentSpec, spec_for
 
-D, HEADS = 320, 8
+SITE = Site("IN01", "IN01", channels=320, heads=8, level=0)
 OPERATORS = {
     "hyena2d": {},
     "hyena2d, full filter": {"hyena2d_long": "full"},
@@ -24,13 +25,10 @@ OPERATORS = {
 
 def saved_bytes(spec: StudentSpec, size: tuple[int, int], dtype: torch.dtype) -> int:
     """Bytes of all storages that the forward pass saves, parameters left out."""
-    d, kept = spec.channels, {}
+    kept = {}
     with FakeTensorMode():
-        student = build_student(spec)
+        student, projections, x = fake_block(spec, size, dtype)
         own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
-        q, k, v, out = (nn.Linear(d, d, dtype=dtype).requires_grad_(False) for _ in range(4))
-        projections = Projections(q, k, v, nn.ModuleList([out, nn.Identity()]))
-        x = torch.randn(1, size[0] * size[1], d, dtype=dtype)
 
         def pack(tensor):
             storage = tensor.untyped_storage()
@@ -52,10 +50,7 @@ def main() -> None:
         given = TrainConfig(operator=operator, **options).operator_options()
         for pixels in (512, 1024, 2048):
             size = (pixels // 8, pixels // 8)
-            heads = {"heads": HEADS} if operator in WITH_HEADS else {}
-            spec = StudentSpec(
-                "IN01", "IN01", D, operator, heads | given, size if operator in ONE_DIMENSIONAL else None
-            )
+            spec = spec_for(SITE, operator, given, size)
             found = {dtype: saved_bytes(spec, size, dtype) / 2**30 for dtype in (torch.float32, torch.bfloat16)}
             gib = {f"{str(dtype).removeprefix('torch.')}_GiB": round(value, 2) for dtype, value in found.items()}
             rows.append({"student": name, "pixels": pixels, **gib})

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from benchmarks.record import write
-from sd_hyena.checkpoint import load_students
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.evaluation import EvaluationConfig, Examiner
+from sd_hyena.generation import load_alternatives
 from sd_hyena.pipeline import load_pipeline
 from sd_hyena.student import Projections
 
@@ -51,7 +51,8 @@ def main(students: str, children: str = "runs/pastel", states: int = 32, images:
         examiner = Examiner(EvaluationConfig(students=students, prompts=str(SHIPPED_MODEL / "prompts.txt"), **given))
         if name == "LoRA":
             examiner.pipe.load_lora_weights(Path(children) / "lora")
-        own = load_students(students, examiner.pipe.unet).students
+        (alternative,) = load_alternatives(students, examiner.pipe.unet)
+        own = alternative.students
         copied = {
             site: WithCopiedProjections(student, parent.unet.get_submodule(site)) for site, student in own.items()
         }

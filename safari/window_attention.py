@@ -24,8 +24,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, size: tuple[in
 
     mask = None
     if down or right:
-        inside = F.pad(torch.ones(1, h * w, heads, device=q.device), (0, 0)).bool()
-        mask = into_windows(inside)[:, :1].mT.repeat(q.shape[0], 1, 1, 1)  # (b y x) 1 1 (p q): the keys that exist
+        inside = into_windows(torch.ones(1, h * w, heads, device=q.device)).bool()
+        mask = inside[:, :1].mT.repeat(q.shape[0], 1, 1, 1)  # (b y x) 1 1 (p q): the keys that exist
     y = F.scaled_dot_product_attention(into_windows(q), into_windows(k), into_windows(v), attn_mask=mask)
     y = rearrange(y, "(b y x) n (p q) e -> b (y p) (x q) (n e)", y=wh, x=ww, p=window)
     return rearrange(y[:, :h, :w], "b h w d -> b (h w) d")

@@ -123,7 +123,7 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda, mps", free=True)
     devices: int = option(1, "how many of them share the batch, each with a process of its own", free=True)
     strategy: Literal["auto", "ddp"] = option("auto", "Lightning's; auto: ddp on several devices", free=True)
-    dtype: DType = option("auto", "of the teacher; auto: float16 on a GPU", free=True)
+    dtype: DType = option("auto", "of the teacher; auto: bfloat16 on a GPU that has it, else float16", free=True)
     dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop", free=True)
     allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", free=True)
     debug: bool = option(False, "show the traceback of an error", free=True)
@@ -180,7 +180,10 @@ class TrainConfig:
 
     def operator_options(self) -> dict[str, Any]:
         """The options of the operator by their names in `safari`."""
-        prefix = {"hyena2d": "hyena2d_", "linear": "-", "windows": "-", "pointwise": "-"}.get(self.operator, "hyena_")
+        one_dimensional = dict.fromkeys(("causal", "bidirectional", "safari"), "hyena_")
+        prefix = ({"hyena2d": "hyena2d_"} | one_dimensional).get(self.operator)
+        if prefix is None:  # baselines without options
+            return {}
         names = (f.name for f in dataclasses.fields(self))
         return {name.removeprefix(prefix): getattr(self, name) for name in names if name.startswith(prefix)}
 

@@ -39,14 +39,21 @@ def flops(call: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def fake_block(
+    spec: StudentSpec, size: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, Projections, torch.Tensor]:
+    """A student, frozen projections of `dtype` and one sample of tokens; to be called in a FakeTensorMode."""
+    d = spec.channels
+    q, k, v, out = (nn.Linear(d, d, dtype=dtype).requires_grad_(False) for _ in range(4))
+    projections = Projections(q, k, v, nn.ModuleList([out, nn.Identity()]))
+    return build_student(spec), projections, torch.randn(1, size[0] * size[1], d, dtype=dtype)
+
+
 def student_flops(spec: StudentSpec, size: tuple[int, int]) -> int:
     """Of a student's block, its site's projections included, one sample on a grid (H, W)."""
-    d, tokens = spec.channels, size[0] * size[1]
     with FakeTensorMode():
-        student = build_student(spec).requires_grad_(False)
-        q, k, v, out = (nn.Linear(d, d).requires_grad_(False) for _ in range(4))
-        projections = Projections(q, k, v, nn.ModuleList([out, nn.Identity()]))
-        x = torch.randn(1, tokens, d)
+        student, projections, x = fake_block(spec, size)
+        student.requires_grad_(False)
         return flops(lambda: student(x, projections, size))
 
 

@@ -184,14 +184,14 @@ class Lessons(L.LightningDataModule):
 
     def held_out_batch(self, number: int) -> dict[str, Tensor]:
         """The states of one batch of `val_dataloader`."""
-        size = min(self.micro_batch_size, self.validation_size)
-        return default_collate(self.held_out()[number * size : (number + 1) * size])
+        n, size = self.validation_size, min(self.micro_batch_size, self.validation_size)
+        return default_collate(self.held_out(range(number * size, min((number + 1) * size, n))))
 
-    def held_out(self) -> list[dict[str, Tensor]]:
+    def held_out(self, rows: range | None = None) -> list[dict[str, Tensor]]:
         """Held-out states, at timesteps spread evenly unless they have their own; real ones whatever the data."""
         states = States(self.validation_bank, self.scheduler, VALIDATION_SEED)
         n, last = self.validation_size, self.scheduler.config.num_train_timesteps
-        return [states.sample(i, timestep=int((i + 0.5) * last / n)) for i in range(n)]
+        return [states.sample(i, timestep=int((i + 0.5) * last / n)) for i in (range(n) if rows is None else rows)]
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> Any:
         if "latents" not in batch:  # tokens of the ancestor's kind

@@ -112,21 +112,18 @@ def _print_block_times() -> None:
     import torch
     from diffusers.models.attention_processor import Attention
 
-    from sd_hyena.student import Projections, StudentSpec, build_student
-    from sd_hyena.timing import interleaved_medians
+    from sd_hyena.sites import Site
+    from sd_hyena.student import build_student, spec_for
+    from sd_hyena.timing import block_seconds
 
-    device = torch.device("cpu")
+    site, config = Site("IN01", "IN01", channels=320, heads=8, level=0), TrainConfig()
     print(f"one SD 1.5 block (IN01: 320 channels, 8 heads), {torch.get_num_threads()} thread(s), float32, one image")
     print(f"{'size':<10}{'tokens':>8}{'attention ms':>14}{'Hyena2d ms':>12}{'ratio':>7}")
     for side in BLOCK_SIZES:
         h = side // 8
         attention = Attention(320, heads=8, dim_head=40).eval()
-        options = TrainConfig().operator_options() | {"heads": 8}
-        student = build_student(StudentSpec("IN01", "IN01", 320, "hyena2d", options, None)).eval()
-        x = torch.randn(1, h * h, 320)
-        with torch.no_grad():
-            calls = (lambda: attention(x), lambda: student(x, Projections.of(attention), (h, h)))  # noqa: B023
-            a, s = interleaved_medians(calls, 3, device)
+        student = build_student(spec_for(site, config.operator, config.operator_options(), (h, h))).eval()
+        a, s = block_seconds(attention, student, (h, h), batch=1, rounds=3)
         print(f"{side:<10}{h * h:>8}{a * 1e3:>14.1f}{s * 1e3:>12.1f}{a / s:>7.1f}")
 
 

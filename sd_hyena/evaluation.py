@@ -81,8 +81,6 @@ class Examiner:
     """Asks teacher and students the same questions; what the teacher answers is kept."""
 
     def __init__(self, config: EvaluationConfig):
-        from diffusers import DDPMScheduler
-
         from sd_hyena import pipeline as p
         from sd_hyena.sites import find_sites
 
@@ -93,12 +91,13 @@ class Examiner:
         self.prompts = [prompts[i % len(prompts)] for i in range(max(config.images, config.states))]
         self.pipe = p.load_pipeline(path, self.device, p.pick_dtype(config.dtype, self.device))
         p.set_scheduler(self.pipe, "ddim")
-        self.noiser = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        self.noiser = p.noiser(self.pipe)
         self.sites = find_sites(self.pipe.unet)
         self.facts = {"model": path.name, "model_sha256": p.model_sha256(path)}
         self.native = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
         self.sizes = config.parsed_sizes(self.native)
         self.images, self.states = cache(self._images), cache(self._states)
+        self.drawn, self.branches = cache(self._drawn), cache(self._branches)
 
     def examine(self, students: dict[str, Any]) -> Iterator[tuple[tuple[int, int], dict[str, Any], list]]:
         """For each size: (width, height), its measurements, and rows of (scale, teacher's, student's images)."""
@@ -121,7 +120,7 @@ class Examiner:
         served = [
             (width, height)
             for width, height in self.sizes
-            if all(s.spec.size in (None, sites[n].size(height // 8, width // 8)) for n, s in students.items())
+            if all(s.spec.serves(sites[n].size(height // 8, width // 8)) for n, s in students.items())
         ]
         if not served:
             given = ", ".join(f"{w}x{h}" for w, h in self.sizes)
@@ -135,9 +134,8 @@ class Examiner:
         import torch
 
         from sd_hyena.losses import by_timestep, error_and_spread
-        from sd_hyena.student import Projections
         from sd_hyena.teacher import Teacher
-        from sd_hyena.timing import interleaved_medians
+        from sd_hyena.timing import block_seconds
 
         chosen = [site for site in self.sites if site.name in students]
         teacher, result = Teacher(self.pipe.unet, chosen), {}
@@ -154,14 +152,7 @@ class Examiner:
             row = {"relative_mse": float(error.sum() / spread.sum())}
             row |= {name: float(share) for name, share in by_timestep(error, spread, timestep).items()}
             attention, cells = self.pipe.unet.get_submodule(site.name), site.size(size[1] // 8, size[0] // 8)
-            p = next(attention.parameters())
-            x = torch.randn(2, cells[0] * cells[1], site.channels, device=p.device, dtype=p.dtype)
-            calls = (
-                lambda: attention(x),  # noqa: B023
-                lambda: students[site.name](x, Projections.of(attention), cells),  # noqa: B023
-            )
-            with torch.no_grad():
-                seconds = interleaved_medians(calls, 3, self.device)
+            seconds = block_seconds(attention, students[site.name], cells, batch=2, rounds=3)
             row["attention_ms"], row["student_ms"] = (1e3 * s for s in seconds)
             result[site.short] = row
         return result
@@ -171,23 +162,32 @@ class Examiner:
         import torch
 
         from sd_hyena.losses import error_and_spread, guided
-        from sd_hyena.swap import swapped
 
-        names = ["conditional", "unconditional", *(f"guided_{scale:g}" for scale in self.config.scales())]
+        scales = self.config.scales()
+        names = ["conditional", "unconditional", *(f"guided_{scale:g}" for scale in scales)]
         sums = {name: torch.zeros(2) for name in names}
-        for latents, timestep, text, empty in self.states(size):
-            answers = []
-            for swapped_in in ({}, students):
-                with torch.no_grad(), swapped(self.pipe.unet, swapped_in):
-                    given = [
-                        (latents.to(self.pipe.unet.dtype), timestep, t.to(self.pipe.unet.dtype)) for t in (text, empty)
-                    ]
-                    c, u = (self.pipe.unet(*g).sample.float().flatten(2).mT for g in given)
-                answers.append([c, u, *(guided(c, u, scale) for scale in self.config.scales())])
-            for name, truth, ours in zip(names, *answers, strict=True):
+        for pairs in zip(self.branches(size), self._branches(size, students), strict=True):
+            truths, answers = ([c, u, *(guided(c, u, scale) for scale in scales)] for c, u in pairs)
+            for name, truth, ours in zip(names, truths, answers, strict=True):
                 sums[name] += torch.stack([part.sum() for part in error_and_spread(ours, truth)]).cpu()
         both = sums["conditional"] + sums["unconditional"]
         return {name: float(e / s) for name, (e, s) in ({"both": both} | sums).items()}
+
+    def _branches(self, size: tuple[int, int], students: dict[str, Any] | None = None) -> list[tuple]:
+        """For each state the UNet's prediction (1, h w, C) with the caption and without, in float32."""
+        import torch
+
+        from sd_hyena.teacher import Teacher
+
+        teacher = Teacher(self.pipe.unet, [])
+        with torch.no_grad():
+            return [
+                tuple(
+                    teacher.observe(latents, timestep, context, students).prediction.float().flatten(2).mT
+                    for context in (text, empty)
+                )
+                for latents, timestep, text, empty in self.states(size)
+            ]
 
     def _states(self, size: tuple[int, int]) -> list[tuple]:
         """Batches of one: noisy latents of images the teacher drew, their timestep, caption and the empty caption."""
@@ -197,15 +197,14 @@ class Examiner:
 
         n, batches = self.config.states, []
         for i in range(n):
-            x0 = resized(self.pipe, self._drawn(i)[None], *size)
+            x0 = resized(self.pipe, self.drawn(i)[None], *size)
             noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(self.config.seed + i)).to(x0)
             t = torch.tensor([int((i + 0.5) * self.noiser.config.num_train_timesteps / n)])
             with torch.no_grad():
-                texts = [self.pipe.encode_prompt(t, self.pipe.device, 1, False)[0] for t in (self.prompts[i], "")]
+                texts = [self.pipe.encode_prompt(p, self.pipe.device, 1, False)[0] for p in (self.prompts[i], "")]
             batches.append((self.noiser.add_noise(x0, noise, t.to(x0.device)), t.to(x0.device), *texts))
         return batches
 
-    @cache  # noqa: B019
     def _drawn(self, i: int):
         return self._latents([i], (self.native, self.native), 5.0)[0]
 

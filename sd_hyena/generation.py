@@ -92,8 +92,7 @@ def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list
 def _check_sizes(alternative: Alternative, unet: nn.Module, config: GenerateConfig) -> None:
     sites = {site.name: site for site in find_sites(unet)}
     for name, student in alternative.students.items():
-        size = sites[name].size(config.height // 8, config.width // 8)
-        if student.spec.size is not None and tuple(student.spec.size) != size:
+        if not student.spec.serves(sites[name].size(config.height // 8, config.width // 8)):
             h, w = (cells * 8 * 2 ** sites[name].level for cells in student.spec.size)
             raise BadInput(
                 f"{student.spec.short} was trained at {w}x{h} and its 1-D filter serves that size only, not "

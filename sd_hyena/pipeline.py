@@ -134,6 +134,13 @@ def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
 
 
+def noiser(pipe: Any) -> Any:
+    """A scheduler that adds noise as the model was trained with, whatever samples."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(pipe.scheduler.config)
+
+
 @contextmanager
 def vae_for(pipe: Any, side: int) -> Iterator[None]:
     """Let the VAE work in tiles within the block if the longer side, in pixels, asks for it; leave it as it was."""

@@ -85,8 +85,9 @@ def run_recipe(stages: list[Stage]) -> Path:
             with replacing(done) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         student = record["student"]
+    result = load_students(student)
     for suffix in (".safetensors", ".pt"):
-        save_students(folder / f"hyena{suffix}", load_students(student))
+        save_students(folder / f"hyena{suffix}", result)
     print(f"\nstudent of all stages: {folder}/hyena.pt")
     return Path(student)
 

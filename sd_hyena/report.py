@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from sd_hyena.atomic_file import replacing
 from sd_hyena.checkpoint import versions
+from sd_hyena.generation import side_by_side
 
 SHOWN = 6  # images of a contact sheet
 SIDE = 256  # their height in pixels, at most
@@ -37,7 +38,7 @@ class Report:
         lines = []
         for scale, teacher, student in rows:
             for a, b in list(zip(teacher, student, strict=True))[:SHOWN]:
-                lines.append((scale, np.concatenate([a, b, np.abs(a.astype(int) - b).astype(np.uint8)], axis=1)))
+                lines.append((scale, side_by_side(a, b)))
         shown = [_small(line) for _, line in lines]
         sheet = Image.fromarray(np.concatenate(shown, axis=0))
         pen, y = ImageDraw.Draw(sheet), 0

@@ -51,6 +51,10 @@ class StudentSpec:
     options: dict[str, Any]
     size: Size | None  # the one (H, W) it works at, None for any
 
+    def serves(self, size: Size) -> bool:
+        """Whether the student works on a grid (H, W)."""
+        return self.size is None or tuple(self.size) == tuple(size)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -100,7 +104,7 @@ def cast(student: nn.Module, like: Tensor) -> nn.Module:
 
 
 def _check_size(spec: StudentSpec, size: Size) -> None:
-    if spec.size is not None and tuple(size) != tuple(spec.size):
+    if not spec.serves(size):
         ours, theirs = ("{1}x{0}".format(*s) for s in (spec.size, size))
         raise BadInput(
             f"the student of {spec.short} was trained for {ours} cells and met {theirs}; "

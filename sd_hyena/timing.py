@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
+
+from sd_hyena.student import Projections, Size
 
 
 def wait_for(device: torch.device) -> None:
@@ -25,3 +28,12 @@ def interleaved_medians(calls: Sequence[Callable[[], object]], rounds: int, devi
             if round_:
                 kept.append(time.perf_counter() - started)
     return tuple(sorted(kept)[len(kept) // 2] for kept in times)
+
+
+@torch.no_grad()
+def block_seconds(attention: nn.Module, student: nn.Module, size: Size, batch: int, rounds: int) -> tuple[float, ...]:
+    """Median seconds of a site's attention and of its student, on random tokens of a grid (H, W)."""
+    p = next(attention.parameters())
+    x = torch.randn(batch, size[0] * size[1], attention.to_q.in_features, device=p.device, dtype=p.dtype)
+    calls = (lambda: attention(x), lambda: student(x, Projections.of(attention), size))
+    return interleaved_medians(calls, rounds, p.device)

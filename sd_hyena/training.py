@@ -37,6 +37,7 @@ from sd_hyena.pipeline import (
     load_pipeline,
     model_path,
     model_sha256,
+    noiser,
     pick_device,
     pick_dtype,
     prompts_of,
@@ -57,9 +58,9 @@ from sd_hyena.run_folder import (
 from sd_hyena.selection import Candidate, choose, table, useful
 from sd_hyena.sites import find_sites, select
 from sd_hyena.stages import EndToEnd, Joint, Layerwise, Stage
-from sd_hyena.student import Projections, build_student, cast, spec_for
+from sd_hyena.student import build_student, cast, spec_for
 from sd_hyena.teacher import Teacher
-from sd_hyena.timing import interleaved_medians, wait_for
+from sd_hyena.timing import block_seconds, wait_for
 
 T = TypeVar("T")
 PILOT_STEPS = 50
@@ -123,8 +124,9 @@ def train(config: TrainConfig) -> Outcome:
     bank = make_bank(
         pipe, config, prompts, facts["teacher_sha256"], Path(config.cache_dir or Path(config.out_dir) / "cache")
     )
-    stage = _stage(config, teacher, _noiser(pipe))
-    data = Lessons(stage, _noiser(pipe), bank, config)
+    scheduler = noiser(pipe)
+    stage = _stage(config, teacher, scheduler)
+    data = Lessons(stage, scheduler, bank, config)
     previews = Previews(pipe, prompts[-1], config.width, config.height)
     checkpoints = Checkpoints(folder, config, facts)
     module = Distillation(
@@ -140,12 +142,9 @@ def train(config: TrainConfig) -> Outcome:
     if ranks.rank() == 0:
         _with_smaller_batches(data, lambda: _print_estimate(module, data, config, device))
         print(f"watch it: tensorboard --logdir {config.log_dir}")
-        options = {
-            "seed": seed,
-            "micro_batch_size": data.micro_batch_size,
-            "resume": str(resumed[0]) if resumed else "",
-        }
         if config.devices > 1:
+            resume = str(resumed[0]) if resumed else ""
+            options = {"seed": seed, "micro_batch_size": data.micro_batch_size, "resume": resume}
             ranks.tell(folder=str(folder), options=options)
     if config.dry_run:
         config = dataclasses.replace(config, n_steps=1)
@@ -250,12 +249,6 @@ def _run_folder(config: TrainConfig, resumed: tuple[Path, dict] | None) -> Path:
         folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
     write_config(folder, config)
     return folder
-
-
-def _noiser(pipe: Any):
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
 def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
@@ -369,7 +362,6 @@ def _print_estimate(module: Distillation, data: Lessons, config: TrainConfig, de
     )
 
 
-@torch.no_grad()
 def block_times(
     teacher: Teacher, module: Distillation, data: Lessons, device, rounds: int = 5
 ) -> dict[str, tuple[float, float]]:
@@ -378,12 +370,8 @@ def block_times(
     module.to(device)
     for site in teacher.sites:
         attention = teacher.unet.get_submodule(site.name)
-        size = site.size(*data.latent_size)
-        p = next(attention.parameters())
-        x = torch.randn(2, size[0] * size[1], site.channels, device=p.device, dtype=p.dtype)
-        student = cast(copy.deepcopy(module.by_site()[site.name]), p).eval()
-        calls = (lambda: attention(x), lambda: student(x, Projections.of(attention), size))  # noqa: B023
-        result[site.short] = interleaved_medians(calls, rounds, device)
+        student = cast(copy.deepcopy(module.by_site()[site.name]), next(attention.parameters())).eval()
+        result[site.short] = block_seconds(attention, student, site.size(*data.latent_size), 2, rounds)
     return result
 
 

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import copy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,23 @@ def states():
     source = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 10, 14, generator=source)
     return latents, torch.tensor([700, 40]), torch.randn(2, 32, 96, generator=source)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """The bank that all these runs share."""
+    from sd_hyena.training import train
+    from tests.test_training import config
+
+    folder = tmp_path_factory.mktemp("drawn")
+    train(config(folder, n_steps=1))
+    return folder / "out" / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path, drawn):
+    shutil.copytree(drawn, tmp_path / "out" / "cache")
+    return tmp_path
 
 
 def image_of(pipe, seed: int = 0, width: int = 64, height: int = 64, steps: int = 3) -> torch.Tensor:

@@ -12,24 +12,24 @@ import torch
 
 from sd_hyena.checkpoint import load_students
 from tests.conftest import IN01, ROOT, command
-from tests.test_training import curve, drawn, folder  # noqa: F401  (fixtures)
+from tests.test_training import curve
 
 OPTIONS = "-W 64 -n 6 -b 4 --num_samples 4 --sample_steps 2 --hyena_emb_dim 5 -r 1e-2 --warmup_steps 2".split()
 OPTIONS += "--validate_every_n_steps 3 -s 0 --device cpu --operator".split()
 
 
-def arguments(folder, operator, *more):  # noqa: F811
+def arguments(folder, operator, *more):
     return ["train.py", *OPTIONS, operator, "-o", folder / "out", "-l", folder / "logs", *more]
 
 
-def trained(folder, operator, *more):  # noqa: F811
+def trained(folder, operator, *more):
     result = command(*arguments(folder, operator, "-d", 3, *more), cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return load_students(folder / "out" / "hyena.safetensors").students[IN01].state_dict(), result.stdout
 
 
 @pytest.mark.parametrize("operator, more", [("bidirectional", []), ("safari", ["--ema", "0.8"])])
-def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, operator, more):  # noqa: F811
+def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, operator, more):
     alone = tmp_path_factory.mktemp("alone")
     shutil.copytree(folder / "out" / "cache", alone / "out" / "cache")
     expected, _ = trained(alone, operator, "--micro_batch_size", 2, *more)
@@ -45,7 +45,7 @@ def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, o
             assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_goes_on_from(folder):  # noqa: F811
+def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_goes_on_from(folder):
     given = [str(a) for a in arguments(folder, "bidirectional", "--devices", 2, "-n", 5000, "-s", 5, "--keep", 1)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, *given], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -81,7 +81,7 @@ def test_devices_that_cannot_share_the_batch_are_refused(tmp_path, more, rule):
 
 
 @pytest.mark.parametrize("failure", ["torch.OutOfMemoryError('injected')", "ValueError('injected')"])
-def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, failure):  # noqa: F811
+def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, failure):
     script = tmp_path / "failing.py"
     script.write_text(
         "import os, sys, torch\n"

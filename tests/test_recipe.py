@@ -11,13 +11,13 @@ from sd_hyena.config import read_documents
 from sd_hyena.errors import BadInput
 from sd_hyena.recipe import read_recipe, run_recipe
 from tests.conftest import IN01, ROOT, command
-from tests.test_training import assert_equal_weights, drawn, folder  # noqa: F401  (fixtures)
+from tests.test_training import assert_equal_weights
 
 SHARED = dict(width=64, batch_size=6, num_samples=4, sample_steps=2, seed=3, lr=1e-2, warmup_steps=0)
 SHARED |= dict(save_every_n_steps=1, validate_every_n_steps=0, hyena2d_reach=4)
 
 
-def recipe(folder, *stages, **shared):  # noqa: F811
+def recipe(folder, *stages, **shared):
     path = folder / "recipe.yaml"
     shared = SHARED | {"out_dir": str(folder / "out"), "log_dir": str(folder / "logs")} | shared
     path.write_text(yaml.safe_dump_all([shared, *stages]))
@@ -27,7 +27,7 @@ def recipe(folder, *stages, **shared):  # noqa: F811
 STAGES = [{"stage": "layerwise", "n_steps": 3}, {"stage": "joint", "n_steps": 2}, {"stage": "end_to_end", "n_steps": 2}]
 
 
-def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_result(folder):  # noqa: F811
+def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_result(folder):
     last = run_recipe(read_recipe([recipe(folder, *STAGES)]))
     assert len(list((folder / "out").glob("**/cache"))) == 1
     records = [json.loads(path.read_text()) for path in sorted((folder / "out").glob("*/done.json"))]
@@ -39,7 +39,7 @@ def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_resu
     assert load_students(folder / "out" / "hyena.pt").training["config"]["stage"] == "end_to_end"
 
 
-def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder, tmp_path_factory, monkeypatch):  # noqa: F811
+def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder, tmp_path_factory, monkeypatch):
     whole = tmp_path_factory.mktemp("whole")
     shutil.copytree(folder / "out", whole / "out")
     expected = load_students(run_recipe(read_recipe([recipe(whole, *STAGES)]))).students[IN01].state_dict()
@@ -62,7 +62,7 @@ def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder,
     assert_equal_weights(load_students(last).students[IN01].state_dict(), expected)
 
 
-def test_a_folder_of_another_recipe_is_refused(folder):  # noqa: F811
+def test_a_folder_of_another_recipe_is_refused(folder):
     run_recipe(read_recipe([recipe(folder, STAGES[0])]))
     run_recipe(read_recipe([recipe(folder, STAGES[0], keep=1)]))  # what is the machine's may change
     with pytest.raises(BadInput, match="another recipe"):

@@ -29,20 +29,6 @@ SMALL = dict(width=64, n_steps=8, batch_size=6, num_samples=4, sample_steps=2, s
 SMALL |= dict(save_every_n_steps=0, validate_every_n_steps=4, warmup_steps=2)
 
 
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """The bank that all these runs share."""
-    folder = tmp_path_factory.mktemp("drawn")
-    train(config(folder, n_steps=1))
-    return folder / "out" / "cache"
-
-
-@pytest.fixture
-def folder(tmp_path, drawn):
-    shutil.copytree(drawn, tmp_path / "out" / "cache")
-    return tmp_path
-
-
 def config(folder, **options) -> TrainConfig:
     return TrainConfig(**{**SMALL, "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"), **options})
 

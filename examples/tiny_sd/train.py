@@ -175,6 +175,11 @@ class Stage:
         return self.average
 
 
+def reconstruction_error(output: Tensor, target: Tensor) -> Tensor:
+    error = output.float() - target
+    return error.square().mean() + 0.1 * error.abs().mean()
+
+
 def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
     """Mean squared error and a KL term, on crops; the last sixth sees whole scenes, as GroupNorm will later.
 
@@ -197,8 +202,7 @@ def vae_loss(modules, generator, progress, device="cpu") -> Tensor:
             latents = F.interpolate(latents.float(), (side, side), mode="bilinear", antialias=True)
             target = F.interpolate(target, (8 * side, 8 * side), mode="bilinear", antialias=True)
         output = modules["vae"].decode(latents).sample
-    error = output.float() - target
-    return error.square().mean() + 0.1 * error.abs().mean() + 1e-3 * posterior.kl().mean() / posterior.mean[0].numel()
+    return reconstruction_error(output, target) + 1e-3 * posterior.kl().mean() / posterior.mean[0].numel()
 
 
 @torch.no_grad()
@@ -239,17 +243,16 @@ def decoder_loss(_modules, generator, _progress, *, vae, teacher, latents, token
     chosen = generator.integers(len(latents), size=2)
     x0 = latents[torch.from_numpy(chosen)].to(device) * vae.config.scaling_factor
     t = torch.from_numpy(generator.integers(DECODED_BELOW, size=2)).to(device)
-    noise = torch.randn_like(x0)
+    noisy = scheduler.add_noise(x0, torch.randn_like(x0), t)
     with torch.no_grad(), torch.autocast(x0.device.type, torch.bfloat16):
         text = teacher["text_encoder"](tokens[torch.from_numpy(chosen)].to(device)).last_hidden_state
-        velocity = teacher["unet"](scheduler.add_noise(x0, noise, t), t, text).sample.float()
+        velocity = teacher["unet"](noisy, t, text).sample.float()
     alpha = scheduler.alphas_cumprod.to(device)[t][:, None, None, None]
-    guess = alpha.sqrt() * scheduler.add_noise(x0, noise, t) - (1 - alpha).sqrt() * velocity
+    guess = alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity
     target = torch.stack([to_tensor(draw(numbered_scene(TRAINING_SEED, int(i)), 256)) for i in chosen]).to(device)
     with torch.autocast(x0.device.type, torch.bfloat16):
         output = vae.decode(guess / vae.config.scaling_factor).sample
-    error = output.float() - target
-    return error.square().mean() + 0.1 * error.abs().mean()
+    return reconstruction_error(output, target)
 
 
 def pipeline(vae, text_encoder, tokenizer, unet) -> StableDiffusionPipeline:
@@ -276,7 +279,7 @@ def main(
     Args:
         out: folder of checkpoints, cached latents and TensorBoard events
         export: write the averaged weights as a half-precision diffusers folder there, and do nothing else
-        start: a diffusers folder whose weights to train further (only the last stage), e.g. the shipped one
+        start: a diffusers folder whose weights to train further, in the last two stages alone, e.g. the shipped one
         vae_steps: steps of the VAE
         small_steps: steps of the UNet on 16x16 latents
         large_steps: steps of the UNet on 32x32 latents
