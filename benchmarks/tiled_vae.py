@@ -1,0 +1,124 @@
+"""python -m benchmarks.tiled_vae: how far each way to tile the shipped VAE is from the untiled one, its time and memory.
+
+Images are held-out scenes; what is decoded are their latents. Errors are rms over the images: of the latents' mean, and
+of the image in [-1, 1]. Memory is the peak of resident memory above that before the call, the model and the input
+loaded and warm, the result and the pages of mapped files included; each row is a process of its own. Gate: exact is
+within 1e-4 of untiled. Above UNTILED_UP_TO pixels `exact, none` takes the place of untiled. Linux only.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from benchmarks.record import write
+from examples.tiny_sd.scenes import draw, numbered_scene
+from examples.tiny_sd.train import HELD_OUT_SEED, to_tensor
+from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena.tiled_vae import enable_tiled_vae
+
+UNTILED_UP_TO = 1024
+EXACT = (("exact", "none"), ("exact", "cpu"), ("exact", "disk"))
+WAYS = (("untiled", ""), *EXACT, *((mode, "cpu") for mode in ("fast", "two_pass", "classic", "blend")))
+SIDES = ("encode", "decode")
+
+
+def peak_mib(call: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
+    """What a call returns, its seconds, and the MiB by which resident memory rose at most."""
+
+    def resident(what: str) -> float:
+        return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
+    before, started = resident("VmRSS"), time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - started, resident("VmHWM") - before
+
+
+def measure(folder: Path, images: int, way: tuple[str, str], tile: int, answer) -> None:
+    """One row over the images of a size; the first way's results are kept in the folder, the others are held to them."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    mode, offload = way
+    vae = AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae").float().eval()
+    encode, decode = lambda x: vae.encode(x).latent_dist.mean, lambda z: vae.decode(z).sample
+    decode(encode(torch.zeros(1, 3, 64, 64)))
+    if mode != "untiled":
+        enable_tiled_vae(vae, mode, encoder_tile_size=8 * tile, decoder_tile_size=tile, offload=offload)
+    rows = []
+    for i in range(images):
+        x = to_tensor(draw(numbered_scene(HELD_OUT_SEED, i), int(folder.name), supersample=1))[None]
+        kept = folder / f"{i}.pt"
+        wanted = torch.load(kept) if kept.exists() else ()
+        found, costs = [], []
+        for call in (encode, decode):
+            given = x if call is encode else (wanted or found)[0]
+            result, *cost = peak_mib(partial(call, given))
+            found.append(result)
+            costs.append(cost)
+        if not wanted:
+            torch.save(found, kept)
+        row = {}
+        for side, result, truth, cost in zip(SIDES, found, wanted or found, costs, strict=True):
+            distance = result - truth
+            row[f"{side}_square"], row[f"{side}_max"] = distance.square().mean(), distance.abs().max()
+            row[f"{side}_s"], row[f"{side}_MiB"] = map(torch.tensor, cost)
+        rows.append(row)
+    answer.put({key: torch.stack([row[key] for row in rows]).tolist() for key in rows[0]})
+
+
+def row_of(pixels: int, way: tuple[str, str], measured: dict[str, list[float]]) -> dict:
+    row = {"pixels": pixels, "mode": way[0], "offload": way[1]}
+    for side in SIDES:
+        row[f"{side}_rms"] = f"{fmean(measured[f'{side}_square']) ** 0.5:.2g}"
+        row[f"{side}_max"] = f"{max(measured[f'{side}_max']):.2g}"
+    for side in SIDES:
+        row[f"{side}_s"] = round(median(measured[f"{side}_s"]), 1)
+        row[f"{side}_MiB"] = round(max(measured[f"{side}_MiB"]))
+    return row
+
+
+def main(sizes: tuple[int, ...] = (512, 1024, 2048, 4096), tile: int = 32, images: int = 1, exact_only: bool = False):
+    """Measure each way at each size.
+
+    Args:
+        sizes: sides of square images, pixels
+        tile: latent cells; the encoder's tiles are eight times as many pixels
+        images: over how many the errors are taken
+        exact_only: leave the inexact modes out
+    """
+    spawn, rows = multiprocessing.get_context("spawn"), []
+    with tempfile.TemporaryDirectory() as folder:
+        for pixels in sizes:
+            (place := Path(folder) / str(pixels)).mkdir()
+            ways = [way for way in WAYS if way[0] in ("untiled", "exact") or not exact_only]
+            for way in ways if pixels <= UNTILED_UP_TO else ways[1:]:
+                answer = spawn.SimpleQueue()
+                process = spawn.Process(target=measure, args=(place, images, way, tile, answer))
+                process.start()
+                process.join()
+                if process.exitcode:
+                    sys.exit(f"{way} at {pixels} px ended with {process.exitcode}")
+                measured = answer.get()
+                if way[0] == "exact" and max(measured["encode_max"] + measured["decode_max"]) > 1e-4:
+                    sys.exit(f"exact, {way[1]} at {pixels} px is not what untiled gives; nothing is reported")
+                rows.append(row_of(pixels, way, measured))
+                print(rows[-1], flush=True)
+    write("tiled_vae", rows)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(main)
