@@ -16,11 +16,11 @@ import torch
 
 from benchmarks.record import RESULTS, commit, write
 from sd_hyena.checkpoint import StudentFile, load_students, save_students
-from sd_hyena.config import SHIPPED_MODEL, TrainConfig
+from sd_hyena.config import TrainConfig
 from sd_hyena.cost import student_flops
-from sd_hyena.evaluation import EvaluationConfig, evaluate
-from sd_hyena.pipeline import load_pipeline
-from sd_hyena.sites import find_sites, select
+from sd_hyena.evaluation import EvaluationConfig, Examiner
+from sd_hyena.generation import load_alternatives
+from sd_hyena.sites import select
 from sd_hyena.student import Projections, StudentSpec, build_student, spec_for
 from sd_hyena.training import train
 
@@ -63,11 +63,11 @@ ROWS = [
 ]
 
 
-def run_row(row: Row, config: TrainConfig, folder: Path, images: int) -> dict[str, Any]:
+def run_row(row: Row, config: TrainConfig, folder: Path, examiner: Examiner) -> dict[str, Any]:
     """Train and evaluate one row."""
     config = dataclasses.replace(config, out_dir=str(folder / "out"), log_dir=str(folder / "logs"), **row.given)
-    pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
-    sites = select(find_sites(pipe.unet), config.target)
+    unet = examiner.pipe.unet
+    sites = select(examiner.sites, config.target)
     if row.untrained is not None:
         specs = [spec_for(site, "windows", row.untrained, (32, 32)) for site in sites]
         path = folder / "out" / "untrained.safetensors"
@@ -76,14 +76,11 @@ def run_row(row: Row, config: TrainConfig, folder: Path, images: int) -> dict[st
     else:
         if row.random_projections:
             start = folder / "start.safetensors"
-            save_students(start, StudentFile(_with_random_projections(pipe.unet, sites, config)))
+            save_students(start, StudentFile(_with_random_projections(unet, sites, config)))
             config = dataclasses.replace(config, pretrained_weight=str(start))
         path = train(config).exported
-    given = EvaluationConfig(
-        students=str(path), sizes=str(config.width), guidance="5", images=images, out_dir=str(folder / "report")
-    )
-    (found,) = evaluate(given)["students"].values()
-    measured = found["sizes"][f"{config.width}x{config.height}"]
+    (alternative,) = load_alternatives(str(path), unet)
+    ((_, measured, _),) = examiner.examine(alternative.students)
     return {"name": row.name, "commit": commit(), "steps": config.n_steps, "seed": config.seed, **measured,
             "gflop_2048": round(student_flops(_at_sd15(_spec_of(path)), (PIXELS // 8,) * 2) / 1e9, 1)}  # fmt: skip
 
@@ -135,6 +132,9 @@ def main(
     """
     common = dict(target="level0", width=256, batch_size=batch_size, n_steps=n_steps, lr=lr, ema=0.98, num_samples=64)
     common |= dict(validate_every_n_steps=0, save_every_n_steps=0)
+    common |= dict(cache_dir=str(Path(out) / "cache"))
+    judged = dict(sizes=str(common["width"]), guidance="5", images=images, device="cpu")
+    examiner = Examiner(EvaluationConfig(**judged))
     series = Path(out) / f"{n_steps}-steps-batch-{batch_size}-lr-{lr:g}-images-{images}"
     for seed in range(seeds):
         for row in ROWS:
@@ -142,7 +142,7 @@ def main(
             done = folder / "row.json"
             if only in row.name and not done.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                measured = run_row(row, TrainConfig(**common, seed=seed), folder, images)
+                measured = run_row(row, TrainConfig(**common, seed=seed), folder, examiner)
                 done.write_text(json.dumps(measured, indent=1))
     found = [json.loads(path.read_text()) for path in sorted(series.glob("*/row.json"))]
     table = []

@@ -1,9 +1,13 @@
-"""python -m benchmarks.saved_activations: memory that training one SD 1.5 level-0 student keeps for its backward pass.
+"""python -m benchmarks.saved_activations: memory that training one student keeps for its backward pass.
+
+At the largest self-attentions of SD 1.5 (IN01) and SDXL (IN04.0).
 
 Counted on fake tensors, one sample, without the teacher and the transient buffers: what a batch costs on any card.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -14,7 +18,10 @@ from sd_hyena.cost import fake_block
 from sd_hyena.sites import Site
 from sd_hyena.student import StudentSpec, spec_for
 
-SITE = Site("IN01", "IN01", channels=320, heads=8, level=0)
+SITES = {
+    "SD 1.5": Site("IN01", "IN01", channels=320, heads=8, level=0),
+    "SDXL": Site("IN04.0", "IN04.0", channels=640, heads=10, level=1),
+}
 OPERATORS = {
     "hyena2d": {},
     "hyena2d, full filter": {"hyena2d_long": "full"},
@@ -45,15 +52,15 @@ def saved_bytes(spec: StudentSpec, size: tuple[int, int], dtype: torch.dtype) ->
 def main() -> None:
     """Count."""
     rows = []
-    for name, options in OPERATORS.items():
+    for (model, site), (name, options) in product(SITES.items(), OPERATORS.items()):
         operator = name.split(",")[0]
         given = TrainConfig(operator=operator, **options).operator_options()
         for pixels in (512, 1024, 2048):
-            size = (pixels // 8, pixels // 8)
-            spec = spec_for(SITE, operator, given, size)
+            latent_size = (pixels // 8, pixels // 8)
+            spec, size = spec_for(site, operator, given, latent_size), site.size(*latent_size)
             found = {dtype: saved_bytes(spec, size, dtype) / 2**30 for dtype in (torch.float32, torch.bfloat16)}
             gib = {f"{str(dtype).removeprefix('torch.')}_GiB": round(value, 2) for dtype, value in found.items()}
-            rows.append({"student": name, "pixels": pixels, **gib})
+            rows.append({"model": model, "site": site.short, "student": name, "pixels": pixels, **gib})
     write("saved_activations", rows)
 
 

@@ -19,7 +19,7 @@ from sd_hyena.timing import interleaved_medians
 
 def rows_of(name: str, unet, latents: int, text: tuple[int, int], rounds: int) -> list[dict]:
     sites, rows = find_sites(unet), []
-    given = torch.randn(1, 4, latents, latents), torch.tensor([500]), torch.randn(1, *text)
+    given = torch.randn(1, 4, latents, latents), torch.tensor([500]), {"encoder_hidden_states": torch.randn(1, *text)}
     for target in ("IN01", "IN01,IN02", "M00", "OUT11"):
         early, whole = (Teacher(unet, select(sites, target), whole=w) for w in (False, True))
         a, b = early.activations(*given), whole.activations(*given)

@@ -51,7 +51,7 @@ def measure(model: str, pixels: int, batch: int, operator: str, answer) -> None:
     optimizer = torch.optim.AdamW(trained.parameters(), 1e-5)  # small, so that one step must lower the loss
     loaded = peak_gib(torch.device("cpu"))
     activation = teacher.activations(
-        torch.randn(batch, 4, *latent), torch.full((batch,), 500), torch.randn(batch, *text)
+        torch.randn(batch, 4, *latent), torch.full((batch,), 500), {"encoder_hidden_states": torch.randn(batch, *text)}
     )
     activation = activation[sites[0].name]
     if operator == "attention":  # something to learn: its own answer, shifted

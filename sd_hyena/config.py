@@ -213,6 +213,35 @@ class GenerateConfig:
     )
     compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM")
     from_image: str = option("", "repeat an image of ours: its options, with other flags on top", "--from")
+    init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT")
+    strength: float = option(0.6, "how much of it is drawn anew, 0 to 1")
+    mask: str = option("", "white where the picture is drawn anew (inpainting)")
+    control_image: str = option("", "picture that the ControlNet reads: edges, depth, ...")
+    controlnet: str = option("", "diffusers folder of a ControlNet")
+    control_scale: float = option(1.0, "how strongly it acts")
+    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors")
+    tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
+        "off", "draw in tiles and fuse their predictions; auto: from 2048 px on"
+    )
+    tile_width: int = option(0, "of a tile in latent cells of 8 px; 0 chooses: 96, with students 256")
+    tile_height: int = option(0, "likewise")
+    overlap: int | None = option(None, "cells that tiles share; default: half a tile, with spot none")
+    tile_batch_size: int = option(4, "tiles at once")
+    regions: str = option("", "JSON file of rectangles with their own prompts (bbox_controls), or a PNG of ours")
+    draw_background: bool = option(False, "draw tiles below the regions too")
+    tiled_vae: Literal["off", "auto", "exact", "fast", "two_pass", "classic", "blend"] = option(
+        "auto", "how the VAE works in tiles; exact changes nothing; auto: exact above 1024 px"
+    )
+    encoder_tile_size: int = option(0, "tile of the VAE's encoder in px; 0: by free memory")
+    decoder_tile_size: int = option(0, "tile of its decoder in latent cells; 0: by free memory")
+    color_fix: bool = option(False, "true colours for the fast encoder")
+    hypertile: int = option(
+        0, "HyperTile: split the attentions that stay into tiles of so many px, e.g. 256; 0 does not"
+    )
+    hypertile_swap: int = option(2, "how many tilings take turns")
+    hypertile_depth: int = option(0, "levels that are split, from the finest: 0 to 3")
+    attn_shape: Literal["off", "brick", "tile", "shifted"] = option("off", "LargeResPatch: attention in 64x64 bricks")
+    ff_chunk_size: int = option(0, "tokens at once in the feed-forward layers, e.g. 4096; 0: all")
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = option(
         "auto", "PyTorch's kernel for the attentions that stay"
     )
@@ -225,9 +254,16 @@ class GenerateConfig:
         object.__setattr__(self, "height", self.height or self.width)
         _check_size(self)
         _at_least(self, 1, "num_images", "batch_size", "steps", "iteration")
+        _at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
         _between(self, 0, 1e3, "cfg_scale")
+        _between(self, 0, 1, "strength")
         _check_seed(self.seed)
         check_format(self.name_format, "nhbi")
+        for needy, needed in (("mask", "init_image"), ("control_image", "controlnet"), ("controlnet", "control_image")):
+            if getattr(self, needy) and not getattr(self, needed):
+                raise BadInput(f"{needy}={getattr(self, needy)!r} needs --{needed} too")
+        if self.init_image and not int(self.steps * self.strength):
+            raise BadInput(f"strength={self.strength:g} of steps={self.steps} leaves no step; raise one of them")
         if self.karras and self.scheduler in WITHOUT_KARRAS:
             raise BadInput(
                 f"karras: {self.scheduler} has no Karras noise levels; use euler, heun, lms, dpm++_2m or unipc"
@@ -334,9 +370,12 @@ def _read_image(path: str) -> dict[str, Any]:
     """The options stored in an image of ours, but for where to write."""
     from sd_hyena.image_file import read_metadata
 
-    stored = read_metadata(path).get("config")
+    metadata = read_metadata(path)
+    stored = metadata.get("config")
     if not isinstance(stored, dict):
         raise BadInput(f"from_image={path!r} holds no options of ours; give it as written by generate.py")
+    if metadata.get("regions"):  # they travel in the picture, whatever became of their file
+        stored |= {"regions": path}
     return {name: value for name, value in stored.items() if name not in ("out_dir", "from_image", "debug")}
 
 

@@ -69,5 +69,9 @@ def unet_flops(unet: nn.Module, latent_size: tuple[int, int]) -> int:
         p = next(unet.parameters())
         latents = torch.randn(1, unet.config.in_channels, *latent_size, dtype=p.dtype, device=p.device)
         text = torch.randn(1, 77, unet.config.cross_attention_dim, dtype=p.dtype, device=p.device)
+        told = {}
+        if unet.config.addition_embed_type == "text_time":  # SDXL
+            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+            told = {"text_embeds": text.new_zeros(1, pooled), "time_ids": text.new_zeros(1, 6)}
         timestep = torch.zeros(1, dtype=torch.long, device=p.device)
-        return flops(lambda: unet(latents, timestep, text))
+        return flops(lambda: unet(latents, timestep, text, added_cond_kwargs=told))

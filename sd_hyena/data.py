@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from sd_hyena.atomic_file import replacing
 from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.pipeline import encoded, resized, split_prompts
+from sd_hyena.pipeline import condition, encoded, resized, split_prompts
 from sd_hyena.stages import Layerwise, Stage
+from sd_hyena.teacher import Condition
 from sd_hyena.weights_file import read_weights
 
 VALIDATION_SEED = 2**33  # outside what a user can choose
@@ -37,14 +38,14 @@ UNCONDITIONAL_SHARE = 0.5  # guidance calls the UNet as often without the captio
 
 @dataclass(frozen=True)
 class Bank:
-    """`latents` (N, 4, h, w), scaled as the UNet sees them; `text` (P, T, D), its last row the empty prompt.
+    """`latents` (N, 4, h, w), scaled as the UNet sees them; `text` {name: (P, ...)}, its last row the empty prompt.
 
     `prompt` (N,) is the row of each latent's caption. With `timesteps` (N,) the latents are noisy states as they are,
     several of one picture, whose number is in `picture` (N,).
     """
 
     latents: Tensor
-    text: Tensor
+    text: Condition
     prompt: Tensor
     timesteps: Tensor | None = None
     picture: Tensor | None = None
@@ -92,10 +93,10 @@ class Numbered(IterableDataset):
 
 
 class States(Numbered):
-    """The endless stream of {"latents" (4, h, w), "timestep" (), "text" (T, D), "empty" (T, D), "guidance" ()}.
+    """The endless stream of {"latents" (4, h, w), "timestep" (), "text", "empty", "guidance" ()}.
 
-    `text` is the caption's, or in `unconditional` of the samples the empty one, which `empty` always is. `guidance` is
-    a scale to combine the two with.
+    `text` is the caption's condition, or in `unconditional` of the samples the empty one, which `empty` always is.
+    `guidance` is a scale to combine the two with.
     """
 
     def __init__(self, bank: Bank, scheduler: Any, seed: int, unconditional: float = UNCONDITIONAL_SHARE):
@@ -117,8 +118,8 @@ class States(Numbered):
         return {
             "latents": latents,
             "timestep": torch.tensor(t),
-            "text": self.bank.text[row],
-            "empty": self.bank.text[-1],
+            "text": {name: rows[row] for name, rows in self.bank.text.items()},
+            "empty": {name: rows[-1] for name, rows in self.bank.text.items()},
             "guidance": torch.tensor(rng.uniform(*GUIDANCE_SCALES), dtype=torch.float32),
         }
 
@@ -212,10 +213,10 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
     """
     if config.data == "images":
         latents, captions = _encode_folder(pipe, config)
-        return _with_text(pipe, latents, captions)
+        return _with_text(pipe, config, latents, captions)
     if config.data == "latents":
         latents = _read_latents(config)
-        return _with_text(pipe, latents, captions_of(prompts, len(latents)))
+        return _with_text(pipe, config, latents, captions_of(prompts, len(latents)))
     what = {
         name: getattr(config, name) for name in ("data", "width", "height", "num_samples", "sample_steps", "cfg_scale")
     }
@@ -233,7 +234,7 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
         with replacing(path) as temporary:
             save_file({name: value.contiguous() for name, value in drawn.items()}, temporary)
     drawn = load_file(path)
-    bank = _with_text(pipe, drawn["latents"], captions)
+    bank = _with_text(pipe, config, drawn["latents"], captions)
     if "timesteps" in drawn:
         picture = drawn["picture"]
         bank = Bank(bank.latents, bank.text, bank.prompt[picture], drawn["timesteps"], picture)
@@ -241,10 +242,11 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
 
 
 @torch.no_grad()
-def _with_text(pipe: Any, latents: Tensor, captions: list[str]) -> Bank:
+def _with_text(pipe: Any, config: TrainConfig, latents: Tensor, captions: list[str]) -> Bank:
     rows = list(dict.fromkeys(captions))
-    text = [pipe.encode_prompt(prompt, pipe.device, 1, False)[0].float().cpu() for prompt in [*rows, ""]]
-    return Bank(latents.float(), torch.cat(text), torch.tensor([rows.index(caption) for caption in captions]))
+    told = [condition(pipe, prompt, config.width, config.height) for prompt in [*rows, ""]]
+    text = {name: torch.cat([one[name].float().cpu() for one in told]) for name in told[0]}
+    return Bank(latents.float(), text, torch.tensor([rows.index(caption) for caption in captions]))
 
 
 def _batches(config: TrainConfig, size: int = 8) -> Iterator[range]:

@@ -85,13 +85,14 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     set_scheduler(pipe, "ddim")
     prompts = prompts_of(SHIPPED_MODEL)[-IMAGES:]  # the first ones were trained on
     settings = [
-        GenerateConfig(prompt=p, width=config.width, cfg_scale=5.0, steps=25, seed=100 + i)
+        GenerateConfig(prompt=p, width=config.width, cfg_scale=3.0, steps=25, seed=100 + i)
         for i, p in enumerate(prompts)
     ]
-    rows = {"teacher": [draw(pipe, one, range(1), None)[0] for one in settings]}
+    size = {"width": config.width, "height": config.width}
+    rows = {"teacher": [draw(pipe, one, size, range(1), None)[0] for one in settings]}
     for operator, path in files.items():
         with swapped(pipe.unet, load_students(path, pipe.unet).students):
-            rows[operator] = [draw(pipe, one, range(1), None)[0] for one in settings]
+            rows[operator] = [draw(pipe, one, size, range(1), None)[0] for one in settings]
     scores = {
         operator: tuple(
             np.mean([similarity(a, b) for a, b in zip(rows["teacher"], rows[operator], strict=True)], axis=0)

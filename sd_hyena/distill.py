@@ -116,8 +116,8 @@ class Distillation(L.LightningModule):
             self.seen.setdefault(site, []).append(rows)
 
         if not isinstance(self.stage, Layerwise):  # here and not at the end, where averaged weights are swapped out
-            states = self.trainer.datamodule.held_out_batch(batch_idx)
-            states = {name: value.to(self.device) for name, value in states.items()}
+            data = self.trainer.datamodule
+            states = data.transfer_batch_to_device(data.held_out_batch(batch_idx), self.device, 0)
             self.predicted.append(prediction_error(self.stage.teacher, self.by_site(), states))
 
     def on_validation_epoch_start(self) -> None:

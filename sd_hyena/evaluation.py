@@ -193,15 +193,14 @@ class Examiner:
         """Batches of one: noisy latents of images the teacher drew, their timestep, caption and the empty caption."""
         import torch
 
-        from sd_hyena.pipeline import resized
+        from sd_hyena.pipeline import condition, resized
 
         n, batches = self.config.states, []
         for i in range(n):
             x0 = resized(self.pipe, self.drawn(i)[None], *size)
             noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(self.config.seed + i)).to(x0)
             t = torch.tensor([int((i + 0.5) * self.noiser.config.num_train_timesteps / n)])
-            with torch.no_grad():
-                texts = [self.pipe.encode_prompt(p, self.pipe.device, 1, False)[0] for p in (self.prompts[i], "")]
+            texts = [condition(self.pipe, prompt, *size) for prompt in (self.prompts[i], "")]
             batches.append((self.noiser.add_noise(x0, noise, t.to(x0.device)), t.to(x0.device), *texts))
         return batches
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sd_hyena.arrangement import arranged, tile_of, told
 from sd_hyena.checkpoint import load_students
 from sd_hyena.config import GenerateConfig, drawn_seed, to_dict
 from sd_hyena.errors import BadInput
@@ -28,9 +29,12 @@ from sd_hyena.pipeline import (
     prompts_of,
     set_scheduler,
 )
+from sd_hyena.regions import read_regions
+from sd_hyena.regions import to_dict as regions_to_dict
 from sd_hyena.sites import find_sites
 from sd_hyena.student import cast
 from sd_hyena.swap import swapped
+from sd_hyena.task import check_files, prepare
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -49,6 +53,9 @@ def generate(config: GenerateConfig) -> list[Path]:
     """Write all images and return their paths. Raises BadInput before anything is generated."""
     path = model_path(config.model)
     folder = writable_folder(config.out_dir)
+    check_files(config)
+    if arrangement := told(config):
+        print(arrangement)
     device = pick_device(config.device)
     prompt = prompts_of(path)[0] if config.prompt is None else config.prompt
     config = dataclasses.replace(config, seed=drawn_seed(config.seed), prompt=prompt)
@@ -63,10 +70,11 @@ def generate(config: GenerateConfig) -> list[Path]:
             )
         _check_sizes(alternative, pipe.unet, config)
     _warn_of_long_prompt(pipe, prompt)
+    pipe, given = prepare(pipe, config)
     written = []
-    with _attention_backend(config.attention_backend):
+    with _attention_backend(config.attention_backend), arranged(pipe, config):
         for h, alternative in enumerate(alternatives):
-            written += _write_alternative(pipe, config, h, alternative, folder, path.name, sha256)
+            written += _write_alternative(pipe, config, given, h, alternative, folder, path.name, sha256)
     return written
 
 
@@ -92,23 +100,34 @@ def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list
 def _check_sizes(alternative: Alternative, unet: nn.Module, config: GenerateConfig) -> None:
     sites = {site.name: site for site in find_sites(unet)}
     for name, student in alternative.students.items():
-        if not student.spec.serves(sites[name].size(config.height // 8, config.width // 8)):
+        if not student.spec.serves(sites[name].size(*tile_of(config))):
             h, w = (cells * 8 * 2 ** sites[name].level for cells in student.spec.size)
             raise BadInput(
                 f"{student.spec.short} was trained at {w}x{h} and its 1-D filter serves that size only, not "
-                f"{config.width}x{config.height}; generate with -W {w} -H {h}, or train at this size"
+                "{1}x{0}".format(*(8 * cells for cells in tile_of(config)))
+                + f"; generate with -W {w} -H {h} or in tiles of {w // 8}x{h // 8}, or train at this size"
             )
 
 
 def _write_alternative(
-    pipe: Any, config: GenerateConfig, h: int, alternative: Alternative, folder: Path, model: str, sha256: str
+    pipe: Any,
+    config: GenerateConfig,
+    given: dict[str, Any],
+    h: int,
+    alternative: Alternative,
+    folder: Path,
+    model: str,
+    sha256: str,
 ) -> list[Path]:
     written, total = [], config.num_images * config.iteration
-    bar = tqdm(total=total * config.steps, unit="step", disable=None, desc=alternative.label or model)
+    steps = int(config.steps * config.strength) if config.init_image else config.steps
+    bar = tqdm(total=total * steps, unit="step", disable=None, desc=alternative.label or model)
     for rows in _batches(total, config.batch_size):
         with swapped(pipe.unet, alternative.students):
-            images = draw(pipe, config, rows, bar)
-        compared = draw(pipe, config, rows, None) if config.compare and alternative.students else [None] * len(rows)
+            images = draw(pipe, config, given, rows, bar)
+        compared = (
+            draw(pipe, config, given, rows, None) if config.compare and alternative.students else [None] * len(rows)
+        )
         for n, image, teacher in zip(rows, images, compared, strict=True):
             one = dataclasses.replace(
                 config, hyena=alternative.entry, seed=(config.seed + n) % 2**32, num_images=1, iteration=1
@@ -117,6 +136,8 @@ def _write_alternative(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             text = parameters(to_dict(one), model, sha256, alternative.label)
             metadata = {"config": to_dict(one), "model_sha256": sha256, "students": alternative.label}
+            if config.regions:
+                metadata["regions"] = regions_to_dict(read_regions(config.regions))
             written.append(path := write_image(folder / f"{name}.png", Image.fromarray(image), text, metadata))
             if teacher is not None:
                 picture, (psnr, ssim) = side_by_side(teacher, image), similarity(teacher, image)
@@ -133,8 +154,11 @@ def _batches(total: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, total))
 
 
-def draw(pipe: Any, config: GenerateConfig, rows: range, bar: Any) -> list[np.ndarray]:
-    """Images number `rows` as uint8 (H, W, 3); image n comes from seed + n alone. NaN is decoded again in float32."""
+def draw(pipe: Any, config: GenerateConfig, given: dict[str, Any], rows: range, bar: Any) -> list[np.ndarray]:
+    """Images number `rows` as uint8 (H, W, 3); image n comes from seed + n alone. NaN is decoded again in float32.
+
+    `given` is what the pipeline's call needs for its task.
+    """
 
     def advance(_pipe, _step, _timestep, tensors):
         if bar is not None:
@@ -144,8 +168,7 @@ def draw(pipe: Any, config: GenerateConfig, rows: range, bar: Any) -> list[np.nd
     latents = pipe(
         config.prompt,
         negative_prompt=config.negative_prompt,
-        width=config.width,
-        height=config.height,
+        **given,
         num_images_per_prompt=len(rows),
         num_inference_steps=config.steps,
         guidance_scale=config.cfg_scale,

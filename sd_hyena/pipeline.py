@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from sd_hyena.config import SHIPPED_MODEL, WITHOUT_KARRAS
 from sd_hyena.errors import BadInput
+from sd_hyena.tiled_vae import tiled_vae
 from sd_hyena.weights_file import check_safetensors, sha256
 
 NATURAL_PROMPTS = Path(__file__).with_name("prompts.txt")
-PIPELINE = "StableDiffusionPipeline"
+PIPELINES = {"StableDiffusionPipeline": "Stable Diffusion 1.x, 2.x", "StableDiffusionXLPipeline": "SDXL"}
 TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
 
 
@@ -41,8 +41,9 @@ def model_path(given: str) -> Path:
         kind = json.loads(index.read_text("utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError, OSError):
         raise BadInput(f"model {str(path)!r}: model_index.json is damaged; {forms}") from None
-    if kind != PIPELINE:
-        raise BadInput(f"model {str(path)!r} looks like a {kind}; a {PIPELINE} (Stable Diffusion 1.x) is needed")
+    if kind not in PIPELINES:
+        known = " or ".join(f"a {name} ({model})" for name, model in PIPELINES.items())
+        raise BadInput(f"model {str(path)!r} looks like a {kind}; {known} is needed")
     for weights in path.glob("*/*.safetensors"):
         check_safetensors(weights)
     return path
@@ -56,9 +57,9 @@ def load_pipeline(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-        path, dtype=dtype, safety_checker=None, requires_safety_checker=False, local_files_only=True
-    )
+    kind = json.loads((path / "model_index.json").read_text("utf-8"))["_class_name"]
+    without = dict(safety_checker=None, requires_safety_checker=False) if kind == "StableDiffusionPipeline" else {}
+    pipe = getattr(diffusers, kind).from_pretrained(path, dtype=dtype, local_files_only=True, **without)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -134,6 +135,20 @@ def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
 
 
+@torch.no_grad()
+def condition(pipe: Any, prompt: str, width: int, height: int) -> dict[str, Tensor]:
+    """What the UNet is told of a prompt for an image of this size, each of one row; SDXL is told sizes and crop too."""
+    given = dict(prompt=prompt, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    text, _, *pooled = pipe.encode_prompt(**given)
+    if not pooled:
+        return {"encoder_hidden_states": text}
+    pooled = pooled[0]
+    if not prompt and pipe.config.force_zeros_for_empty_prompt:
+        text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=text.dtype, device=text.device)
+    return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": sizes}
+
+
 def noiser(pipe: Any) -> Any:
     """A scheduler that adds noise as the model was trained with, whatever samples."""
     from diffusers import DDPMScheduler
@@ -141,15 +156,9 @@ def noiser(pipe: Any) -> Any:
     return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
-@contextmanager
-def vae_for(pipe: Any, side: int) -> Iterator[None]:
-    """Let the VAE work in tiles within the block if the longer side, in pixels, asks for it; leave it as it was."""
-    before = pipe.vae.use_tiling
-    pipe.vae.use_tiling = side > TILED_VAE_FROM
-    try:
-        yield
-    finally:
-        pipe.vae.use_tiling = before
+def vae_for(pipe: Any, side: int) -> AbstractContextManager:
+    """Within the block the VAE works in tiles, exactly, if the longer side, in pixels, asks for it."""
+    return tiled_vae(pipe.vae) if side > TILED_VAE_FROM else nullcontext()
 
 
 @torch.no_grad()

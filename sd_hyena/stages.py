@@ -5,7 +5,8 @@ joint        students work inside the UNet, each on what the ones before it left
 end_to_end   the prediction counts, with and without the caption and as guidance combines them; outputs a little
 
 A stage is `lesson(states)`, computed without gradient where the batch is, and `errors(students, lesson)` by name.
-`states` is a batch of {"latents" (B, 4, h, w), "timestep" (B,), "text" (B, T, D), "empty" (B, T, D), "guidance" (B,)}.
+`states` is a batch of {"latents" (B, 4, h, w), "timestep" (B,), "text", "empty", "guidance" (B,)}; `text` and `empty` are
+the conditions with a caption and without one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_hyena.losses import error_and_spread, guided, min_snr_weight, relative_mse
-from sd_hyena.teacher import Activation, Observation, Teacher
+from sd_hyena.teacher import Activation, Condition, Observation, Teacher
 
 Students = Mapping[str, nn.Module]
 
@@ -29,7 +30,7 @@ class Layerwise:
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
 
-    def lesson(self, states: Mapping[str, Tensor]) -> dict[str, Activation]:
+    def lesson(self, states: Mapping[str, Any]) -> dict[str, Activation]:
         return self.teacher.activations(states["latents"], states["timestep"], states["text"])
 
     def errors(self, students: Students, lesson: Mapping[str, Activation]) -> dict[str, Tensor]:
@@ -45,7 +46,7 @@ class Demonstration:
 
     latents: Tensor
     timestep: Tensor
-    text: Tensor
+    text: Condition
     guidance: Tensor
     shown: Observation
 
@@ -56,7 +57,7 @@ class Joint:
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
 
-    def lesson(self, states: Mapping[str, Tensor]) -> Demonstration:
+    def lesson(self, states: Mapping[str, Any]) -> Demonstration:
         given = states["latents"], states["timestep"], states["text"]
         with torch.no_grad():
             return Demonstration(*given, states["guidance"], self.teacher.observe(*given))
@@ -80,10 +81,11 @@ class EndToEnd:
         self.teacher, self.scheduler = teacher, scheduler
         self.feature_weight, self.guidance_weight = feature_weight, guidance_weight
 
-    def lesson(self, states: Mapping[str, Tensor]) -> Demonstration:
+    def lesson(self, states: Mapping[str, Any]) -> Demonstration:
         """Every state twice: with its caption, then without."""
         latents, timestep = (torch.cat([states[name]] * 2) for name in ("latents", "timestep"))
-        given = latents, timestep, torch.cat([states["text"], states["empty"]])
+        text, empty = states["text"], states["empty"]
+        given = latents, timestep, {name: torch.cat([text[name], empty[name]]) for name in text}
         with torch.no_grad():
             return Demonstration(*given, states["guidance"], self.teacher.observe(*given))
 
@@ -107,7 +109,7 @@ Stage = Layerwise | Joint | EndToEnd
 
 
 @torch.no_grad()
-def prediction_error(teacher: Teacher, students: Students, states: Mapping[str, Tensor]) -> Tensor:
+def prediction_error(teacher: Teacher, students: Students, states: Mapping[str, Any]) -> Tensor:
     """Squared error and spread (2,) of the UNet's prediction with these students, summed over a batch of states."""
     given = states["latents"], states["timestep"], states["text"]
     ours, truth = (_tokens(teacher.observe(*given, s).prediction) for s in (students, None))

@@ -35,6 +35,10 @@ class Observation:
     prediction: Tensor
 
 
+# What the UNet is told besides latents and timestep: `encoder_hidden_states` (B, T, D), and what it names added_cond_kwargs.
+Condition = Mapping[str, Tensor]
+
+
 class _SeenEnough(Exception):
     """Ends a forward pass after the last selected site."""
 
@@ -50,24 +54,22 @@ class Teacher:
         return self
 
     @torch.no_grad()
-    def activations(self, latents: Tensor, timesteps: Tensor, text: Tensor, **conditioning) -> dict[str, Activation]:
+    def activations(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> dict[str, Activation]:
         """The activations of all sites at noisy latents (B, 4, h, w), from one forward that stops at the last site."""
-        p = next(self.unet.parameters())
         seen: dict[str, Activation] = {}
         with self._watched(seen, timesteps), suppress(_SeenEnough):
-            self.unet(latents.to(p), timesteps, text.to(p), **conditioning)
+            self._predict(latents, timesteps, condition)
         for name, activation in seen.items():
             if not activation.target.isfinite().all():
                 raise FloatingPointError(
-                    f"the teacher's own output at {name} is not finite in {p.dtype}; use bfloat16 or float32"
+                    f"the teacher's own output at {name} is not finite in {self.unet.dtype}; use bfloat16 or float32"
                 )
         return seen
 
     def observe(
-        self, latents: Tensor, timesteps: Tensor, text: Tensor, students: Mapping[str, nn.Module] | None = None
+        self, latents: Tensor, timesteps: Tensor, condition: Condition, students: Mapping[str, nn.Module] | None = None
     ) -> Observation:
         """A whole forward, with `students` swapped in if given; their parameters receive gradients unless disabled."""
-        p = next(self.unet.parameters())
         outputs: dict[str, Tensor] = {}
         blocks: dict[str, Tensor] = {}
         with ExitStack() as stack:
@@ -76,8 +78,14 @@ class Teacher:
                 for seen, path in ((outputs, site.name), (blocks, site.name.rpartition(".")[0])):
                     note = partial(_keep, seen, site.name)
                     stack.callback(self.unet.get_submodule(path).register_forward_hook(note).remove)
-            prediction = self.unet(latents.to(p), timesteps, text.to(p)).sample
+            prediction = self._predict(latents, timesteps, condition)
         return Observation(outputs, blocks, prediction)
+
+    def _predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        p = next(self.unet.parameters())
+        told = {name: value.to(p) for name, value in condition.items()}
+        text = told.pop("encoder_hidden_states")
+        return self.unet(latents.to(p), timesteps, text, added_cond_kwargs=told).sample
 
     @torch.no_grad()
     def answers(self, inputs: Mapping[str, Tensor], size: Size, timesteps: Tensor) -> dict[str, Activation]:

@@ -348,7 +348,7 @@ def _print_estimate(module: Distillation, data: Lessons, config: TrainConfig, de
     data.teacher.to(device)
     states = next(iter(DataLoader(data.stream(), batch_size=data.micro_batch_size)))
     started = time.perf_counter()
-    batch = data.on_after_batch_transfer({k: v.to(device) for k, v in states.items()}, 0)
+    batch = data.on_after_batch_transfer(data.transfer_batch_to_device(states, device, 0), 0)
     wait_for(device)
     taught = time.perf_counter() - started
     sum(module.stage.errors(module.by_site(), batch).values()).backward()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.pipeline import load_pipeline
@@ -53,10 +54,36 @@ def unet(pipe):
 
 @pytest.fixture
 def states():
-    """Noisy latents with H != W, timesteps and text for the shipped UNet, two samples."""
+    """Noisy latents with H != W, timesteps and condition for the shipped UNet, two samples."""
     source = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 10, 14, generator=source)
-    return latents, torch.tensor([700, 40]), torch.randn(2, 32, 96, generator=source)
+    return latents, torch.tensor([700, 40]), {"encoder_hidden_states": torch.randn(2, 32, 96, generator=source)}
+
+
+@pytest.fixture(scope="session")
+def sd15():
+    """Stable Diffusion 1.5's UNet, without weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+
+
+@pytest.fixture(scope="session")
+def sdxl():
+    """SDXL's UNet, without weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=[1, 2, 10],
+            attention_head_dim=[5, 10, 20],
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ PROMPTS = ["a red circle on blue", "two green squares on white", "a black triang
 @pytest.fixture
 def bank():
     torch.manual_seed(0)
-    return Bank(torch.randn(5, 4, 6, 8), torch.randn(3, 7, 9), torch.tensor([0, 1, 0, 1, 0]))
+    return Bank(torch.randn(5, 4, 6, 8), {"encoder_hidden_states": torch.randn(3, 7, 9)}, torch.tensor([0, 1, 0, 1, 0]))
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def take(stream, n):
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    same = lambda x, y: equal(x, y) if isinstance(x, dict) else torch.equal(x, y)
+    return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
 
 
 def test_sample_i_depends_on_the_seed_and_i_alone(bank, scheduler):
@@ -78,7 +79,8 @@ def test_states_are_noised_as_the_scheduler_says_with_and_without_their_caption(
     samples = take(States(bank, scheduler, seed=0), 400)
     timesteps = torch.stack([s["timestep"] for s in samples]).float()
     assert abs(timesteps.mean() - 500) < 50 and timesteps.min() < 50 and timesteps.max() > 950
-    empty = np.mean([torch.equal(s["text"], bank.text[-1]) for s in samples])
+    empty = np.mean([equal(s["text"], s["empty"]) for s in samples])
+    assert torch.equal(samples[0]["empty"]["encoder_hidden_states"], bank.text["encoder_hidden_states"][-1])
     assert abs(empty - UNCONDITIONAL_SHARE) < 0.1
     for s in samples[:20]:
         kept = scheduler.alphas_cumprod[s["timestep"]]
@@ -123,7 +125,7 @@ def test_samples_are_drawn_once_and_cached_by_what_they_depend_on(pipe, tmp_path
         make_bank(pipe, changed, PROMPTS, sha256, tmp_path)
         assert calls
     hook.remove()
-    assert first.latents.shape == (3, 4, 8, 8) and first.text.shape[0] == 4
+    assert first.latents.shape == (3, 4, 8, 8) and first.text["encoder_hidden_states"].shape[0] == 4
 
 
 def test_a_drawn_sample_does_not_depend_on_how_many_are_drawn(pipe, tmp_path):
@@ -178,7 +180,8 @@ def test_images_of_a_folder_are_encoded_with_their_captions(pipe, tmp_path):
     (tmp_path / "notes.md").write_text("not an image")
     bank = make_bank(pipe, config(data="images", data_path=str(tmp_path), width=72, height=64), PROMPTS, "", tmp_path)
     assert bank.latents.shape == (3, 4, 8, 9) and bank.prompt.tolist() == [0, 1, 1]
-    torch.testing.assert_close(bank.text[1], bank.text[-1])  # no caption is the empty prompt
+    text = bank.text["encoder_hidden_states"]
+    torch.testing.assert_close(text[1], text[-1])  # no caption is the empty prompt
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n broken"])
@@ -205,7 +208,7 @@ def test_resizing_goes_through_pixels(pipe):
 
 def test_the_datamodule_turns_states_into_activations_of_every_site(unet, bank, scheduler):
     sites = select(find_sites(unet), "IN01,M00")
-    text = Bank(bank.latents, torch.randn(3, 32, 96), bank.prompt)
+    text = Bank(bank.latents, {"encoder_hidden_states": torch.randn(3, 32, 96)}, bank.prompt)
     data = Lessons(Layerwise(Teacher(unet, sites)), scheduler, text, config(), validation_size=6)
     batches = list(data.val_dataloader())
     timesteps = torch.cat([batch["timestep"] for batch in batches])

@@ -47,7 +47,7 @@ def test_the_chunked_feed_forward_is_the_plain_one_for_any_remainder(unet, given
 
 
 def test_gradients_pass_through_the_chunks(unet, given):
-    unet, gradients = copy.deepcopy(unet).double(), []
+    unet, gradients = copy.deepcopy(unet).double().requires_grad_(True), []
     for chunk in (4096, 33):
         unet.zero_grad()
         with chunk_feed_forward(unet, chunk):

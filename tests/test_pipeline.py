@@ -15,8 +15,8 @@ def test_the_default_model_is_the_shipped_one():
 
 
 def test_another_kind_of_pipeline_is_named(tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    with pytest.raises(BadInput, match="looks like a StableDiffusionXLPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(BadInput, match="looks like a FluxPipeline"):
         model_path(str(tmp_path))
 
 

@@ -1,35 +1,10 @@
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import find_sites, select
 
 SD15 = [f"IN{n:02d}" for n in (1, 2, 4, 5, 7, 8)] + ["M00"] + [f"OUT{n:02d}" for n in range(3, 12)]
-
-
-@pytest.fixture(scope="module")
-def sd15():
-    with torch.device("meta"):
-        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-
-
-@pytest.fixture(scope="module")
-def sdxl():
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=[1, 2, 10],
-            attention_head_dim=[5, 10, 20],
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
 
 
 def attentions(unet):
@@ -72,7 +47,7 @@ def test_sites_are_in_the_order_in_which_a_forward_pass_meets_them(unet, states)
         for s in reversed(sites)
     ]
     with torch.no_grad():
-        unet(*states)
+        unet(*states[:2], **states[2])
     for hook in hooks:
         hook.remove()
     assert met == [site.name for site in sites]

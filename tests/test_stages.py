@@ -41,7 +41,7 @@ def batch(states):
         "latents": latents,
         "timestep": timestep,
         "text": text,
-        "empty": torch.zeros_like(text),
+        "empty": {name: torch.zeros_like(value) for name, value in text.items()},
         "guidance": torch.tensor([3.25, 8.0]),
     }
 
@@ -143,7 +143,7 @@ def test_an_observation_without_students_is_the_plain_forward(teacher, batch):
     given = batch["latents"], batch["timestep"], batch["text"]
     with torch.no_grad():
         seen = teacher.observe(*given)
-        assert torch.equal(seen.prediction, teacher.unet(*given).sample)
+        assert torch.equal(seen.prediction, teacher.unet(*given[:2], **given[2]).sample)
     targets = teacher.activations(*given)
     for site in teacher.sites:
         assert torch.equal(seen.outputs[site.name], targets[site.name].target)

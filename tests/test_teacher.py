@@ -43,14 +43,14 @@ def test_an_early_stop_runs_nothing_behind_the_last_site(unet, states):
 
 def test_hooks_never_leak_and_the_teachers_own_output_is_untouched(unet, states):
     with torch.no_grad():
-        before = unet(*states).sample
+        before = unet(*states[:2], **states[2]).sample
     teacher = Teacher(unet, find_sites(unet))
     teacher.activations(*states)
     with pytest.raises(RuntimeError):
         teacher.activations(states[0][:, :3], *states[1:])  # three channels: the forward fails
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
     with torch.no_grad():
-        assert torch.equal(unet(*states).sample, before)
+        assert torch.equal(unet(*states[:2], **states[2]).sample, before)
 
 
 def test_the_teacher_is_frozen(unet, states):

@@ -1,0 +1,99 @@
+"""What stands around a pipeline while it draws a large picture: tile fusion, regions, tiled attention, the tiled VAE.
+
+One config tells all of it and travels in the picture; parts that are off are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from sd_hyena.config import GenerateConfig
+from sd_hyena.feed_forward import chunk_feed_forward
+from sd_hyena.pipeline import TILED_VAE_FROM
+from sd_hyena.regions import read_regions
+from sd_hyena.tiled_attention import brick_attention, split_attention
+from sd_hyena.tiled_unet import TiledDiffusion, tiled_diffusion
+from sd_hyena.tiled_vae import VAETiling, tiled_vae
+
+TILED_FROM = 2048  # pixels of a side above which `auto` fuses tiles
+TILE, TILE_OF_STUDENTS = 96, 256  # cells; a student gains little below 2048 px
+
+
+def tile_fusion(config: GenerateConfig) -> TiledDiffusion | None:
+    """The tiles of a picture; None if it is drawn in one piece. Raises BadInput."""
+    method = config.tiled_diffusion
+    if method == "auto":
+        method = "mixture" if max(config.width, config.height) > TILED_FROM else "off"
+    if method == "off" and not config.regions:
+        return None
+    side = TILE_OF_STUDENTS if config.hyena else TILE
+    whole = config.height // 8, config.width // 8
+    asked = config.tile_height, config.tile_width
+    sides = whole if method == "off" else tuple(given or side for given in asked)
+    return TiledDiffusion(
+        method="multidiffusion" if method == "off" else method,
+        tile_height=sides[0],
+        tile_width=sides[1],
+        overlap=config.overlap,
+        tile_batch_size=config.tile_batch_size,
+        regions=read_regions(config.regions) if config.regions else (),
+        draw_background=config.draw_background,
+    )
+
+
+def vae_tiling(config: GenerateConfig) -> VAETiling | None:
+    """How the VAE is tiled; None if it works in one piece. Raises BadInput."""
+    mode = config.tiled_vae
+    if mode == "auto":
+        mode = "exact" if max(config.width, config.height) > TILED_VAE_FROM else "off"
+    if mode == "off":
+        return None
+    return VAETiling(
+        mode,
+        encoder_tile_size=config.encoder_tile_size or None,
+        decoder_tile_size=config.decoder_tile_size or None,
+        color_fix=config.color_fix,
+    )
+
+
+def tile_of(config: GenerateConfig) -> tuple[int, int]:
+    """The largest (H, W) in latent cells that the UNet meets."""
+    tiles, whole = tile_fusion(config), (config.height // 8, config.width // 8)
+    return whole if tiles is None else (min(whole[0], tiles.tile_height), min(whole[1], tiles.tile_width))
+
+
+def told(config: GenerateConfig) -> str:
+    """What `auto` chose and what is on, for people; empty if nothing is."""
+    parts = []
+    if tiles := tile_fusion(config):
+        regions = f" with {len(tiles.regions)} regions" if tiles.regions else ""
+        parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{regions}")
+    if vae := vae_tiling(config):
+        parts.append(f"the VAE in tiles, {vae.mode}")
+    if config.hypertile:
+        parts.append(f"attention in tiles of {config.hypertile} px")
+    if config.attn_shape != "off":
+        parts.append(f"attention in {config.attn_shape}s")
+    return ", ".join(parts)
+
+
+@contextmanager
+def arranged(pipe: Any, config: GenerateConfig) -> Iterator[None]:
+    """Within the block, `pipe` draws as `config` says; afterwards it is as it was."""
+    with ExitStack() as stack:
+        if vae := vae_tiling(config):
+            stack.enter_context(tiled_vae(pipe.vae, **vars(vae)))
+        if config.ff_chunk_size:
+            stack.enter_context(chunk_feed_forward(pipe.unet, config.ff_chunk_size))
+        if config.hypertile:
+            given = dict(tile_size=config.hypertile, swap_size=config.hypertile_swap, max_depth=config.hypertile_depth)
+            stack.enter_context(
+                split_attention(pipe.unet, **given, seed=0)
+            )  # the same for every picture, so it repeats
+        if config.attn_shape != "off":
+            stack.enter_context(brick_attention(pipe.unet, attn_shape=config.attn_shape))
+        if tiles := tile_fusion(config):
+            stack.enter_context(tiled_diffusion(pipe, **vars(tiles)))
+        yield

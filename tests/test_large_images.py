@@ -1,0 +1,200 @@
+"""generate.py with everything that stands around a pipeline: tiles, regions, tiled attention and VAE, other tasks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+
+from sd_hyena import generation
+from sd_hyena.arrangement import tile_fusion, told, vae_tiling
+from sd_hyena.checkpoint import StudentFile, save_students
+from sd_hyena.config import GenerateConfig, parse
+from sd_hyena.errors import BadInput
+from sd_hyena.generation import generate
+from sd_hyena.image_file import read_metadata
+from sd_hyena.student import StudentSpec, build_student
+from tests.conftest import IN01, ROOT, command
+
+SMALL = dict(width=136, height=96, steps=2, num_images=1, cfg_scale=4.0, seed=11, prompt="a red circle on blue")
+REGIONS = {
+    "bbox_controls": [
+        {"x": 0, "y": 0, "w": 0.5, "h": 1, "prompt": "a red circle", "seed": 5},
+        {"x": 0.4, "y": 0.2, "w": 0.5, "h": 0.6, "prompt": "two blue squares", "blend_mode": "Foreground"},
+    ]
+}
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch, own_pipe):
+    """Loading is tested elsewhere; here every call gets the same fresh copy."""
+    monkeypatch.setattr(generation, "load_pipeline", lambda *_: own_pipe)
+
+
+@pytest.fixture
+def student(tmp_path):
+    torch.manual_seed(0)
+    spec = StudentSpec(IN01, "IN01", 32, "hyena2d", {"heads": 2}, None)
+    save_students(tmp_path / "s.safetensors", StudentFile({IN01: build_student(spec)}))
+    return str(tmp_path / "s.safetensors")
+
+
+@pytest.fixture
+def regions(tmp_path):
+    (tmp_path / "regions.json").write_text(json.dumps(REGIONS))
+    return str(tmp_path / "regions.json")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.full((96, 136, 3), (220, 40, 40), np.uint8)
+    pixels[30:70, 20:60] = pixels[20:80, 90:120] = 245
+    Image.fromarray(pixels).resize((68, 48)).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+def config(tmp_path, **options):
+    return GenerateConfig(**{**SMALL, "out_dir": str(tmp_path / "images"), **options})
+
+
+def drawn(tmp_path, **options):
+    return np.array(Image.open(generate(config(tmp_path, **options))[0]))
+
+
+def test_all_at_once_is_told_and_repeats_bit_for_bit_from_the_picture_alone(tmp_path, student, regions, capsys):
+    options = dict(tiled_diffusion="mixture", tile_width=8, tile_height=8, overlap=3, tiled_vae="exact")
+    options |= dict(decoder_tile_size=7, hypertile=32, ff_chunk_size=50, draw_background=True)
+    (path,) = generate(config(tmp_path, **options, hyena=student, regions=regions))
+    said = capsys.readouterr().out
+    assert "mixture in tiles of 8x8 cells with 2 regions" in said and "VAE in tiles, exact" in said
+    assert read_metadata(path)["regions"]["bbox_controls"][0]["prompt"] == "a red circle"
+    (tmp_path / "regions.json").unlink()
+    again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
+    assert np.array_equal(np.array(Image.open(generate(again)[0])), np.array(Image.open(path)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(tiled_diffusion="multidiffusion", tile_width=8, tile_height=9, overlap=2),
+        dict(tiled_diffusion="spot", tile_width=8, tile_height=8),
+        dict(hypertile=32),
+        dict(attn_shape="brick"),
+        dict(tiled_vae="fast", decoder_tile_size=8),
+        dict(tiled_vae="blend", decoder_tile_size=8),
+    ],
+    ids=lambda o: next(iter(o.values())) if isinstance(o, dict) else str(o),
+)
+def test_each_option_changes_the_picture_and_nothing_of_it_stays(tmp_path, own_pipe, options):
+    plain = drawn(tmp_path)
+    size = dict(width=136, height=96) if "attn_shape" not in options else dict(width=1032, height=64)
+    reference = plain if size["width"] == 136 else drawn(tmp_path, **size)
+    assert not np.array_equal(drawn(tmp_path, **size, **options), reference)
+    assert np.array_equal(drawn(tmp_path), plain)
+
+
+@pytest.mark.parametrize("options", [dict(tiled_vae="exact", decoder_tile_size=7), dict(ff_chunk_size=50)])
+def test_what_claims_to_be_exact_gives_the_plain_picture(tmp_path, options):
+    a, b = drawn(tmp_path).astype(int), drawn(tmp_path, **options).astype(int)
+    assert np.abs(a - b).max() <= 1
+
+
+def test_auto_tiles_above_its_sizes_and_gives_students_larger_tiles(student):
+    at = lambda side, **more: GenerateConfig(width=side, tiled_diffusion="auto", **more)
+    assert tile_fusion(at(2048)) is None and vae_tiling(at(1024)) is None and told(at(1024)) == ""
+    assert tile_fusion(at(2056)).method == "mixture" and tile_fusion(at(2056)).tile_width == 96
+    assert tile_fusion(at(4096, hyena=student)).tile_width == 256
+    assert vae_tiling(at(1032)).mode == "exact" and vae_tiling(at(4096, tiled_vae="off")) is None
+
+
+def test_an_image_to_start_from_is_resized_and_kept_as_far_as_strength_leaves_it(tmp_path, picture):
+    start = np.array(Image.open(picture).resize((136, 96), Image.Resampling.LANCZOS)).astype(int)
+    near, far = (drawn(tmp_path, init_image=picture, strength=s, steps=10) for s in (0.1, 1.0))
+    assert np.abs(near - start).mean() < 0.8 * np.abs(far - start).mean()
+
+
+def test_inpainting_draws_the_masked_part_anew(tmp_path, picture):
+    half = np.zeros((96, 136), np.uint8)
+    half[:, 68:] = 255
+    Image.fromarray(half).save(tmp_path / "mask.png")
+    given = dict(init_image=picture, steps=4, strength=1.0)
+    masked = drawn(tmp_path, **given, mask=str(tmp_path / "mask.png")).astype(int)
+    start = np.array(Image.open(picture).resize((136, 96), Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(masked - start)[:, :60].mean() < 0.5 * np.abs(masked - start)[:, 76:].mean()
+
+
+def test_a_controlnet_reads_its_picture_also_in_tiles(tmp_path, own_pipe, picture):
+    controlnet = ControlNetModel.from_unet(own_pipe.unet, conditioning_embedding_out_channels=(16, 16, 16, 16))
+    for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(layer.weight, std=0.2)  # zero in a new ControlNet
+    controlnet.save_pretrained(tmp_path / "net")
+    control = dict(controlnet=str(tmp_path / "net"), control_image=picture)
+    tiles = dict(tiled_diffusion="multidiffusion", tile_width=8, tile_height=8)
+    plain, whole = drawn(tmp_path), drawn(tmp_path, **control)
+    assert not np.array_equal(plain, whole)
+    assert not np.array_equal(whole, drawn(tmp_path, **control, **tiles))
+    assert not np.array_equal(whole, drawn(tmp_path, **control, init_image=picture))
+
+
+def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
+    import copy
+
+    unet = copy.deepcopy(own_pipe.unet)
+    torch.manual_seed(0)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=get_peft_model_state_dict(unet))
+    file = str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    plain = drawn(tmp_path)
+    none = drawn(tmp_path, lora=f"{file}:0")
+    own_pipe.unload_lora_weights()  # the command loads a pipeline of its own each time
+    full = drawn(tmp_path, lora=f"{file}:1.0")
+    assert np.abs(none.astype(int) - plain).max() <= 1 and not np.array_equal(full, plain)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(tiled_diffusion="mixture", tile_width=16, tile_height=16, overlap=16), "overlap=16"),
+        (dict(tiled_diffusion="mixture", tile_width=4), "tile_width=4"),
+        (dict(regions="/nowhere.json"), "nowhere"),
+        (dict(init_image="/nowhere.png"), "init_image='/nowhere.png'"),
+        (dict(lora="/nowhere.safetensors"), "lora='/nowhere.safetensors'"),
+        (dict(controlnet="/nowhere", control_image="{picture}"), "controlnet='/nowhere'"),
+        (dict(tiled_vae="blend", decoder_tile_size=7), "decoder_tile_size=7"),
+    ],
+)
+def test_bad_input_is_found_before_a_model_is_loaded(tmp_path, monkeypatch, picture, options, said):
+    def loaded(*_):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(generation, "load_pipeline", loaded)
+    options = {name: picture if value == "{picture}" else value for name, value in options.items()}
+    with pytest.raises(BadInput, match=said) as error:
+        generate(config(tmp_path, **options))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(mask="m.png"), "--init_image"),
+        (dict(control_image="c.png"), "--controlnet"),
+        (dict(strength=1.5), "strength"),
+        (dict(init_image="a.png", strength=0.1), "leaves no step"),
+        (dict(hypertile=-1), "hypertile"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(options, said):
+    with pytest.raises(BadInput, match=said):
+        GenerateConfig(**{**SMALL, **options})
+
+
+def test_a_control_image_of_another_shape_is_refused_on_the_command_line(tmp_path, picture):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    done = command("generate.py", "-W", 64, "-H", 256, "--controlnet", folder, "--control_image", picture, cwd=ROOT)
+    assert done.returncode == 2 and "another shape" in done.stderr and done.stderr.count("\n") == 1
