@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from benchmarks.record import RESULTS, commit, write
+from sd_hyena.alternatives import load_alternatives
 from sd_hyena.checkpoint import StudentFile, load_students, save_students
 from sd_hyena.config import TrainConfig
 from sd_hyena.cost import student_flops
 from sd_hyena.evaluation import EvaluationConfig, Examiner
-from sd_hyena.generation import load_alternatives
 from sd_hyena.sites import select
 from sd_hyena.student import Projections, StudentSpec, build_student, spec_for
 from sd_hyena.training import train

@@ -9,19 +9,16 @@ within 1e-4 of untiled. Above UNTILED_UP_TO pixels `exact, none` takes the place
 from __future__ import annotations
 
 import multiprocessing
-import re
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 
+from benchmarks.peak import peak_mib
 from benchmarks.record import write
 from examples.tiny_sd.scenes import draw, numbered_scene
 from examples.tiny_sd.train import HELD_OUT_SEED, to_tensor
@@ -32,18 +29,6 @@ UNTILED_UP_TO = 1024
 EXACT = (("exact", "none"), ("exact", "cpu"), ("exact", "disk"))
 WAYS = (("untiled", ""), *EXACT, *((mode, "cpu") for mode in ("fast", "two_pass", "classic", "blend")))
 SIDES = ("encode", "decode")
-
-
-def peak_mib(call: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
-    """What a call returns, its seconds, and the MiB by which resident memory rose at most."""
-
-    def resident(what: str) -> float:
-        return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
-    before, started = resident("VmRSS"), time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - started, resident("VmHWM") - before
 
 
 def measure(folder: Path, images: int, way: tuple[str, str], tile: int, answer) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from benchmarks.record import write
+from sd_hyena.alternatives import load_alternatives
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.evaluation import EvaluationConfig, Examiner
-from sd_hyena.generation import load_alternatives
 from sd_hyena.pipeline import load_pipeline
 from sd_hyena.student import Projections
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from sd_hyena.config import GenerateConfig
 from sd_hyena.feed_forward import chunk_feed_forward
 from sd_hyena.pipeline import TILED_VAE_FROM
 from sd_hyena.regions import read_regions
+from sd_hyena.regions import to_dict as regions_to_dict
 from sd_hyena.tiled_attention import brick_attention, split_attention
 from sd_hyena.tiled_unet import TiledDiffusion, tiled_diffusion
 from sd_hyena.tiled_vae import VAETiling, tiled_vae
@@ -58,42 +60,59 @@ def vae_tiling(config: GenerateConfig) -> VAETiling | None:
     )
 
 
-def tile_of(config: GenerateConfig) -> tuple[int, int]:
-    """The largest (H, W) in latent cells that the UNet meets."""
-    tiles, whole = tile_fusion(config), (config.height // 8, config.width // 8)
-    return whole if tiles is None else (min(whole[0], tiles.tile_height), min(whole[1], tiles.tile_width))
+@dataclass(frozen=True)
+class Arrangement:
+    """What one config arranges; parts that are off are None."""
 
+    config: GenerateConfig
+    tiles: TiledDiffusion | None
+    vae: VAETiling | None
 
-def told(config: GenerateConfig) -> str:
-    """What `auto` chose and what is on, for people; empty if nothing is."""
-    parts = []
-    if tiles := tile_fusion(config):
-        regions = f" with {len(tiles.regions)} regions" if tiles.regions else ""
-        parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{regions}")
-    if vae := vae_tiling(config):
-        parts.append(f"the VAE in tiles, {vae.mode}")
-    if config.hypertile:
-        parts.append(f"attention in tiles of {config.hypertile} px")
-    if config.attn_shape != "off":
-        parts.append(f"attention in {config.attn_shape}s")
-    return ", ".join(parts)
+    @classmethod
+    def of(cls, config: GenerateConfig) -> Arrangement:
+        """Read the region file and check the whole. Raises BadInput."""
+        return cls(config, tile_fusion(config), vae_tiling(config))
 
+    @property
+    def tile(self) -> tuple[int, int]:
+        """The largest (H, W) in latent cells that the UNet meets."""
+        h, w = self.config.height // 8, self.config.width // 8
+        return (min(h, self.tiles.tile_height), min(w, self.tiles.tile_width)) if self.tiles else (h, w)
 
-@contextmanager
-def arranged(pipe: Any, config: GenerateConfig) -> Iterator[None]:
-    """Within the block, `pipe` draws as `config` says; afterwards it is as it was."""
-    with ExitStack() as stack:
-        if vae := vae_tiling(config):
-            stack.enter_context(tiled_vae(pipe.vae, **vars(vae)))
-        if config.ff_chunk_size:
-            stack.enter_context(chunk_feed_forward(pipe.unet, config.ff_chunk_size))
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What has to travel in the picture beside the config."""
+        return {"regions": regions_to_dict(self.tiles.regions)} if self.tiles and self.tiles.regions else {}
+
+    def __str__(self) -> str:
+        """What `auto` chose and what is on, for people; empty if nothing is."""
+        config, parts = self.config, []
+        if tiles := self.tiles:
+            regions = f" with {len(tiles.regions)} regions" if tiles.regions else ""
+            parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{regions}")
+        if self.vae:
+            parts.append(f"the VAE in tiles, {self.vae.mode}")
         if config.hypertile:
-            given = dict(tile_size=config.hypertile, swap_size=config.hypertile_swap, max_depth=config.hypertile_depth)
-            stack.enter_context(
-                split_attention(pipe.unet, **given, seed=0)
-            )  # the same for every picture, so it repeats
+            parts.append(f"attention in tiles of {config.hypertile} px")
         if config.attn_shape != "off":
-            stack.enter_context(brick_attention(pipe.unet, attn_shape=config.attn_shape))
-        if tiles := tile_fusion(config):
-            stack.enter_context(tiled_diffusion(pipe, **vars(tiles)))
-        yield
+            parts.append(f"attention in {config.attn_shape}s")
+        return ", ".join(parts)
+
+    @contextmanager
+    def around(self, pipe: Any) -> Iterator[None]:
+        """Within the block, `pipe` draws as the config says; afterwards it is as it was."""
+        config = self.config
+        with ExitStack() as stack:
+            if self.vae:
+                stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae)))
+            if config.ff_chunk_size:
+                stack.enter_context(chunk_feed_forward(pipe.unet, config.ff_chunk_size))
+            if config.hypertile:
+                given = dict(swap_size=config.hypertile_swap, max_depth=config.hypertile_depth)
+                given["seed"] = 0  # one for all pictures, so that each can be drawn again
+                stack.enter_context(split_attention(pipe.unet, tile_size=config.hypertile, **given))
+            if config.attn_shape != "off":
+                stack.enter_context(brick_attention(pipe.unet, attn_shape=config.attn_shape))
+            if self.tiles:
+                stack.enter_context(tiled_diffusion(pipe, **vars(self.tiles)))
+            yield

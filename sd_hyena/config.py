@@ -221,7 +221,7 @@ class GenerateConfig:
     control_scale: float = option(1.0, "how strongly it acts")
     lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors")
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
-        "off", "draw in tiles and fuse their predictions; auto: from 2048 px on"
+        "auto", "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece"
     )
     tile_width: int = option(0, "of a tile in latent cells of 8 px; 0 chooses: 96, with students 256")
     tile_height: int = option(0, "likewise")

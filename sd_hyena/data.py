@@ -29,9 +29,11 @@ from sd_hyena.errors import BadInput
 from sd_hyena.pipeline import condition, encoded, resized, split_prompts
 from sd_hyena.stages import Layerwise, Stage
 from sd_hyena.teacher import Condition
+from sd_hyena.tiling import batches
 from sd_hyena.weights_file import read_weights
 
 VALIDATION_SEED = 2**33  # outside what a user can choose
+DRAWN_AT_ONCE = 8
 GUIDANCE_SCALES = 1.0, 10.0
 UNCONDITIONAL_SHARE = 0.5  # guidance calls the UNet as often without the caption as with it
 
@@ -249,11 +251,6 @@ def _with_text(pipe: Any, config: TrainConfig, latents: Tensor, captions: list[s
     return Bank(latents.float(), text, torch.tensor([rows.index(caption) for caption in captions]))
 
 
-def _batches(config: TrainConfig, size: int = 8) -> Iterator[range]:
-    for start in range(0, config.num_samples, size):
-        yield range(start, min(start + size, config.num_samples))
-
-
 def _arguments(pipe: Any, config: TrainConfig, captions: list[str], rows: range) -> dict[str, Any]:
     """Sample i is drawn from caption i with seed i, whatever the batch."""
     return dict(
@@ -268,7 +265,7 @@ def _arguments(pipe: Any, config: TrainConfig, captions: list[str], rows: range)
 def _draw_images(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[str, Tensor]:
     """x0 latents at the model's native size; for another size decoded, resized in pixels and encoded again."""
     latents = []
-    for rows in _batches(config):
+    for rows in batches(range(config.num_samples), DRAWN_AT_ONCE):
         x0 = pipe(**_arguments(pipe, config, captions, rows)).images
         latents += [resized(pipe, x[None], config.width, config.height).cpu() for x in x0]
     return {"latents": torch.cat(latents)}
@@ -289,7 +286,7 @@ def _draw_states(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[st
             note(tensors["latents"], pipe.scheduler.timesteps[step + 1])
         return tensors
 
-    for rows in _batches(config):
+    for rows in batches(range(config.num_samples), DRAWN_AT_ONCE):
         given = _arguments(pipe, config, captions, rows)
         first = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in rows])
         pipe.scheduler.set_timesteps(config.sample_steps)

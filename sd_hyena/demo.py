@@ -76,7 +76,8 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     from PIL import Image, ImageDraw
 
     from sd_hyena.checkpoint import load_students
-    from sd_hyena.generation import draw, similarity
+    from sd_hyena.comparison import similarity
+    from sd_hyena.drawing import draw
     from sd_hyena.image_file import write_image
     from sd_hyena.pipeline import load_pipeline, prompts_of, set_scheduler
     from sd_hyena.swap import swapped
@@ -89,10 +90,10 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
         for i, p in enumerate(prompts)
     ]
     size = {"width": config.width, "height": config.width}
-    rows = {"teacher": [draw(pipe, one, size, range(1), None)[0] for one in settings]}
+    rows = {"teacher": [draw(pipe, one, size, range(1))[0] for one in settings]}
     for operator, path in files.items():
         with swapped(pipe.unet, load_students(path, pipe.unet).students):
-            rows[operator] = [draw(pipe, one, size, range(1), None)[0] for one in settings]
+            rows[operator] = [draw(pipe, one, size, range(1))[0] for one in settings]
     scores = {
         operator: tuple(
             np.mean([similarity(a, b) for a, b in zip(rows["teacher"], rows[operator], strict=True)], axis=0)

@@ -158,16 +158,21 @@ class Examiner:
         return result
 
     def _predictions(self, students: dict[str, Any], size: tuple[int, int]) -> dict[str, float]:
-        """Relative error of the UNet's prediction: with the caption, without, both, and guided at each scale."""
+        """Relative error of the UNet's prediction: with the caption, without, both, and guided at each scale.
+
+        `as_noise` is that of both, told as the noise they foresee, whatever the model predicts: comparable between models.
+        """
         import torch
 
         from sd_hyena.losses import error_and_spread, guided
+        from sd_hyena.pipeline import as_noise
 
         scales = self.config.scales()
-        names = ["conditional", "unconditional", *(f"guided_{scale:g}" for scale in scales)]
+        names = ["conditional", "unconditional", "as_noise", *(f"guided_{scale:g}" for scale in scales)]
         sums = {name: torch.zeros(2) for name in names}
-        for pairs in zip(self.branches(size), self._branches(size, students), strict=True):
-            truths, answers = ([c, u, *(guided(c, u, scale) for scale in scales)] for c, u in pairs)
+        for state, *pairs in zip(self.states(size), self.branches(size), self._branches(size, students), strict=True):
+            noise = lambda *both, seen=state: as_noise(self.noiser, torch.cat(both), *seen[:2])
+            truths, answers = ([c, u, noise(c, u), *(guided(c, u, scale) for scale in scales)] for c, u in pairs)
             for name, truth, ours in zip(names, truths, answers, strict=True):
                 sums[name] += torch.stack([part.sum() for part in error_and_spread(ours, truth)]).cpu()
         both = sums["conditional"] + sums["unconditional"]
@@ -222,7 +227,7 @@ class Examiner:
 
     def _images(self, size: tuple[int, int], scale: float) -> list:
         """Images of the first captions as uint8 arrays; their number shrinks as the size grows."""
-        from sd_hyena.generation import decoded
+        from sd_hyena.drawing import decoded
 
         ratio = size[0] * size[1] / (self.sizes[0][0] * self.sizes[0][1])
         n = max(1, min(self.config.images, round(self.config.images / ratio)))
@@ -235,7 +240,7 @@ class Examiner:
     def _compared(self, teacher: list, student: list) -> dict[str, float]:
         import numpy as np
 
-        from sd_hyena.generation import similarity
+        from sd_hyena.comparison import similarity
 
         psnr, ssim = np.array([similarity(a, b) for a, b in zip(teacher, student, strict=True)]).T
         result = {
@@ -282,8 +287,8 @@ def advice(measured: dict[str, dict[str, Any]]) -> list[str]:
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded."""
+    from sd_hyena.alternatives import load_alternatives
     from sd_hyena.file_names import writable_folder
-    from sd_hyena.generation import load_alternatives
     from sd_hyena.report import Report
 
     if not config.students:

@@ -1,7 +1,8 @@
-"""Peak memory of a device or of this process."""
+"""Memory of a device or of this process: its peak, and what to do when it runs out."""
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import torch
@@ -17,3 +18,16 @@ def peak_gib(device: torch.device) -> float:
         return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch ran out of memory, on a GPU or (it has no type for that) on the CPU."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "out of memory" in said
+
+
+def release() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

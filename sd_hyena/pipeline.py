@@ -156,6 +156,14 @@ def noiser(pipe: Any) -> Any:
     return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
+def as_noise(scheduler: Any, prediction: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+    """The noise that a prediction (B, h w, C) foresees in latents (1, C, h, w) at a timestep (1,)."""
+    if scheduler.config.prediction_type != "v_prediction":
+        return prediction
+    alpha = scheduler.alphas_cumprod[timestep.cpu()].to(prediction)
+    return alpha.sqrt() * prediction + (1 - alpha).sqrt() * latents.to(prediction).flatten(2).mT
+
+
 def vae_for(pipe: Any, side: int) -> AbstractContextManager:
     """Within the block the VAE works in tiles, exactly, if the longer side, in pixels, asks for it."""
     return tiled_vae(pipe.vae) if side > TILED_VAE_FROM else nullcontext()

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from sd_hyena.atomic_file import replacing
 from sd_hyena.checkpoint import versions
-from sd_hyena.generation import side_by_side
+from sd_hyena.comparison import side_by_side
 
 SHOWN = 6  # images of a contact sheet
 SIDE = 256  # their height in pixels, at most
@@ -119,9 +119,9 @@ def _markdown(students: dict[str, Any]) -> str:
         lines += [
             f"## {label}",
             "",
-            "| size | " + " | ".join(first["sites"]) + " | prediction | guided | block times |",
+            "| size | " + " | ".join(first["sites"]) + " | prediction | as noise | guided | block times |",
         ]
-        lines += ["|" + "---|" * (len(first["sites"]) + 4)]
+        lines += ["|" + "---|" * (len(first["sites"]) + 5)]
         for size, found in entry["sizes"].items():
             errors = [f"{row['relative_mse']:.4f}" for row in found["sites"].values()]
             guided = ", ".join(
@@ -130,9 +130,8 @@ def _markdown(students: dict[str, Any]) -> str:
                 if name.startswith("guided_")
             )
             a, s = (sum(row[f"{who}_ms"] for row in found["sites"].values()) for who in ("attention", "student"))
-            lines.append(
-                f"| {size} | {' | '.join(errors)} | {found['prediction']['both']:.4f} | {guided} | {a:.1f} → {s:.1f} ms |"
-            )
+            errors += [f"{found['prediction'][name]:.4f}" for name in ("both", "as_noise")]
+            lines.append(f"| {size} | {' | '.join(errors)} | {guided} | {a:.1f} → {s:.1f} ms |")
         names = list(dict.fromkeys(n for f in entry["sizes"].values() for row in f["images"].values() for n in row))
         lines += ["", "| size | guidance | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
         lines += ["|" + "---|" * (len(names) + 2)]

@@ -17,7 +17,6 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.memory import is_oom_error
 
 from sd_hyena.atomic_file import replacing
 from sd_hyena.checkpoint import versions, write_students
@@ -25,6 +24,7 @@ from sd_hyena.command import Interrupted
 from sd_hyena.config import TrainConfig, to_dict
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
+from sd_hyena.memory import is_out_of_memory
 from sd_hyena.ranks import say
 
 
@@ -93,7 +93,7 @@ class Checkpoints(L.Callback):
     def on_exception(self, trainer, module, exception) -> None:
         self.out_of_memory = None
         alone = trainer.world_size == 1  # of several ranks one cannot save by itself: it would wait for the others
-        if is_oom_error(exception) and alone and not trainer.validating:  # then averaged weights may be swapped in
+        if is_out_of_memory(exception) and alone and not trainer.validating:  # then averaged weights may be swapped in
             self.out_of_memory = self.folder / "checkpoints" / "out-of-memory.ckpt"
             trainer.save_checkpoint(self.out_of_memory)
 

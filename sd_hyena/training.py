@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 import math
 import signal
 import sys
@@ -20,7 +19,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.memory import is_oom_error
 from torch.utils.data import DataLoader
 
 from sd_hyena import ranks
@@ -32,7 +30,7 @@ from sd_hyena.data import Lessons, make_bank
 from sd_hyena.distill import Distillation
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import writable_folder
-from sd_hyena.memory import peak_gib
+from sd_hyena.memory import is_out_of_memory, peak_gib, release
 from sd_hyena.pipeline import (
     load_pipeline,
     model_path,
@@ -288,12 +286,10 @@ def _with_smaller_batches(data: Lessons, work: Callable[[], T], may_repeat=lambd
         try:
             return work()
         except RuntimeError as error:
-            if not is_oom_error(error) or not may_repeat() or not data.halve():
+            if not is_out_of_memory(error) or not may_repeat() or not data.halve():
                 raise
         print(f"out of memory: going on with {data.accumulate} micro-batches of {data.micro_batch_size}")
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
 
 
 class Progress(TQDMProgressBar):

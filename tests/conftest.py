@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from examples.tiny_sd.train import MAX_TOKENS
+from sd_hyena import generation
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.pipeline import load_pipeline
 
@@ -45,6 +48,12 @@ def pipe(shared_pipe):
 def own_pipe(shared_pipe):
     """A copy, for what diffusers or peft do not undo completely."""
     return copy.deepcopy(shared_pipe)
+
+
+@pytest.fixture
+def loaded_once(monkeypatch, own_pipe):
+    """Every generate() of the test draws with the same fresh copy; loading is tested elsewhere."""
+    monkeypatch.setattr(generation, "load_pipeline", lambda *_: own_pipe)
 
 
 @pytest.fixture
@@ -84,6 +93,48 @@ def sdxl():
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(shared_pipe):
+    """A small StableDiffusionXLPipeline of random weights, on the shipped tokenizer, VAE and scheduler."""
+    tokenizer = shared_pipe.tokenizer
+
+    def text_encoder(kind, width: int):
+        shape = dict(hidden_size=width, intermediate_size=64, projection_dim=40, num_hidden_layers=2)
+        shape |= dict(num_attention_heads=2, vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS)
+        tokens = dict(pad_token_id=0, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+        return kind(CLIPTextConfig(**shape, **tokens)).eval()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            layers_per_block=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=[1, 2],
+            attention_head_dim=[1, 2],
+            cross_attention_dim=32 + 48,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 40,
+            norm_num_groups=16,
+        )
+        pipe = StableDiffusionXLPipeline(
+            vae=shared_pipe.vae,
+            text_encoder=text_encoder(CLIPTextModel, 32),
+            text_encoder_2=text_encoder(CLIPTextModelWithProjection, 48),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=unet.eval(),
+            scheduler=shared_pipe.scheduler,
+            add_watermarker=False,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="session")

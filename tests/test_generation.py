@@ -3,21 +3,19 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_hyena import generation
+from sd_hyena.alternatives import load_alternatives
 from sd_hyena.checkpoint import StudentFile, save_students
+from sd_hyena.comparison import side_by_side, similarity
 from sd_hyena.config import SCHEDULERS, WITHOUT_KARRAS, GenerateConfig, parse
 from sd_hyena.errors import BadInput
-from sd_hyena.generation import generate, side_by_side, similarity
+from sd_hyena.generation import NotDrawn, generate
 from sd_hyena.student import StudentSpec, build_student
 from tests.conftest import IN01, OUT11
 
 SMALL = dict(width=64, steps=2, num_images=2, cfg_scale=3.0, seed=11, prompt="a red circle on blue")
 
 
-@pytest.fixture(autouse=True)
-def loaded_once(monkeypatch, own_pipe):
-    """Loading is tested elsewhere; here every call gets the same fresh copy."""
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: own_pipe)
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture
@@ -139,7 +137,7 @@ def test_half_precision_draws_with_filters_in_float32(tmp_path, students, own_pi
     own_pipe.unet.to(torch.bfloat16)
     own_pipe.vae.to(torch.bfloat16)
     own_pipe.text_encoder.to(torch.bfloat16)
-    (loaded,) = generation.load_alternatives(students["c"], own_pipe.unet)
+    (loaded,) = load_alternatives(students["c"], own_pipe.unet)
     student = loaded.students[IN01]
     assert {p.dtype for p in student.mixer.filter_fn.parameters()} == {torch.float32}
     assert student.change_out.weight.dtype == torch.bfloat16
@@ -198,9 +196,59 @@ def test_a_nan_from_the_vae_is_decoded_again_and_never_saved_black(tmp_path, own
     assert len(calls) == 2 and image.std() > 0
     with torch.no_grad():
         own_pipe.vae.post_quant_conv.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="VAE"):
+    with pytest.raises(NotDrawn, match=r"1 of 1 images failed.*VAE"):
         generate(config(tmp_path, num_images=1, name_format="black"))
     assert not (tmp_path / "images" / "black.png").exists()
+
+
+def test_when_one_image_fails_the_others_are_written_and_the_command_says_which(tmp_path, own_pipe, monkeypatch):
+    alone = pixels(generate(config(tmp_path, num_images=3, batch_size=1)))
+    decode, met = own_pipe.vae.decode, []
+
+    def broken(latents):
+        met.append(latents.mean().item())
+        result = decode(latents)
+        if (
+            met[-1] == pytest.approx(met[:2][-1], abs=1e-6) and len(met) > 1
+        ):  # the second image, however often it is tried
+            result.sample = result.sample * float("nan")
+        return result
+
+    monkeypatch.setattr(own_pipe.vae, "decode", broken)
+    with pytest.raises(NotDrawn, match=r"1 of 3 images failed, the others are in .*; image 1: .*NaN"):
+        generate(config(tmp_path, num_images=3, batch_size=3, out_dir=str(tmp_path / "rest")))
+    rest = sorted((tmp_path / "rest").iterdir())
+    assert [path.stem for path in rest] == ["image_000", "image_002"]
+    for a, b in zip(pixels(rest), [alone[0], alone[2]], strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_one_image_that_does_not_fit_gets_advice(tmp_path, own_pipe):
+    alone = pixels(generate(config(tmp_path, num_images=3, batch_size=1)))
+    most = [2]
+
+    def full(_unet, arguments):
+        if len(arguments[0]) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    own_pipe.unet.register_forward_pre_hook(full)
+    assert np.array_equal(pixels(generate(config(tmp_path, num_images=3, batch_size=3))), alone)
+    most[0] = 1
+    with pytest.raises(NotDrawn, match=r"3 of 3 images failed.*out of memory; try --tiled_diffusion"):
+        generate(config(tmp_path, num_images=3, batch_size=3))
+
+
+def test_a_vae_without_memory_decodes_in_tiles_and_gives_the_same_image(tmp_path, own_pipe, monkeypatch, capsys):
+    options = dict(num_images=1, width=264, height=136, steps=1)
+    (plain,) = pixels(generate(config(tmp_path, **options)))
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(type(own_pipe.vae), "_decode", full)
+    (tiled,) = pixels(generate(config(tmp_path, **options)))
+    assert np.abs(plain.astype(int) - tiled).max() <= 1
+    assert "decoding in tiles of 32 cells" in capsys.readouterr().out
 
 
 def test_the_attention_backend_is_really_chosen(tmp_path, own_pipe):

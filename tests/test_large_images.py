@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 from sd_hyena import generation
-from sd_hyena.arrangement import tile_fusion, told, vae_tiling
+from sd_hyena.arrangement import Arrangement
 from sd_hyena.checkpoint import StudentFile, save_students
 from sd_hyena.config import GenerateConfig, parse
 from sd_hyena.errors import BadInput
-from sd_hyena.generation import generate
+from sd_hyena.generation import NotDrawn, generate
 from sd_hyena.image_file import read_metadata
 from sd_hyena.student import StudentSpec, build_student
 from tests.conftest import IN01, ROOT, command
@@ -28,10 +28,7 @@ REGIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def loaded_once(monkeypatch, own_pipe):
-    """Loading is tested elsewhere; here every call gets the same fresh copy."""
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: own_pipe)
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture
@@ -103,11 +100,29 @@ def test_what_claims_to_be_exact_gives_the_plain_picture(tmp_path, options):
 
 
 def test_auto_tiles_above_its_sizes_and_gives_students_larger_tiles(student):
-    at = lambda side, **more: GenerateConfig(width=side, tiled_diffusion="auto", **more)
-    assert tile_fusion(at(2048)) is None and vae_tiling(at(1024)) is None and told(at(1024)) == ""
-    assert tile_fusion(at(2056)).method == "mixture" and tile_fusion(at(2056)).tile_width == 96
-    assert tile_fusion(at(4096, hyena=student)).tile_width == 256
-    assert vae_tiling(at(1032)).mode == "exact" and vae_tiling(at(4096, tiled_vae="off")) is None
+    at = lambda side, **more: Arrangement.of(GenerateConfig(width=side, tiled_diffusion="auto", **more))
+    assert at(2048).tiles is None and at(1024).vae is None and str(at(1024)) == ""
+    assert at(2056).tiles.method == "mixture" and at(2056).tiles.tile_width == 96
+    assert at(4096, hyena=student).tiles.tile_width == 256
+    assert at(1032).vae.mode == "exact" and at(4096, tiled_vae="off").vae is None
+
+
+def test_auto_draws_in_tiles_what_does_not_fit_in_one_piece_and_the_picture_says_so(tmp_path, own_pipe, capsys):
+    tiles = dict(tile_width=8, tile_height=9)
+    wanted = drawn(tmp_path, **tiles, tiled_diffusion="mixture")
+
+    def full(_conv, arguments):
+        if arguments[0].shape[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    own_pipe.unet.conv_in.register_forward_pre_hook(full)
+    (path,) = generate(config(tmp_path, **tiles, tiled_diffusion="auto"))
+    assert np.array_equal(np.array(Image.open(path)), wanted)
+    assert "out of memory: mixture in tiles of 8x9" in capsys.readouterr().err
+    again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
+    assert again.tiled_diffusion == "mixture" and np.array_equal(np.array(Image.open(generate(again)[0])), wanted)
+    with pytest.raises(NotDrawn, match="out of memory"):
+        generate(config(tmp_path, **tiles, tiled_diffusion="off"))
 
 
 def test_an_image_to_start_from_is_resized_and_kept_as_far_as_strength_leaves_it(tmp_path, picture):

@@ -2,10 +2,11 @@ import json
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.errors import BadInput
-from sd_hyena.pipeline import model_path, model_sha256, pick_device, pick_dtype, prompts_of
+from sd_hyena.pipeline import as_noise, model_path, model_sha256, pick_device, pick_dtype, prompts_of
 from sd_hyena.weights_file import sha256
 
 
@@ -55,3 +56,14 @@ def test_devices_and_precisions():
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
     assert pick_dtype("auto", torch.device("cuda")) == torch.float16
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_prediction_told_as_noise_is_the_noise_whatever_the_model_predicts(kind):
+    torch.manual_seed(0)
+    scheduler = DDPMScheduler(prediction_type=kind)
+    x0, noise, t = torch.randn(1, 4, 5, 7), torch.randn(1, 4, 5, 7), torch.tensor([640])
+    predicted = noise if kind == "epsilon" else scheduler.get_velocity(x0, noise, t)
+    tokens = lambda x: x.flatten(2).mT
+    found = as_noise(scheduler, tokens(predicted), scheduler.add_noise(x0, noise, t), t)
+    torch.testing.assert_close(found, tokens(noise), atol=1e-5, rtol=1e-5)

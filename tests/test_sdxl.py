@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from examples.tiny_sd.train import MAX_TOKENS, build_tokenizer
 from sd_hyena.checkpoint import load_students
-from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, TrainConfig
+from sd_hyena.config import GenerateConfig, TrainConfig
 from sd_hyena.cost import unet_flops
 from sd_hyena.evaluation import EvaluationConfig, evaluate
 from sd_hyena.generation import generate
@@ -31,42 +29,12 @@ SHORTS = [
 ]
 
 
-def text_encoder(kind, tokenizer, width: int):
-    sizes = dict(hidden_size=width, intermediate_size=64, projection_dim=40, num_hidden_layers=2, num_attention_heads=2)
-    tokens = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-    return kind(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS, **sizes, **tokens))
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 64),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 2],
-        attention_head_dim=[1, 2],
-        cross_attention_dim=80,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 40,
-        norm_num_groups=16,
-    )
-    pipe = StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae"),
-        text_encoder=text_encoder(CLIPTextModel, tokenizer, 32),
-        text_encoder_2=text_encoder(CLIPTextModelWithProjection, tokenizer, 48),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
-    )
+def model(tiny_sdxl, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sdxl")
-    pipe.save_pretrained(folder)
+    scheduler, tiny_sdxl.scheduler = tiny_sdxl.scheduler, EulerDiscreteScheduler(beta_schedule="scaled_linear")
+    tiny_sdxl.save_pretrained(folder)
+    tiny_sdxl.scheduler = scheduler
     (folder / "prompts.txt").write_text("a red circle on blue\ntwo green squares on white\na black triangle on red\n")
     return folder
 

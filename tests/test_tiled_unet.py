@@ -11,13 +11,11 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
-    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from peft import LoraConfig
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sd_hyena.errors import BadInput
 from sd_hyena.regions import Region
@@ -584,18 +582,19 @@ def test_a_prediction_has_no_seam_where_tiles_begin_unless_they_do_not_overlap_o
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("side", [512, 1024])
 @pytest.mark.parametrize(
     "options, seen",
     [({}, False), (dict(method="mixture"), False), (dict(weights="uniform"), True), (dict(overlap=0), True)],
 )
-def test_sixteen_pictures_of_512_pixels_show_no_seam_unless_tiles_do_not_overlap_or_count_alike(pipe, options, seen):
+def test_sixteen_pictures_show_no_seam_unless_tiles_do_not_overlap_or_count_alike(pipe, options, seen, side):
     from sd_hyena.config import SHIPPED_MODEL
     from sd_hyena.pipeline import prompts_of
 
     prompts = prompts_of(SHIPPED_MODEL)
     with tiled_diffusion(pipe, **dict(tile_width=32, tile_height=32, overlap=16) | options) as used:
         pictures = [
-            picture(pipe, 512, 512, prompt, seed=i, steps=8, output_type="pt")
+            picture(pipe, side, side, prompt, seed=i, steps=8, output_type="pt")
             for i, prompt in enumerate(prompts[:: len(prompts) // 16][:16])
         ]
     border, low, high = seam(torch.cat(pictures), 32, used.overlap, 8)
@@ -851,76 +850,39 @@ def test_regions_put_their_colours_in_their_places(pipe):
 # SDXL
 
 
-@pytest.fixture(scope="module")
-def sdxl(shared_pipe):
-    """A small StableDiffusionXLPipeline of random weights, on the shipped tokenizer, VAE and scheduler."""
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    shape = dict(vocab_size=len(shared_pipe.tokenizer), num_hidden_layers=2, num_attention_heads=1)
-    shape |= dict(max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    texts = [CLIPTextConfig(hidden_size=w, intermediate_size=w, projection_dim=24, **shape) for w in (32, 64)]
-    unet = UNet2DConditionModel(
-        sample_size=32,
-        block_out_channels=(32, 64),
-        norm_num_groups=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=(1, 2),
-        use_linear_projection=True,
-        cross_attention_dim=96,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
-    )
-    pipe = StableDiffusionXLPipeline(
-        vae=shared_pipe.vae,
-        text_encoder=CLIPTextModel(texts[0]).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(texts[1]).eval(),
-        tokenizer=shared_pipe.tokenizer,
-        tokenizer_2=shared_pipe.tokenizer,
-        unet=unet.eval(),
-        scheduler=shared_pipe.scheduler,
-        add_watermarker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    torch.set_rng_state(state)
-    return pipe
-
-
 @pytest.fixture
-def sdxl_calls(sdxl):
+def sdxl_calls(tiny_sdxl):
     """What the UNet's own forward is given."""
-    calls, original = [], sdxl.unet.forward
-    sdxl.unet.forward = lambda *args, **kwargs: calls.append(kwargs) or original(*args, **kwargs)
-    sdxl.unet.forward.__dict__["__wrapped__"] = original
+    calls, original = [], tiny_sdxl.unet.forward
+    tiny_sdxl.unet.forward = lambda *args, **kwargs: calls.append(kwargs) or original(*args, **kwargs)
+    tiny_sdxl.unet.forward.__dict__["__wrapped__"] = original
     yield calls
-    del sdxl.unet.forward
+    del tiny_sdxl.unet.forward
 
 
-def test_sdxl_in_one_tile_is_bit_equal_and_its_tiles_know_their_place_in_the_picture(sdxl, sdxl_calls):
+def test_sdxl_in_one_tile_is_bit_equal_and_its_tiles_know_their_place_in_the_picture(tiny_sdxl, sdxl_calls):
     prompts = ["a red circle on blue", "two white squares"]
-    plain = picture(sdxl, prompt=prompts, steps=1)
+    plain = picture(tiny_sdxl, prompt=prompts, steps=1)
     assert (plain[0] - plain[1]).abs().max() > 1e-2
-    with tiled_diffusion(sdxl):
-        assert torch.equal(picture(sdxl, prompt=prompts, steps=1), plain)
+    with tiled_diffusion(tiny_sdxl):
+        assert torch.equal(picture(tiny_sdxl, prompt=prompts, steps=1), plain)
     sdxl_calls.clear()
-    with tiled_diffusion(sdxl, **TILES):
-        picture(sdxl, prompt=prompts, steps=1)
+    with tiled_diffusion(tiny_sdxl, **TILES):
+        picture(tiny_sdxl, prompt=prompts, steps=1)
     (call,) = sdxl_calls
     expected = [[128, 192, 0, left, 128, 128] for left in (0, 64) for _ in range(4)]
     assert call["added_cond_kwargs"]["time_ids"].tolist() == expected
     pooled = call["added_cond_kwargs"]["text_embeds"]
-    assert torch.equal(pooled[:4], pooled[4:]) and call["encoder_hidden_states"].shape == (8, 32, 96)
+    assert torch.equal(pooled[:4], pooled[4:]) and call["encoder_hidden_states"].shape == (8, 32, 80)
 
 
-def test_an_sdxl_region_has_its_own_text_pooled_text_and_size(sdxl, sdxl_calls):
+def test_an_sdxl_region_has_its_own_text_pooled_text_and_size(tiny_sdxl, sdxl_calls):
     prompts = ["on blue", "on white"]
-    with tiled_diffusion(sdxl, **TILES, regions=[LEFT, RIGHT]):
-        picture(sdxl, prompt=prompts, steps=1, negative_prompt="stripes")
+    with tiled_diffusion(tiny_sdxl, **TILES, regions=[LEFT, RIGHT]):
+        picture(tiny_sdxl, prompt=prompts, steps=1, negative_prompt="stripes")
     (call,) = sdxl_calls
     for rows, (added, negative) in enumerate([("a red circle", "stripes, green"), ("a blue square", "stripes")]):
-        p, n, pooled, negative_pooled = sdxl.encode_prompt(
+        p, n, pooled, negative_pooled = tiny_sdxl.encode_prompt(
             [f"{main}, {added}" for main in prompts],
             device=torch.device("cpu"),
             negative_prompt=[negative] * 2,

@@ -1,0 +1,143 @@
+"""python -m benchmarks.large_images: what each option for large images costs and saves in one UNet step with guidance.
+
+Each option is arranged as generate.py arranges it. Times: interleaved, shuffled rounds in one process, medians, and the
+median of the ratios to `plain` of the same round; `plain again` is the noise. Memory: the peak above the loaded model, each
+option in a process of its own. Gates: what claims to be exact is within 1e-4 of plain, all is finite, and after every
+option the plain step is bit for bit the plain step again. `distance`: relative rms to plain, of random latents: a
+description, not a quality.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import sys
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from benchmarks.peak import peak_mib
+from benchmarks.record import write
+from sd_hyena.arrangement import Arrangement
+from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, TrainConfig
+from sd_hyena.pipeline import load_pipeline
+from sd_hyena.sites import find_sites, select
+from sd_hyena.student import build_student, spec_for
+from sd_hyena.swap import swapped
+
+SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "plain again": {},
+    "multidiffusion": dict(tiled_diffusion="multidiffusion"),
+    "mixture": dict(tiled_diffusion="mixture"),
+    "spot": dict(tiled_diffusion="spot"),
+    "hypertile": dict(hypertile=256),
+    "bricks": dict(attn_shape="brick"),
+    "ff_chunk_size": dict(ff_chunk_size=1024),
+    "mixture, hypertile, ff_chunk_size": dict(tiled_diffusion="mixture", hypertile=256, ff_chunk_size=1024),
+    "students at level 0": {},
+    "students, mixture, ff_chunk_size": dict(tiled_diffusion="mixture", ff_chunk_size=1024),
+}
+EXACT = ("plain again", "ff_chunk_size")
+
+
+class Step:
+    """One UNet step of a model at a size, and the ways to arrange it."""
+
+    def __init__(self, model: str, pixels: int, device: str):
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        torch.manual_seed(0)
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        self.pipe, self.pixels = load_pipeline(SHIPPED_MODEL, torch.device(device), dtype), pixels
+        if model != "tiny_sd":
+            self.pipe.unet = UNet2DConditionModel(**SD15).to(device, dtype).eval()
+        sites = select(find_sites(self.pipe.unet), "level0")
+        train, cells = TrainConfig(), (pixels // 8, pixels // 8)
+        specs = [spec_for(site, train.operator, train.operator_options(), cells) for site in sites]
+        self.students = {spec.site: build_student(spec).to(device, dtype).eval() for spec in specs}
+        width = self.pipe.unet.config.cross_attention_dim
+        self.given = [
+            torch.randn(2, 4, *cells).to(device, dtype),
+            torch.tensor(500, device=device),
+            torch.randn(2, 77, width).to(device, dtype),
+        ]
+        self(next(iter(OPTIONS)))  # warm
+
+    def __call__(self, name: str) -> tuple[Tensor, float, float]:
+        """The prediction, seconds and MiB."""
+        options = OPTIONS[name]
+        if "tiled_diffusion" in options:  # tiles of half the side, overlapping by half of that
+            options = options | dict(tile_width=self.pixels // 16, tile_height=self.pixels // 16)
+        arrangement = Arrangement.of(GenerateConfig(width=self.pixels, allow_huge=True, tiled_vae="off", **options))
+        students = self.students if "students" in name else {}
+        with swapped(self.pipe.unet, students), arrangement.around(self.pipe):
+            return peak_mib(lambda: self.pipe.unet(*self.given).sample)
+
+
+def time_options(model: str, pixels: int, device: str, rounds: int, answer) -> None:
+    """Seconds of every option and round, and its distance to plain; after the gates."""
+    step, order = Step(model, pixels, device), random.Random(0)
+    plain, seconds, distance = step("plain")[0], {name: [] for name in OPTIONS}, {}
+    for _ in range(rounds):
+        for name in order.sample(list(OPTIONS), len(OPTIONS)):
+            result, spent, _ = step(name)
+            seconds[name].append(spent)
+            distance[name] = ((result - plain).square().mean() / plain.square().mean()).sqrt().item()
+            if not result.isfinite().all() or (name in EXACT and distance[name] > 1e-4):
+                sys.exit(f"{name} at {pixels} px is not what plain gives; nothing is reported")
+    if not torch.equal(step("plain")[0], plain):
+        sys.exit("the options left something behind; nothing is reported")
+    answer.put((seconds, distance))
+
+
+def peak_of(model: str, pixels: int, device: str, name: str, answer) -> None:
+    """MiB of one option."""
+    answer.put(Step(model, pixels, device)(name)[2])
+
+
+def in_its_own_process(work, *arguments):
+    """What `work` puts into its last argument."""
+    spawn = multiprocessing.get_context("spawn")
+    answer = spawn.SimpleQueue()
+    process = spawn.Process(target=work, args=(*arguments, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{work.__name__}{arguments} ended with {process.exitcode}")
+    return answer.get()
+
+
+def main(
+    tiny_sd: tuple[int, ...] = (512, 1024), sd15: tuple[int, ...] = (512,), rounds: int = 3, device: str = "cpu"
+) -> None:
+    """Measure every option at each size.
+
+    Args:
+        tiny_sd: sides of square images, pixels, for the shipped model
+        sd15: likewise for Stable Diffusion 1.5's layout with random weights
+        rounds: of timing
+        device: cpu or cuda
+    """
+    rows = []
+    for model, sizes in (("tiny_sd", tiny_sd), ("SD 1.5 layout", sd15)):
+        for pixels in sizes:
+            seconds, distance = in_its_own_process(time_options, model, pixels, device, rounds)
+            for name in OPTIONS:
+                ratios = [a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)]
+                row = {"model": model, "pixels": pixels, "option": name, "s": f"{median(seconds[name]):.3g}"}
+                row |= {"of_plain": round(median(ratios), 2), "distance": f"{distance[name]:.2g}"}
+                row["MiB"] = round(in_its_own_process(peak_of, model, pixels, device, name))
+                rows.append(row)
+                print(row, flush=True)
+    write("large_images", rows)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(main)

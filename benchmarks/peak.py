@@ -1,0 +1,32 @@
+"""Peak memory of one call: what it raised above what was held before, its result and mapped files included."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def peak_mib(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What a call returns, its seconds and MiB: of the GPU's allocator if there is one, else resident (Linux only)."""
+    cuda = torch.cuda.is_available()
+
+    def held(what: str) -> float:
+        if cuda:
+            return (torch.cuda.memory_allocated() if what == "VmRSS" else torch.cuda.max_memory_allocated()) / 2**20
+        return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
+    before, started = held("VmRSS"), time.perf_counter()
+    result = call()
+    if cuda:
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started, held("VmHWM") - before
