@@ -1,10 +1,11 @@
-"""A module around another while a third computes: the seam of all that changes how a module is called."""
+"""What stands in for something of a model or pipeline for a while: an attribute, or a module around another."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ def standing(owner: nn.Module, path: str, around: Around) -> Iterator[None]:
     Between the calls the model is as ever, so its keys, a swap, a LoRA, fused projections and attention processors see
     what they always see, whether they come before or after. Blocks nest: the outer block's module stands outermost.
     """
-    forward, own = owner.forward, vars(owner).get("forward")
+    forward = owner.forward
 
     @functools.wraps(forward)
     def surrounded(*args, **kwargs):
@@ -36,11 +37,20 @@ def standing(owner: nn.Module, path: str, around: Around) -> Iterator[None]:
             owner.set_submodule(path, around.inner)
             around.inner = None
 
-    owner.forward = surrounded
+    with replaced(owner, "forward", surrounded):
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within the block, an attribute of this instance is `value`; whatever it had of its own is put back afterwards."""
+    own, missing = vars(owner), object()
+    before = own.get(name, missing)
+    own[name] = value
     try:
         yield
     finally:
-        if own is None:
-            del owner.forward
+        if before is missing:
+            del own[name]
         else:
-            owner.forward = own
+            own[name] = before

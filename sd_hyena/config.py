@@ -195,8 +195,16 @@ class GenerateConfig:
     model: str = option("", "diffusers folder; default: the small one that ships", "-m")
     hyena: str = option("", "trained students; a,b are alternatives numbered by {h}, a+b are used together", "-y")
     target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t")
-    prompt: str | None = option(None, "default: the model's first example prompt", "-p")
+    prompt: str | None = option(
+        None, "(more:1.2) [less] BREAK, of any length; default: the model's first example prompt", "-p"
+    )
     negative_prompt: str = option("", "what to avoid; guidance works without it", "-q")
+    clip_skip: int = option(
+        1, "the layer of the text encoder to read, from the last, 1; SDXL reads the second by itself"
+    )
+    embeddings: str = option(
+        "", "textual inversions: files (word.pt, word.safetensors) and folders, separated by commas"
+    )
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
     num_images: int = option(4, "images in an iteration", "-n")
@@ -212,7 +220,9 @@ class GenerateConfig:
         "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f"
     )
     compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM")
-    from_image: str = option("", "repeat an image of ours: its options, with other flags on top", "--from")
+    from_image: str = option(
+        "", "repeat an image of ours or a PNG of A1111: its options, with other flags on top", "--from"
+    )
     init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT")
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1")
     mask: str = option("", "white where the picture is drawn anew (inpainting)")
@@ -253,7 +263,7 @@ class GenerateConfig:
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
         _check_size(self)
-        _at_least(self, 1, "num_images", "batch_size", "steps", "iteration")
+        _at_least(self, 1, "num_images", "batch_size", "steps", "iteration", "clip_skip")
         _at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
         _between(self, 0, 1e3, "cfg_scale")
         _between(self, 0, 1, "strength")
@@ -367,16 +377,30 @@ def _is_of_type(value: Any, expected: Any) -> bool:
 
 
 def _read_image(path: str) -> dict[str, Any]:
-    """The options stored in an image of ours, but for where to write."""
-    from sd_hyena.image_file import read_metadata
+    """The options stored in an image of ours, but for where to write; or in one of A1111's."""
+    from sd_hyena.image_file import read_metadata, read_parameters
 
     metadata = read_metadata(path)
     stored = metadata.get("config")
+    if not metadata and (text := read_parameters(path)):
+        return _options_of_a1111(text, path)
     if not isinstance(stored, dict):
-        raise BadInput(f"from_image={path!r} holds no options of ours; give it as written by generate.py")
+        raise BadInput(f"from_image={path!r} holds no options; give it as written by generate.py or A1111")
     if metadata.get("regions"):  # they travel in the picture, whatever became of their file
         stored |= {"regions": path}
     return {name: value for name, value in stored.items() if name not in ("out_dir", "from_image", "debug")}
+
+
+def _options_of_a1111(text: str, path: str) -> dict[str, Any]:
+    from sd_hyena import infotext
+
+    stored, unknown = infotext.options(text, f"from_image={path!r}")
+    if stored.get("karras") and stored["scheduler"] in WITHOUT_KARRAS:
+        stored["karras"] = False
+        unknown.append(f"Karras' noise levels for {stored['scheduler']}")
+    if unknown:
+        print(f"note: {' and '.join(unknown)} of {path!r} cannot be had here; the picture will differ")
+    return stored | {"num_images": 1}
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from sd_hyena.pipeline import (
     prompts_of,
     set_scheduler,
 )
+from sd_hyena.prompt_encoding import chunks, weighted_prompts
 from sd_hyena.task import Task
+from sd_hyena.textual_inversion import load_embeddings, read_embeddings
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -36,6 +38,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     path = model_path(config.model)
     folder = writable_folder(config.out_dir)
     task, arrangement = Task.of(config), Arrangement.of(config)
+    embeddings = read_embeddings(config.embeddings)
     if said := str(arrangement):
         print(said)
     device = pick_device(config.device)
@@ -51,10 +54,15 @@ def generate(config: GenerateConfig) -> list[Path]:
                 f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
             )
         check_sizes(alternative, pipe.unet, arrangement.tile)
-    _warn_of_long_prompt(pipe, prompt)
+    load_embeddings(pipe, embeddings)
+    _note_long_prompt(pipe, prompt)
     pipe, given = task.prepared(pipe)
     job = Job(pipe, config, given, arrangement, folder, path.name, sha256)
-    with _attention_backend(config.attention_backend), arrangement.around(pipe):
+    with (
+        _attention_backend(config.attention_backend),
+        weighted_prompts(pipe, config.clip_skip),
+        arrangement.around(pipe),
+    ):
         written = [file for h, alternative in enumerate(alternatives) for file in job.write(h, alternative)]
     if job.failed:
         total = len(alternatives) * config.num_images * config.iteration
@@ -73,8 +81,7 @@ def _attention_backend(name: str) -> Iterator[None]:
         yield
 
 
-def _warn_of_long_prompt(pipe: Any, prompt: str) -> None:
-    limit = pipe.tokenizer.model_max_length
-    count = len(pipe.tokenizer(prompt).input_ids)
-    if count > limit:
-        print(f"note: the prompt has {count - 2} tokens, the model reads the first {limit - 2}")
+def _note_long_prompt(pipe: Any, prompt: str) -> None:
+    count = len(chunks(prompt, pipe.tokenizer))
+    if count > 1:
+        print(f"note: the prompt is read in {count} chunks of {pipe.tokenizer.model_max_length - 2} tokens")

@@ -11,36 +11,7 @@ from sd_hyena.atomic_file import replacing
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
 
-NAMES = {  # A1111's names of our samplers
-    "ddim": "DDIM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS", "pndm": "PLMS",
-    "dpm++_2m": "DPM++ 2M", "dpm++_2m_sde": "DPM++ 2M SDE", "unipc": "UniPC",
-}  # fmt: skip
 LARGEST_TEXT = 1 << 22  # bytes of a PNG text chunk that we read
-
-
-def parameters(config: dict[str, Any], model: str, model_hash: str, students: str = "") -> str:
-    """The generation as A1111 writes it: prompt, negative prompt, one line of `key: value` pairs."""
-    sampler = NAMES[config["scheduler"]] + (" Karras" if config["karras"] else "")
-    pairs = {
-        "Steps": config["steps"],
-        "Sampler": sampler,
-        "CFG scale": f"{config['cfg_scale']:g}",
-        "Seed": config["seed"],
-        "Size": f"{config['width']}x{config['height']}",
-        "Model hash": model_hash[:10],
-        "Model": model,
-    }
-    if students:
-        pairs["Hyena"] = students
-    lines = [config["prompt"] or ""]
-    if config["negative_prompt"]:
-        lines.append(f"Negative prompt: {config['negative_prompt']}")
-    return "\n".join([*lines, ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items())])
-
-
-def _quoted(value: Any) -> str:
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
 
 
 def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
@@ -71,19 +42,34 @@ def _put_beside(temporary: Path, wanted: Path) -> Path:
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `write_image` was given as metadata; empty for an image of somebody else. Raises BadInput."""
+    try:
+        stored = json.loads(_read_text(path, "sd_hyena") or "{}")
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{str(path)!r} has damaged metadata ({str(error)[:120]})") from None
+    if not isinstance(stored, dict):
+        raise BadInput(f"{str(path)!r} has damaged metadata (no mapping)")
+    return stored
+
+
+def read_parameters(path: str | Path) -> str:
+    """The text for other programs, ours or A1111's; empty if there is none. Raises BadInput."""
+    return _read_text(path, "parameters")
+
+
+def _read_text(path: str | Path, name: str) -> str:
     from PIL import Image, PngImagePlugin
 
     largest, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, LARGEST_TEXT
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the header is read, and ours may be 16384²
     try:
         with Image.open(path) as image:
-            stored = json.loads(image.info.get("sd_hyena", "{}"))
+            text = image.info.get(name, "")
     except OSError as error:
         raise BadInput(f"{str(path)!r} is no readable image ({error.strerror or 'unknown format'})") from None
-    except (ValueError, SyntaxError, RecursionError) as error:
+    except (ValueError, SyntaxError) as error:
         raise BadInput(f"{str(path)!r} has damaged metadata ({str(error)[:120]})") from None
     finally:
         PngImagePlugin.MAX_TEXT_CHUNK, Image.MAX_IMAGE_PIXELS = largest, limit
-    if not isinstance(stored, dict):
-        raise BadInput(f"{str(path)!r} has damaged metadata (no mapping)")
-    return stored
+    return text if isinstance(text, str) else ""

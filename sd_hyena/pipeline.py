@@ -64,6 +64,12 @@ def load_pipeline(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
     return pipe.to(device)
 
 
+def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
+    """The pipeline's tokenizers and text encoders: one pair, two in SDXL."""
+    pairs = [(pipe.tokenizer, pipe.text_encoder)]
+    return [*pairs, (pipe.tokenizer_2, pipe.text_encoder_2)] if hasattr(pipe, "text_encoder_2") else pairs
+
+
 def model_sha256(path: Path) -> str:
     """The hash of the UNet's weights, of the files that diffusers loads: what a student depends on."""
     for pattern in ("model.safetensors", "model-*-of-*.safetensors", "model.bin", "model-*-of-*.bin"):

@@ -232,6 +232,10 @@ class Texts:
         self._main = self._encode(*args, **kwargs)
         return self._main
 
+    def length(self, region: Region) -> int:
+        """How many tokens the region's text has, with padding; 0 while nothing was encoded."""
+        return self._own[region][0].shape[1] if region in self._own else 0
+
     def roles(self, text: Tensor) -> list[int]:
         """What the equal parts of a batch of embeddings are: 0 the prompt, 1 the negative prompt.
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sd_hyena.around import replaced
 from sd_hyena.errors import BadInput
 from sd_hyena.regions import Noise, Region, Texts
 from sd_hyena.tiling import WEIGHTS, Rect, Size, add, batches, cut, grid, weights
@@ -123,7 +124,7 @@ def tiled_diffusion(pipe: Any, method: str = "multidiffusion", **options) -> Ite
 
         def put(owner: Any, name: str, ours: Callable) -> None:
             ours = functools.update_wrapper(functools.partial(ours), getattr(owner, name))  # keeps the signature
-            stack.enter_context(_replaced(owner, name, ours))
+            stack.enter_context(replaced(owner, name, ours))
 
         put(pipe.unet, "forward", tiled.forward)
         if tiled.controlnet is not None:
@@ -139,21 +140,6 @@ def tiled_diffusion(pipe: Any, method: str = "multidiffusion", **options) -> Ite
             put(pipe, "prepare_latents", noise.prepare_latents)
             put(pipe.scheduler, "add_noise", noise.add_noise)
         yield options
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of this instance, whatever it had of its own put back afterwards."""
-    own, missing = vars(owner), object()
-    before = own.get(name, missing)
-    own[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            del own[name]
-        else:
-            own[name] = before
 
 
 class View(NamedTuple):
@@ -242,7 +228,8 @@ class _TiledUNet:
         total = _total(views, call.canvas)
         alike: dict[Any, list[View]] = {}
         for view in views:
-            alike.setdefault((view.rect[2:], view.region is None, view.adapters), []).append(view)
+            text = view.region and self.texts.length(view.region)
+            alike.setdefault((view.rect[2:], text, view.adapters), []).append(view)
         for batch in (batch for group in alike.values() for batch in batches(group, self.options.tile_batch_size)):
             for view, prediction in zip(batch, self._predictions(call, batch), strict=True):
                 share = view.weight / cut(total, view.rect, call.canvas).clamp(min=1e-30)
@@ -250,7 +237,7 @@ class _TiledUNet:
         return fused
 
     def _predictions(self, call: _Call, views: Sequence[View]) -> list[Tensor]:
-        """Of views of one size, in one call of the UNet: (B, C, h, w) each."""
+        """Of views of one size with texts of one length, in one call of the UNet: (B, C, h, w) each."""
         arguments = _stacked([self._part(call.unet, view) for view in views], call.rows)
         with _adapters(self.pipe.unet, views[0].adapters):
             if call.control is not None:
@@ -357,8 +344,8 @@ def _adapters(unet: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
             from peft.tuners.tuners_utils import BaseTunerLayer
 
             for layer in (module for module in unet.modules() if isinstance(module, BaseTunerLayer)):
-                stack.enter_context(_replaced(layer, "_active_adapter", list(names)))
-                stack.enter_context(_replaced(layer, "_disable_adapters", False))
+                stack.enter_context(replaced(layer, "_active_adapter", list(names)))
+                stack.enter_context(replaced(layer, "_disable_adapters", False))
         yield
 
 

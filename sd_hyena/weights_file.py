@@ -71,21 +71,27 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
 
-def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_pickle(path: str | Path) -> Any:
+    """What torch.save wrote, if it holds nothing but tensors and plain values; nothing is executed. Raises BadInput."""
+    path = Path(path)
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             looks = "a safetensors file" if file.read(16)[8:9] == b"{" else "no file of torch.save"
-        raise BadInput(f"{str(path)!r} looks like {looks}; expected a .pt of train.py")
+        raise BadInput(f"{str(path)!r} looks like {looks}; expected a .pt of torch.save, 1.6 or newer")
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
     unpacked = sum(info.file_size for info in infos)
     if unpacked > LARGEST_PT or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise BadInput(f"{str(path)!r} would unpack to {unpacked} bytes or is compressed; torch.save writes neither")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's errors have no common base
         reason = " ".join(str(error).split())[:160]
         raise BadInput(f"{str(path)!r} holds more than tensors and was not executed ({reason})") from None
+
+
+def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    content = read_pickle(path)
     tensors = content.get("tensors") if isinstance(content, dict) else None
     metadata = content.get("metadata", {}) if isinstance(content, dict) else {}
     good = isinstance(tensors, dict) and isinstance(metadata, dict)

@@ -1,8 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from sd_hyena import generation
 from sd_hyena.alternatives import load_alternatives
 from sd_hyena.checkpoint import StudentFile, save_students
 from sd_hyena.comparison import side_by_side, similarity
@@ -163,12 +166,30 @@ def test_similarity_of_known_images():
     assert similarity(a, a + 10)[0] == pytest.approx(10 * np.log10(255**2 / 100))
 
 
-def test_a_long_prompt_is_cut_with_a_word(tmp_path, capsys):
-    generate(config(tmp_path, num_images=1, prompt="red " * 50))
-    assert "the model reads the first 30" in capsys.readouterr().out
+def test_a_long_prompt_is_read_to_its_end_and_said_to_be_long(tmp_path, capsys):
+    first = pixels(generate(config(tmp_path, num_images=1, prompt="red " * 50)))
+    assert "note: the prompt is read in 2 chunks of 30 tokens" in capsys.readouterr().out
+    assert not np.array_equal(first, pixels(generate(config(tmp_path, num_images=1, prompt="red " * 49 + "blue"))))
 
 
-@pytest.mark.parametrize("prompt", ["", "💥 Ünïcödé שלום", "a\0b", " "])
+def test_weights_embeddings_and_clip_skip_travel_in_the_picture_and_repeat_it(tmp_path, shared_pipe, monkeypatch):
+    monkeypatch.setattr(
+        generation, "load_pipeline", lambda *_: copy.deepcopy(shared_pipe)
+    )  # without the first run's word
+    (plain,) = generate(config(tmp_path, num_images=1))
+    torch.save({"string_to_param": {"*": torch.ones(2, 96)}, "name": "inner"}, tmp_path / "Striped.pt")
+    prompt = r"a (red:1.4) \(circle\) BREAK striped"
+    given = config(tmp_path, num_images=1, prompt=prompt, clip_skip=2, embeddings=str(tmp_path))
+    (path,) = generate(given)
+    assert not np.array_equal(*pixels([plain, path]))
+    again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
+    assert (again.prompt, again.clip_skip, again.embeddings) == (prompt, 2, str(tmp_path))
+    assert np.array_equal(pixels(generate(again)), pixels([path]))
+    with pytest.raises(BadInput, match="clip_skip=9"):
+        generate(config(tmp_path, clip_skip=9))
+
+
+@pytest.mark.parametrize("prompt", ["", "💥 Ünïcödé שלום", "a\0b", " ", "((((", "(a:9999999999)", "(a:0)"])
 def test_odd_prompts_work(tmp_path, prompt):
     assert len(generate(config(tmp_path, num_images=1, prompt=prompt))) == 1
 

@@ -12,7 +12,11 @@ from tests.conftest import ROOT
 THIRD_PARTY_OF_SAFARI = {"torch", "einops", "safari", "flash_attn"}
 LEAVES = {"sites": {"errors"}, "losses": set(), "errors": set(), "atomic_file": set(), "file_names": {"errors"}}
 LEAVES |= {"tiling": {"errors"}, "around": set(), "bricks": {"atomic_file", "errors"}}
-LEAVES |= {"config": {"errors", "file_names", "image_file"}, "image_file": {"atomic_file", "errors", "file_names"}}
+LEAVES |= {"prompt": set(), "infotext": {"errors"}}
+LEAVES |= {
+    "config": {"errors", "file_names", "image_file", "infotext"},
+    "image_file": {"atomic_file", "errors", "file_names"},
+}
 
 
 def imports(path: Path) -> set[str]:
