@@ -67,7 +67,7 @@ def _factors(tokens: list[re.Match]) -> list[float | None]:
             factors[i] = ROUND if kind == "round" else SQUARE
         elif kind.startswith("end_") and (waiting := opened[kind.removeprefix("end_")]):
             start = waiting.pop()
-            factors[i] = factors[start] = float(token["number"]) if token["number"] else factors[start]
+            factors[i] = factors[start] = _bounded(float(token["number"])) if token["number"] else factors[start]
     return factors
 
 

@@ -189,7 +189,9 @@ def test_weights_embeddings_and_clip_skip_travel_in_the_picture_and_repeat_it(tm
         generate(config(tmp_path, clip_skip=9))
 
 
-@pytest.mark.parametrize("prompt", ["", "💥 Ünïcödé שלום", "a\0b", " ", "((((", "(a:9999999999)", "(a:0)"])
+@pytest.mark.parametrize(
+    "prompt", ["", "💥 Ünïcödé שלום", "a\0b", " ", "((((", "(a:9999999999)", "(a:0)", "red, " * 999]
+)
 def test_odd_prompts_work(tmp_path, prompt):
     assert len(generate(config(tmp_path, num_images=1, prompt=prompt))) == 1
 

@@ -150,6 +150,12 @@ def test_weights_may_be_written_like_this(weight, value):
     assert parse(f"(a:{weight})") == [[Part("a", value)]]
 
 
+def test_weights_are_bounded_and_nothing_of_nothing_is_nothing():
+    largest = "9" * 400
+    assert parse(f"(a:{largest})(b:-{largest})") == [[Part("a", LARGEST_WEIGHT), Part("b", -LARGEST_WEIGHT)]]
+    assert parse(f"((a:{largest}):0)((b:0):{largest})") == [[Part("ab", 0.0)]]
+
+
 def test_break_parts_passages_and_keeps_the_weight_of_its_brackets():
     assert parse("(aBREAKb BREAK:1.5)c") == [[Part("aBREAKb ", 1.5)], [Part("c", 1.0)]]
     assert parse("(a BREAK b:2)") == [[Part("a ", 2.0)], [Part(" b", 2.0)]]

@@ -133,6 +133,7 @@ def test_each_chunk_keeps_its_own_mean(pipe):
         ("red " * 9 + ", " + "blue " * 21, [30, 1]),  # 20 are too many
         ("red " * 29 + ", blue", [30, 1]),
         ("red " * 30 + ", blue", [30, 2]),
+        ("red " * 28 + ", red, blue", [30, 2]),  # a comma is itself no word to move
         ("red, " * 15, [30]),
         ("red " * 20 + ", " + "blue " * 9 + "BREAK circle", [30, 1]),  # it fits
     ],
