@@ -20,7 +20,7 @@ NUMBERS = {
     "Clip skip": ("clip_skip", int),
 }
 AUTOMATIC = {"dpm++_2m": "Karras", "dpm++_2m_sde": "Exponential"}  # what A1111 then takes, elsewhere the model's own
-VALUE = re.compile(r'\s*("(?:\\.|[^\\"])*"(?=\s*(?:,|$))|[^,]*)')
+VALUE = re.compile(r'\s*("(?:\\.|[^\\"])*"|[^,]*)')
 NEGATIVE = "Negative prompt:"
 KARRAS = " Karras"
 

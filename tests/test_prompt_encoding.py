@@ -160,10 +160,11 @@ def test_the_pipelines_own_clip_skip_counts_on_from_there(pipe):
     assert torch.equal(ours, by_hand(pipe, "a red circle", layer=2))
 
 
-def test_embeddings_that_are_given_pass(pipe):
+@pytest.mark.parametrize("prompt", [None, "a (red:1.5) circle"])
+def test_embeddings_that_are_given_pass(pipe, prompt):
     given = torch.randn(1, 32, 96)
     with weighted_prompts(pipe):
-        ours, _ = pipe.encode_prompt(None, CPU, 1, False, prompt_embeds=given)
+        ours, _ = pipe.encode_prompt(prompt, CPU, 1, False, prompt_embeds=given)
     assert torch.equal(ours, given)
 
 
