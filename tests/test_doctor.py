@@ -1,0 +1,51 @@
+import shutil
+
+import pytest
+
+from sd_hyena import doctor
+from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena.doctor import DoctorConfig, Unwell
+from sd_hyena.pipeline import model_sha256
+from tests.conftest import command
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(doctor, "SIZES", (64, 512))
+
+
+def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys):
+    doctor.main(DoctorConfig(out_dir=str(tmp_path / "out"), device="cpu"))
+    said = capsys.readouterr().out
+    assert model_sha256(SHIPPED_MODEL)[:10] in said and "level0, 32 channels: IN01 IN02 OUT09 OUT10 OUT11" in said
+    assert "512 px" in said and said.endswith("all in order\n")
+
+
+def test_students_are_expected_to_save_more_the_larger_the_image(tmp_path, capsys):
+    doctor.main(DoctorConfig(out_dir=str(tmp_path), device="cpu"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "times cheaper" in line]
+    small, large = (float(line.split("(")[1].split()[0]) for line in lines)
+    assert small < 1.1 < large
+
+
+def test_what_fails_is_named_and_the_rest_still_looked_at(tmp_path, capsys, monkeypatch):
+    shutil.copytree(SHIPPED_MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    with pytest.raises(Unwell, match="installed, disk, model"):
+        doctor.main(DoctorConfig(model=str(tmp_path / "model"), out_dir=str(tmp_path / "file"), device="cpu"))
+    said = capsys.readouterr().out
+    assert "no-such-package" in said and "pip install" in said and "no weights" in said
+    assert "cpu, 1 threads" in said and "all in order" not in said
+
+
+def test_a_full_disk_is_said_before_a_run_starts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 2**29))
+    with pytest.raises(Unwell, match="disk"):
+        doctor.main(DoctorConfig(out_dir=str(tmp_path), device="cpu"))
+    assert "0.5 GiB free" in capsys.readouterr().out
+
+
+def test_the_command_ends_with_1_if_something_is_not_in_order(tmp_path):
+    done = command("-m", "sd_hyena.doctor", "-m", tmp_path / "nowhere", "-o", tmp_path)
+    assert done.returncode == 1 and "FAILS" in done.stdout and "not in order: model" in done.stderr
