@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from sd_hyena.atomic_file import replacing
 from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
+from sd_hyena.image_file import read_picture
 from sd_hyena.pipeline import condition, encoded, resized, split_prompts
 from sd_hyena.stages import Layerwise, Stage
 from sd_hyena.teacher import Condition
@@ -303,10 +304,9 @@ def _encode_folder(pipe: Any, config: TrainConfig) -> tuple[Tensor, list[str]]:
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
             continue
         try:
-            with Image.open(path) as image:
-                image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (config.width, config.height))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise BadInput(f"data_path: {str(path)!r} is no readable image ({str(error)[:120]})") from None
+            image = ImageOps.fit(read_picture(path), (config.width, config.height))
+        except BadInput as error:
+            raise BadInput(f"data_path: {error}") from None
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
         latents.append(encoded(pipe, pixels).cpu())
         caption = path.with_suffix(".txt")

@@ -40,6 +40,25 @@ def _put_beside(temporary: Path, wanted: Path) -> Path:
             return path
 
 
+def read_picture(path: str | Path) -> Any:
+    """A PIL image, RGB and upright: 16 bits are scaled to 8, what is transparent is white, of an animation the first frame.
+
+    Raises BadInput, also for a picture so large that it must be a bomb (Pillow's limit, 179 million pixels).
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                image = image.convert("I").point(lambda value: value / 257).convert("L")
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{str(path)!r} is no readable image ({str(error)[:120]})") from None
+
+
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `write_image` was given as metadata; empty for an image of somebody else. Raises BadInput."""
     try:

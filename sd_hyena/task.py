@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sd_hyena.config import GenerateConfig
 from sd_hyena.errors import BadInput
+from sd_hyena.image_file import read_picture
 from sd_hyena.weights_file import check_safetensors
 
 
@@ -60,10 +61,9 @@ def _picture(config: GenerateConfig, name: str) -> Image.Image:
     """A picture at the canvas's size, RGB. Raises BadInput."""
     path, size = getattr(config, name), (config.width, config.height)
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{name}={path!r} is no readable image ({str(error)[:120]})") from None
+        image = read_picture(path)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
     if name != "init_image" and abs(image.width * size[1] - image.height * size[0]) > max(*image.size, *size):
         raise BadInput(
             f"{name}={path!r} is {image.width}x{image.height}, of another shape than the {size[0]}x{size[1]} picture; "

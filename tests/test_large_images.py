@@ -175,7 +175,7 @@ def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
         (dict(tiled_diffusion="mixture", tile_width=16, tile_height=16, overlap=16), "overlap=16"),
         (dict(tiled_diffusion="mixture", tile_width=4), "tile_width=4"),
         (dict(regions="/nowhere.json"), "nowhere"),
-        (dict(init_image="/nowhere.png"), "init_image='/nowhere.png'"),
+        (dict(init_image="/nowhere.png"), "init_image: '/nowhere.png' is no readable image"),
         (dict(lora="/nowhere.safetensors"), "lora='/nowhere.safetensors'"),
         (dict(controlnet="/nowhere", control_image="{picture}"), "controlnet='/nowhere'"),
         (dict(tiled_vae="blend", decoder_tile_size=7), "decoder_tile_size=7"),
