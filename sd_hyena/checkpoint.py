@@ -21,6 +21,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.weights_file import read_weights, write_weights
+from sd_hyena.weights_kind import kind_of
 
 FORMAT_VERSION = 1
 
@@ -61,7 +62,7 @@ def load_students(path: str | Path, unet: nn.Module | None = None, target: str =
         elif "in_proj.weight" in tensors:
             file = _from_ancestor(tensors, metadata, target, unet)
         else:
-            raise BadInput("it holds no students; expected a file of train.py")
+            raise BadInput(f"it holds no students and looks like {kind_of(tensors)}; expected a file of train.py")
         if unet is not None:
             _check_sites(file, unet)
     except BadInput as error:

@@ -40,7 +40,10 @@ class TrainConfig:
     """Distil self-attentions of a Stable Diffusion checkpoint into Hyena operators; watch it in TensorBoard."""
 
     teacher_model: str = option(
-        "", "diffusers folder of the teacher; default: the small one that ships", "-m", free=True
+        "",
+        "the teacher: diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
+        "-m",
+        free=True,
     )
     target: str = option(
         "IN01",
@@ -192,7 +195,8 @@ class TrainConfig:
 class GenerateConfig:
     """Generate images with trained students swapped in for self-attentions."""
 
-    model: str = option("", "diffusers folder; default: the small one that ships", "-m")
+    model: str = option("", "diffusers folder, .safetensors or .ckpt file; default: the small one that ships", "-m")
+    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file")
     hyena: str = option("", "trained students; a,b are alternatives numbered by {h}, a+b are used together", "-y")
     target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t")
     prompt: str | None = option(
@@ -256,6 +260,11 @@ class GenerateConfig:
         "auto", "PyTorch's kernel for the attentions that stay"
     )
     device: str = option("auto", "auto, cpu, cuda, mps")
+    offload: Literal["off", "model", "group", "sequential"] = option(
+        "off",
+        "weights wait in the computer's memory: whole networks (model), or single layers, slower and in less memory of "
+        "the GPU (group, sequential)",
+    )
     dtype: DType = option("auto", "auto: float16 on a GPU")
     allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side")
     debug: bool = option(False, "show the traceback of an error")

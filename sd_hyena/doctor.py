@@ -32,7 +32,7 @@ class Unwell(RuntimeError):
 class DoctorConfig:
     """Look at the installation, the machine and a model."""
 
-    model: str = option("", "diffusers folder; default: the small one that ships", "-m")
+    model: str = option("", "diffusers folder, .safetensors or .ckpt file; default: the small one that ships", "-m")
     out_dir: str = option("out", "where training would write", "-o")
     device: str = option("auto", "auto, cpu, cuda, mps")
     debug: bool = option(False, "show the traceback of an error")
@@ -132,8 +132,11 @@ def _unet(path: Path) -> Any:
     import torch
     from diffusers import UNet2DConditionModel
 
+    from sd_hyena.single_file import configuration_of
+
+    folder = configuration_of(path) if path.is_file() else path
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path / "unet"))
+        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
 
 
 def _rate(device: Any) -> float:

@@ -28,7 +28,9 @@ class EvaluationConfig:
     """Measure trained students against their teacher at several sizes."""
 
     students: str = option("", "files of train.py, also as plain arguments; a,b are compared, a+b are used together")
-    model: str = option("", "diffusers folder of the teacher; default: the small one that ships", "-m")
+    model: str = option(
+        "", "the teacher: diffusers folder, .safetensors or .ckpt file; default: the small one that ships", "-m"
+    )
     sizes: str = option("", "e.g. 256,512,768x384; default: the model's own size, twice that, and a rectangle")
     guidance: str = option("1,5,10", "scales of guidance")
     images: int = option(16, "images at the first size and each scale; fewer at larger sizes, at equal cost")

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sd_hyena.alternatives import Alternative, check_sizes, load_alternatives
 from sd_hyena.arrangement import Arrangement
 from sd_hyena.config import GenerateConfig, drawn_seed
 from sd_hyena.file_names import writable_folder
 from sd_hyena.job import Job
+from sd_hyena.offload import check_offload, offload
 from sd_hyena.pipeline import (
     load_pipeline,
     model_path,
@@ -25,6 +28,7 @@ from sd_hyena.pipeline import (
 from sd_hyena.prompt_encoding import chunks, weighted_prompts
 from sd_hyena.task import Task
 from sd_hyena.textual_inversion import load_embeddings, read_embeddings
+from sd_hyena.vae_file import check_vae
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -36,15 +40,19 @@ class NotDrawn(RuntimeError):
 def generate(config: GenerateConfig) -> list[Path]:
     """Write all images and return their paths. Raises BadInput before anything is drawn, NotDrawn if an image failed."""
     path = model_path(config.model)
+    if config.vae:
+        check_vae(config.vae)
     folder = writable_folder(config.out_dir)
     task, arrangement = Task.of(config), Arrangement.of(config)
     embeddings = read_embeddings(config.embeddings)
     if said := str(arrangement):
         print(said)
     device = pick_device(config.device)
+    check_offload(config.offload, device)
     prompt = prompts_of(path)[0] if config.prompt is None else config.prompt
     config = replace(config, seed=drawn_seed(config.seed), prompt=prompt)
-    pipe = load_pipeline(path, device, pick_dtype(config.dtype, device))
+    at_first = device if config.offload == "off" else torch.device("cpu")
+    pipe = load_pipeline(path, at_first, pick_dtype(config.dtype, device), config.vae)
     set_scheduler(pipe, config.scheduler, config.karras)
     alternatives = load_alternatives(config.hyena, pipe.unet, config.target) or [Alternative({})]
     sha256 = model_sha256(path)
@@ -57,6 +65,9 @@ def generate(config: GenerateConfig) -> list[Path]:
     load_embeddings(pipe, embeddings)
     _note_long_prompt(pipe, prompt)
     pipe, given = task.prepared(pipe)
+    if config.offload != "off":
+        students = (student for alternative in alternatives for student in alternative.students.values())
+        offload(pipe, config.offload, device, students)
     job = Job(pipe, config, given, arrangement, folder, path.name, sha256)
     with (
         _attention_backend(config.attention_backend),

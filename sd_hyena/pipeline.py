@@ -1,4 +1,4 @@
-"""Loading a Stable Diffusion pipeline from disk, offline; its sampler, prompts, hash; pictures into latents."""
+"""A Stable Diffusion pipeline from a folder or file, offline; its sampler, prompts, hash; pictures into latents."""
 
 from __future__ import annotations
 
@@ -10,58 +10,117 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd_hyena.config import SHIPPED_MODEL, WITHOUT_KARRAS
 from sd_hyena.errors import BadInput
+from sd_hyena.inpainting import complete_inputs, is_inpainting
+from sd_hyena.single_file import check_single_file, has_own_config, load_single_file
 from sd_hyena.tiled_vae import tiled_vae
-from sd_hyena.weights_file import check_safetensors, sha256
+from sd_hyena.vae_file import load_vae
+from sd_hyena.weights_file import check_weights, sha256
 
 NATURAL_PROMPTS = Path(__file__).with_name("prompts.txt")
-PIPELINES = {"StableDiffusionPipeline": "Stable Diffusion 1.x, 2.x", "StableDiffusionXLPipeline": "SDXL"}
+PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
+    "StableDiffusionPipeline": "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
+}
+FORMS = (
+    "give a diffusers folder (with model_index.json), a .safetensors or a .ckpt file of Stable Diffusion 1.x, 2.x, SDXL"
+)
+UNET_FILES = (  # which diffusers looks for, with the variant that it has to be told of
+    (None, "diffusion_pytorch_model.safetensors"),
+    (None, "diffusion_pytorch_model-*-of-*.safetensors"),
+    (None, "diffusion_pytorch_model.bin"),
+    (None, "diffusion_pytorch_model-*-of-*.bin"),
+    ("fp16", "diffusion_pytorch_model.fp16.safetensors"),
+    ("fp16", "diffusion_pytorch_model.fp16-*-of-*.safetensors"),
+    ("fp16", "diffusion_pytorch_model-*-of-*.fp16.safetensors"),
+    ("fp16", "diffusion_pytorch_model.fp16.bin"),
+)
+ALIGNMENT = 64  # bytes, of PyTorch's own memory
 TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
 
 
 def model_path(given: str) -> Path:
-    """The folder of a model, checked without loading it. Raises BadInput."""
+    """The folder or file of a model, checked without building it. Raises BadInput."""
     path = Path(given) if given else SHIPPED_MODEL
-    forms = "give a diffusers folder (with model_index.json)"
     if not path.exists():
-        raise BadInput(f"model {str(path)!r} does not exist; {forms}")
+        raise BadInput(f"model {str(path)!r} does not exist; {FORMS}")
     if path.is_file():
         if path.stat().st_size == 0:
-            raise BadInput(f"model {str(path)!r} is an empty file; {forms}")
-        if path.suffix == ".safetensors":
-            check_safetensors(path)
-        raise BadInput(f"model {str(path)!r} is a single file, which is not read yet; {forms}")
+            raise BadInput(f"model {str(path)!r} is an empty file; {FORMS}")
+        check_single_file(path)
+        return path
     index = path / "model_index.json"
     if not index.is_file():
-        raise BadInput(f"model {str(path)!r} has no model_index.json; {forms}")
+        raise BadInput(f"model {str(path)!r} has no model_index.json; {FORMS}")
     try:
         kind = json.loads(index.read_text("utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError, OSError):
-        raise BadInput(f"model {str(path)!r}: model_index.json is damaged; {forms}") from None
+        raise BadInput(f"model {str(path)!r}: model_index.json is damaged; {FORMS}") from None
     if kind not in PIPELINES:
-        known = " or ".join(f"a {name} ({model})" for name, model in PIPELINES.items())
-        raise BadInput(f"model {str(path)!r} looks like a {kind}; {known} is needed")
-    for weights in path.glob("*/*.safetensors"):
-        check_safetensors(weights)
+        raise BadInput(f"model {str(path)!r} looks like a {kind}; known are {', '.join(PIPELINES)}")
+    for weights in (*path.glob("*/*.safetensors"), *path.glob("*/*.bin")):
+        check_weights(weights)
     return path
 
 
-def load_pipeline(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A diffusers pipeline without safety checker or progress bar, from local files alone."""
+def load_pipeline(path: Path, device: torch.device, dtype: torch.dtype, vae: str = "") -> Any:
+    """A diffusers pipeline without safety checker or progress bar, from local files alone, with another VAE if given.
+
+    Raises BadInput.
+    """
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    kind = json.loads((path / "model_index.json").read_text("utf-8"))["_class_name"]
-    without = dict(safety_checker=None, requires_safety_checker=False) if kind == "StableDiffusionPipeline" else {}
-    pipe = getattr(diffusers, kind).from_pretrained(path, dtype=dtype, local_files_only=True, **without)
+    pipe = load_single_file(path, dtype, vae) if path.is_file() else _load_folder(path, dtype, vae)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    pipe = pipe.to(device)
+    _align(pipe)
+    if is_inpainting(pipe.unet):
+        complete_inputs(pipe)
+    if path.is_file() and not has_own_config(path):
+        _tell_prediction(pipe)
+    return pipe
+
+
+@torch.no_grad()
+def _align(pipe: Any) -> None:
+    """Move weights that lie as they do in a file, mapped into memory: on a CPU sums depend on it in the last bit."""
+    for part in pipe.components.values():
+        for weight in part.parameters() if isinstance(part, nn.Module) else ():
+            if weight.data_ptr() % ALIGNMENT:
+                weight.data = weight.data.clone()
+
+
+def _load_folder(path: Path, dtype: torch.dtype, vae: str) -> Any:
+    import diffusers
+
+    kind = PIPELINES[json.loads((path / "model_index.json").read_text("utf-8"))["_class_name"]]
+    given = dict(safety_checker=None, requires_safety_checker=False) if kind == "StableDiffusionPipeline" else {}
+    if vae:
+        given["vae"] = load_vae(vae, path / "vae", dtype)
+    variant, _ = _unet_files(path)
+    kind = getattr(diffusers, kind)
+    try:
+        return kind.from_pretrained(path, dtype=dtype, variant=variant, local_files_only=True, **given)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"model {str(path)!r} is no whole pipeline ({' '.join(str(error).split())[:200]})") from None
+
+
+def _unet_files(path: Path) -> tuple[str | None, list[Path]]:
+    """The files of a folder's UNet, and the variant that they are. Raises BadInput."""
+    for variant, pattern in UNET_FILES:
+        if files := sorted((path / "unet").glob(pattern)):
+            return variant, files
+    raise BadInput(f"model {str(path)!r} has no weights in unet/")
 
 
 def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
@@ -71,13 +130,11 @@ def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
 
 
 def model_sha256(path: Path) -> str:
-    """The hash of the UNet's weights, of the files that diffusers loads: what a student depends on."""
-    for pattern in ("model.safetensors", "model-*-of-*.safetensors", "model.bin", "model-*-of-*.bin"):
-        files = sorted((path / "unet").glob(f"diffusion_pytorch_{pattern}"))
-        if files:
-            hashes = [sha256(file) for file in files]
-            return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    raise BadInput(f"model {str(path)!r} has no weights in unet/")
+    """The hash of a single file, or of a folder's UNet, as diffusers loads it: what a student depends on."""
+    if path.is_file():
+        return sha256(path)
+    hashes = [sha256(file) for file in _unet_files(path)[1]]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def split_prompts(prompts: list[str]) -> tuple[list[str], list[str]]:
@@ -153,6 +210,28 @@ def condition(pipe: Any, prompt: str, width: int, height: int) -> dict[str, Tens
         text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
     sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=text.dtype, device=text.device)
     return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": sizes}
+
+
+@torch.no_grad()
+def predicts_velocity(pipe: Any) -> bool:
+    """Whether the UNet answers pure noise with something else than that noise.
+
+    At the last timestep a model of epsilon gives its input back; a velocity is nearly the picture there, its sign
+    turned. A single file does not say which it is.
+    """
+    noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)).to(pipe.device, pipe.unet.dtype)
+    told = condition(pipe, "", 8 * 32, 8 * 32)
+    text = told.pop("encoder_hidden_states")
+    last = torch.tensor([pipe.scheduler.config.num_train_timesteps - 1], device=pipe.device)
+    prediction = pipe.unet(noise, last, text, added_cond_kwargs=told).sample
+    return bool(F.cosine_similarity(prediction.float().flatten(), noise.float().flatten(), dim=0) < 0.5)
+
+
+def _tell_prediction(pipe: Any) -> None:
+    velocity = predicts_velocity(pipe)
+    pipe.scheduler.register_to_config(prediction_type="v_prediction" if velocity else "epsilon")
+    if pipe.unet.config.cross_attention_dim == 1024 and not velocity:  # Stable Diffusion 2's base, of 512 px
+        pipe.unet.register_to_config(sample_size=64)
 
 
 def noiser(pipe: Any) -> Any:

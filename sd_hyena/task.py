@@ -13,7 +13,9 @@ from PIL import Image
 from sd_hyena.config import GenerateConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.image_file import read_picture
-from sd_hyena.weights_file import check_safetensors
+from sd_hyena.inpainting import is_inpainting, paint_masks
+from sd_hyena.weights_file import check_safetensors, read_checkpoint
+from sd_hyena.weights_kind import LORA, NOTHING_KNOWN, kind_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Task:
         if "mask" in self.pictures:
             kind = d.AutoPipelineForInpainting
             given |= {"mask_image": self.pictures["mask"].convert("L")}
+            if is_inpainting(pipe.unet):
+                paint_masks(pipe.unet)
         if kind is not d.AutoPipelineForImage2Image:  # which takes the picture's size
             given |= {"width": self.config.width, "height": self.config.height}
         if self.config.controlnet:
@@ -94,6 +98,9 @@ def _loras(entries: str) -> list[tuple[Path, float]]:
         if not Path(path).is_file():
             raise BadInput(f"lora={entry!r} is no file; give FILE.safetensors or FILE.safetensors:WEIGHT")
         check_safetensors(Path(path))
+        kind = kind_of(read_checkpoint(path))
+        if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, diffusers may know
+            raise BadInput(f"lora={path!r} looks like {kind}")
         found.append((Path(path), weight))
     return found
 
