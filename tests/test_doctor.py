@@ -1,11 +1,13 @@
 import shutil
 
 import pytest
+from safetensors.torch import save_file
 
 from sd_hyena import doctor
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.doctor import DoctorConfig, Unwell
 from sd_hyena.pipeline import model_sha256
+from tests import ldm
 from tests.conftest import command
 
 
@@ -49,3 +51,11 @@ def test_a_full_disk_is_said_before_a_run_starts(tmp_path, capsys, monkeypatch):
 def test_the_command_ends_with_1_if_something_is_not_in_order(tmp_path):
     done = command("-m", "sd_hyena.doctor", "-m", tmp_path / "nowhere", "-o", tmp_path)
     assert done.returncode == 1 and "FAILS" in done.stdout and "not in order: model" in done.stderr
+
+
+def test_a_single_file_is_described_as_its_folder_is(tmp_path, own_pipe, capsys):
+    file = tmp_path / "tiny.safetensors"
+    save_file(ldm.single_file(own_pipe, "sd15"), file)
+    shutil.copytree(SHIPPED_MODEL, file.with_suffix(""), ignore=shutil.ignore_patterns("*.safetensors"))
+    doctor.main(DoctorConfig(model=str(file), out_dir=str(tmp_path / "out"), device="cpu"))
+    assert "level0, 32 channels: IN01 IN02 OUT09 OUT10 OUT11" in capsys.readouterr().out
