@@ -447,9 +447,9 @@ def read_documents(path: str) -> list[dict[str, Any]]:
         documents = list(yaml.load_all(Path(path).read_text("utf-8-sig"), Strict)) or [None]
     except OSError as error:
         raise BadInput(f"config={path!r} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, BadInput):
-            raise
+    except BadInput:
+        raise
+    except Exception as error:  # of a value that is not what its tag says PyYAML raises anything: "!!bool x", "!!int"
         raise BadInput(f"config={path!r} is not valid YAML: {_first_line(error)}") from None
     for content in documents:
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

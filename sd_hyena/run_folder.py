@@ -26,6 +26,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
 from sd_hyena.memory import is_out_of_memory
 from sd_hyena.ranks import say
+from sd_hyena.weights_file import read_pickle
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -176,7 +177,7 @@ def find_resumable(config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pickle(path, path.stat().st_size)
         content["sd_hyena"]["config"]["dry_run"], content["global_step"]
         return content
     except Exception as error:  # pickle's errors have no common base

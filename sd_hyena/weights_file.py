@@ -142,10 +142,23 @@ def _check_archive(path: Path, largest: int) -> None:
         raise BadInput(f"{str(path)!r} would unpack to {unpacked} bytes or is compressed; torch.save writes neither")
 
 
+def _check_sums(path: Path) -> None:
+    """Raise BadInput for numbers that are not those that were written: torch.load passes over the archive's sums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, OSError, EOFError) as error:
+        damaged = str(error)[:160]
+    if damaged is not None:
+        raise BadInput(f"{str(path)!r} is damaged: not what was written ({damaged})")
+
+
 def read_pickle(path: str | Path, largest: int = LARGEST_PT, mmap: bool = False) -> Any:
     """The content of a file of torch.save that claims at most `largest` bytes; nothing of it is executed. Raises BadInput."""
     path = Path(path)
     _check_archive(path, largest)
+    if not mmap:
+        _check_sums(path)
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in INERT]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

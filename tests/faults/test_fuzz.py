@@ -1,0 +1,239 @@
+"""Every parser of ours meets inputs that nobody meant: it reads them, or refuses them as BadInput in one line."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save
+
+from sd_hyena import infotext, prompt
+from sd_hyena.checkpoint import StudentFile, load_students, save_students
+from sd_hyena.config import GenerateConfig, TrainConfig, parse, to_dict
+from sd_hyena.errors import BadInput
+from sd_hyena.file_names import check_format
+from sd_hyena.image_file import read_metadata, write_image
+from sd_hyena.recipe import read_recipe
+from sd_hyena.regions import read_regions
+from sd_hyena.run_folder import AtomicCheckpointIO, find_resumable
+from sd_hyena.student import StudentSpec, build_student
+from sd_hyena.weights_file import check_weights, read_checkpoint, read_weights
+from tests.conftest import IN01
+
+TEXT = st.text(st.characters(), max_size=40)  # with lone surrogates, which no file can hold
+NUMBERS = st.sampled_from([0, -1, 1, 2, 3, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")])
+SCALARS = st.none() | st.booleans() | NUMBERS | st.integers() | st.floats() | TEXT
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4), max_leaves=6
+)
+
+
+@st.composite
+def damaged(draw, good: bytes) -> bytes:
+    """Bytes overwritten, removed and put in between; sometimes cut short."""
+    content = bytearray(good)
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(content)))
+        content[start : start + draw(st.integers(0, 8))] = draw(st.binary(max_size=8))
+    return bytes(content[: draw(st.none() | st.integers(0, len(content)))])
+
+
+def _places(value, path=()):
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from _places(part, (*path, key))
+
+
+@st.composite
+def altered(draw, good):
+    """Good values with a few replaced, removed or joined by strangers."""
+    value = copy.deepcopy(good)
+    for _ in range(draw(st.integers(1, 3))):
+        *path, last = draw(st.sampled_from([place for place in _places(value) if place] or [()])) or (None,)
+        if last is None:
+            return draw(VALUES)
+        parent = value
+        for key in path:
+            parent = parent[key]
+        action = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
+        if action == "remove":
+            del parent[last]
+        elif action == "add" and isinstance(parent, dict):
+            parent[draw(TEXT)] = draw(VALUES)
+        else:
+            parent[last] = draw(VALUES)
+    return value
+
+
+SPECS = {
+    "hyena2d": StudentSpec(IN01, "IN01", 8, "hyena2d", {"rank": 1, "filter_order": 8, "reach": 8, "local": 3, "heads": 2}, None),
+    "causal": StudentSpec(IN01, "IN01", 8, "causal", {"order": 2, "filter_order": 4, "emb_dim": 3}, (2, 3)),
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> dict:
+    """A good file of each kind."""
+    folder = tmp_path_factory.mktemp("good")
+    found = {"folder": folder}
+    for name, spec in SPECS.items():
+        for suffix in (".safetensors", ".pt"):
+            save_students(folder / f"{name}{suffix}", StudentFile({IN01: build_student(spec)}, {"step": 7}))
+            found[name + suffix] = (folder / f"{name}{suffix}").read_bytes()
+        tensors, metadata = read_weights(folder / f"{name}.pt")
+        found[f"{name} tensors"], found[f"{name} header"] = tensors, json.loads(metadata["sd_hyena"])
+    run = {"config": to_dict(TrainConfig(out_dir=str(folder)))}
+    AtomicCheckpointIO().save_checkpoint(
+        {"global_step": 3, "sd_hyena": run, "state_dict": found["causal tensors"]}, folder / "x.ckpt"
+    )
+    found["ckpt"] = (folder / "x.ckpt").read_bytes()
+    found["picture"] = {"config": to_dict(GenerateConfig(prompt="a fox", seed=5)), "regions": REGIONS}
+    write_image(folder / "x.png", Image.new("RGB", (4, 4)), A1111, found["picture"])
+    found["png"] = (folder / "x.png").read_bytes()
+    return found
+
+
+A1111 = 'a (fox:1.2)\nNegative prompt: b\nSteps: 5, Sampler: Euler a, CFG scale: 7, Seed: 3, Size: 64x72, Hyena: "a, b"'
+REGIONS = {
+    "bbox_controls": [
+        {"x": 0.1, "y": 0, "w": 0.5, "h": 1, "prompt": "a", "neg_prompt": "b", "blend_mode": "Foreground", "seed": -1},
+        {"x": 0.5, "y": 0.5, "w": 0.5, "h": 0.5, "feather_ratio": 0.2, "enable": True, "adapters": ["a"], "mask": ""},
+    ]
+}
+YAML_TAGS = st.sampled_from(["", "!!int ", "!!float ", "!!bool ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "&a "])
+YAML_VALUES = st.sampled_from(
+    ["*a", "1e-4", "2001-99-99", "1:60", "0x", "<<", "=", "~", "[", "{}", "? x", "- a", ".nan", "IN01", "---", "4x", "''"]
+)
+YAML_LINES = st.builds(
+    "{}: {}{}".format,
+    st.sampled_from(sorted(to_dict(TrainConfig()))) | TEXT | st.sampled_from(["<<", "?", "&a b", "1", "from_image"]),
+    YAML_TAGS,
+    YAML_VALUES | TEXT | NUMBERS.map(str),
+)
+GRAMMAR = st.lists(st.sampled_from(["(", ")", "[", "]", ":", "1.2", "\\", "BREAK", " ", "fox", "-", "."])).map("".join)
+FORMATS = st.lists(
+    st.sampled_from(["{", "}", "n", "h", ":", "05d", "!r", "..", "/", "\\", "x", "con", ".", " ", "9"])
+).map("".join)
+
+
+def _written(read: Callable[[Path], object], name: str) -> Callable:
+    """What reads such a file, given its content."""
+
+    def write_and_read(folder: Path, content) -> None:
+        path = folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+        read(path)
+
+    return write_and_read
+
+
+def _from_header(good: dict, name: str) -> Callable:
+    def read(folder: Path, header) -> None:
+        (folder / "x.safetensors").write_bytes(save(good[f"{name} tensors"], {"sd_hyena": json.dumps(header)}))
+        load_students(folder / "x.safetensors")
+
+    return read
+
+
+def _run(folder: Path, content: bytes) -> None:
+    path = folder / "out" / "run" / "checkpoints" / "step-00003.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent.parent / "config.yaml").touch()
+    path.write_bytes(content)
+    find_resumable(TrainConfig(resume=str(path)))
+
+
+def _picture(folder: Path, metadata) -> None:
+    path = folder / "picture.png"
+    path.unlink(missing_ok=True)
+    write_image(path, Image.new("RGB", (4, 4)), "", metadata)
+    read_metadata(path)
+    parse(GenerateConfig, ["--from", str(path)])
+
+
+def _png(path: Path) -> None:
+    read_metadata(path)
+    parse(GenerateConfig, ["--from", str(path)])
+
+
+def _weights(path: Path) -> None:
+    for read in (check_weights, read_checkpoint, load_students):
+        read(path)
+
+
+PARSERS = {
+    "a .safetensors": lambda good: (damaged(good["causal.safetensors"]), _written(_weights, "x.safetensors")),
+    "a .pt": lambda good: (damaged(good["causal.pt"]), _written(_weights, "x.pt")),
+    "a checkpoint to resume": lambda good: (damaged(good["ckpt"]), _run),
+    "the header of a 1-D student": lambda good: (altered(good["causal header"]), _from_header(good, "causal")),
+    "the header of a 2-D student": lambda good: (altered(good["hyena2d header"]), _from_header(good, "hyena2d")),
+    "a PNG": lambda good: (damaged(good["png"]), _written(_png, "x.png")),
+    "the metadata of a PNG": lambda good: (altered(good["picture"]), _picture),
+    "A1111's parameters": lambda good: (
+        TEXT | damaged(A1111.encode()).map(lambda b: b.decode("utf-8", "surrogateescape")),
+        lambda _, text: infotext.options(text, "x"),
+    ),
+    "regions": lambda good: (
+        altered(REGIONS).map(json.dumps) | damaged(json.dumps(REGIONS).encode()),
+        _written(read_regions, "x.json"),
+    ),
+    "a prompt": lambda good: (TEXT | GRAMMAR, lambda _, text: prompt.parse(text)),
+    "a name format": lambda good: (TEXT | FORMATS, lambda _, text: check_format(text, "nh").format(n=10**6, h=3).encode()),
+    "a YAML file": lambda good: (
+        st.lists(YAML_LINES, max_size=4).map("\n".join) | damaged(yaml.safe_dump(to_dict(TrainConfig())).encode()),
+        _written(lambda path: parse(TrainConfig, ["--config", str(path)]), "x.yaml"),
+    ),
+    "a recipe": lambda good: (
+        st.lists(YAML_LINES, max_size=6).map("\n---\n".join),
+        _written(lambda path: read_recipe([str(path)]), "x.yaml"),
+    ),
+    "the command line": lambda good: (
+        st.lists(st.sampled_from(["-W", "-H", "--seed=", "-c", "--hyena", "-p", "64", "1e3", "nan"]) | TEXT, max_size=4),
+        lambda _, arguments: parse(GenerateConfig, [a for a in arguments if a not in ("-h", "--help")]),
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Tally:
+    read: int = 0
+    refused: int = 0
+
+
+def feed(parser: str, good: dict, folder: Path, examples: int) -> Tally:
+    """Give the parser so many inputs; anything but an answer or a one-line BadInput fails, with the input in hand."""
+    inputs, read = PARSERS[parser](good)
+    tally = Tally()
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(inputs)
+    def meets(content):
+        try:
+            read(folder, content)
+            tally.read += 1
+        except BadInput as error:
+            tally.refused += 1
+            assert len(str(error).splitlines()) <= 1, str(error)
+
+    with torch.random.fork_rng():
+        meets()
+    return tally
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_any_input_is_read_or_refused_in_one_line(parser, good, tmp_path):
+    assert feed(parser, good, tmp_path, 60).refused + (parser == "a prompt") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parser", PARSERS)
+def test_any_of_20_000_inputs_is_read_or_refused_in_one_line(parser, good, tmp_path):
+    assert feed(parser, good, tmp_path, 20_000).refused + (parser == "a prompt") > 0
