@@ -278,6 +278,7 @@ class GenerateConfig:
         _between(self, 0, 1, "strength")
         _check_seed(self.seed)
         check_format(self.name_format, "nhbi")
+        check_text(self, "prompt", "negative_prompt")
         for needy, needed in (("mask", "init_image"), ("control_image", "controlnet"), ("controlnet", "control_image")):
             if getattr(self, needy) and not getattr(self, needed):
                 raise BadInput(f"{needy}={getattr(self, needy)!r} needs --{needed} too")
@@ -493,6 +494,15 @@ def _between(config, low: float, high: float, name: str, open_low: bool = False,
     outside = not math.isfinite(value) or value < low or value > high
     if outside or (open_low and value == low) or (open_high and value == high):
         raise BadInput(f"{name}={value} must lie between {low:g} and {high:g}")
+
+
+def check_text(config, *names: str) -> None:
+    """Raise BadInput for halves of characters, which no file and no tokenizer takes: a terminal that is not UTF-8."""
+    for name in names:
+        try:
+            (getattr(config, name) or "").encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{name}={getattr(config, name)!r} is no Unicode text; write it in UTF-8") from None
 
 
 def _check_files(config, *names: str) -> None:

@@ -9,7 +9,8 @@ from string import Formatter
 
 from sd_hyena.errors import BadInput
 
-RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\.|$)")  # device names on Windows
+RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³])\s*(\.|$)")  # devices on Windows
+UNUSABLE = re.compile(r'[\x00-\x1f<>:"|?*\ud800-\udfff]|[. ]$')  # Windows drops dots and blanks at the end
 LONGEST = 200  # bytes
 
 
@@ -31,9 +32,7 @@ def check_format(name_format: str, fields: str, option: str = "name_format") -> 
     names = sample.replace("\\", "/").split("/")
     if not sample or sample.startswith("/") or any(part in ("", "..", ".") for part in names):
         raise BadInput(f"{option}={name_format!r} must stay inside the output folder; {rule}")
-    if len(sample.encode()) > LONGEST or any(
-        RESERVED.match(part) or re.search(r'[\x00-\x1f<>:"|?*]', part) for part in names
-    ):
+    if any(RESERVED.match(part) or UNUSABLE.search(part) for part in names) or len(sample.encode()) > LONGEST:
         raise BadInput(f"{option}={name_format!r} is no portable file name of at most {LONGEST} characters; {rule}")
     return name_format
 

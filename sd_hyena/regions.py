@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sd_hyena.atomic_file import replacing
+from sd_hyena.config import check_text
 from sd_hyena.errors import BadInput
 from sd_hyena.image_file import read_metadata
 from sd_hyena.tiling import Rect, Size, add, feather
@@ -63,6 +64,7 @@ class Region:
         for name in ("prompt", "negative_prompt", "mask"):
             if not isinstance(getattr(self, name), str):
                 raise BadInput(f"{name}={getattr(self, name)!r} of a region is no text")
+        check_text(self, "prompt", "negative_prompt")
         if self.blend_mode not in ("background", "foreground"):
             raise BadInput(f"blend_mode={self.blend_mode!r} of a region is unknown; use background or foreground")
         if not isinstance(self.enable, bool):

@@ -58,7 +58,7 @@ def start(folder: Path, config_class: type[Config], *arguments, fault: Callable[
         os.chdir(folder)
         for number, stream in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(f".{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
-            setattr(sys, stream, open(number, "w", encoding="utf-8", closefd=False))
+            setattr(sys, stream, os.fdopen(number, "w", encoding="utf-8", closefd=False))
         torch.set_grad_enabled(True)
         fault()
         code = run(config_class, _main(config_class), given)
@@ -87,5 +87,3 @@ def without_root() -> None:
     """What root may do would hide what a user may not."""
     if os.geteuid() == 0:
         os.seteuid(65534)
-
-

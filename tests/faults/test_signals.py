@@ -1,0 +1,112 @@
+"""Signals in the wrong moment: what is on disk is whole, and a run goes on as if nothing had been."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from sd_hyena import data
+from sd_hyena.checkpoint import load_students
+from sd_hyena.config import GenerateConfig, TrainConfig
+from sd_hyena.distill import Distillation
+from sd_hyena.file_names import writable_folder
+from sd_hyena.weights_file import read_pickle
+from tests.conftest import IN01
+from tests.faults.conftest import GENERATE, TRAIN, ended, litter, start
+
+
+def kill_ourselves(monkeypatch, where, name: str, *numbers: int, when=lambda *_: True, marker=None):
+    """Send ourselves these signals where a function begins, once."""
+    original, left = getattr(where, name), list(numbers)
+
+    def killing(*args, **kwargs):
+        while left and when(*args):
+            os.kill(os.getpid(), left.pop(0))
+        if marker is not None and not left:
+            marker.touch()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, killing)
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_students(folder / "out" / "hyena.safetensors").students[IN01].state_dict()
+
+
+def assert_equal_weights(a, b):
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_second_ctrl_c_ends_the_run_within_the_step(folder, monkeypatch):
+    in_step = lambda module, *_: module.trainer.global_step == 4
+    went_on = folder / "went on"
+    with monkeypatch.context() as patch:
+        twice = signal.SIGINT, signal.SIGINT
+        kill_ourselves(patch, Distillation, "training_step", *twice, when=in_step, marker=went_on)
+        done = ended(folder, TrainConfig, *TRAIN)
+    assert done.code == 130 and done.last_line == "interrupted" and not went_on.exists()
+    names = sorted(path.name for path in (folder / "out").glob("*/checkpoints/*"))
+    assert names == ["step-00002.ckpt", "step-00004.ckpt"] and litter(folder) == []
+    assert ended(folder, TrainConfig, *TRAIN, "--resume", "auto").code == 0
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_teacher_draws_its_samples_ends_the_run_without_a_trace(tmp_path, monkeypatch, number, code):
+    with monkeypatch.context() as patch:
+        kill_ourselves(patch, data, "save_file", number)
+        done = ended(tmp_path, TrainConfig, *TRAIN, "-n", 2)
+    assert done.code == code and "Traceback" not in done.err and litter(tmp_path) == []
+    assert list(tmp_path.glob("out/cache/*")) == [] and not (tmp_path / "out" / "hyena.pt").exists()
+    assert ended(tmp_path, TrainConfig, *TRAIN, "-n", 2).code == 0
+
+
+def test_a_signal_while_images_are_drawn_keeps_those_that_are_done(tmp_path):
+    child = start(tmp_path, GenerateConfig, *GENERATE, "-n", 500)
+    while not (tmp_path / "out" / "image_002.png").exists():
+        time.sleep(0.01)
+    done = child.end(signal.SIGTERM)
+    pictures = sorted((tmp_path / "out").iterdir())
+    assert done.code == 143 and done.last_line == "terminated" and 3 <= len(pictures) < 500
+    whole = [path.read_bytes() for path in pictures]
+    assert all(content.startswith(b"\x89PNG") and content[-8:-4] == b"IEND" for content in whole)
+
+
+def killed_and_resumed(folder, kills: int, n_steps: int, source: random.Random) -> int:
+    """Train with a save in every step, killed at random moments; how often it was killed after a save."""
+    options = [*TRAIN, "-n", n_steps, "-s", 1, "--validate_every_n_steps", 0, "--keep", 2, "--resume", "auto"]
+    after_a_save = 0
+    for _ in range(kills):
+        known = set((folder / "out").glob("*/checkpoints/step-*"))
+        child = start(folder, TrainConfig, *options)
+        while set((folder / "out").glob("*/checkpoints/step-*")) <= known:
+            time.sleep(0.001)
+        time.sleep(source.random() * 0.1)
+        assert child.end(signal.SIGKILL).code == -signal.SIGKILL
+        for path in (folder / "out").glob("*/checkpoints/step-*"):
+            assert read_pickle(path)["global_step"] >= 1
+            after_a_save += 1
+        weights(folder), load_students(folder / "out" / "hyena.pt")
+    assert ended(folder, TrainConfig, *options).code == 0
+    return after_a_save
+
+
+def test_a_run_that_was_killed_at_random_moments_of_its_saves_ends_bit_equal(folder, tmp_path_factory):
+    _killed(folder, tmp_path_factory, kills=3, n_steps=60)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_forty_times_ends_bit_equal(folder, tmp_path_factory):
+    _killed(folder, tmp_path_factory, kills=40, n_steps=400)
+
+
+def _killed(folder, tmp_path_factory, kills: int, n_steps: int) -> None:
+    whole = writable_folder(tmp_path_factory.mktemp("whole"))
+    (whole / "out").mkdir()
+    (whole / "out" / "cache").symlink_to(folder / "out" / "cache")
+    options = ["-n", n_steps, "-s", 0, "--validate_every_n_steps", 0]
+    assert ended(whole, TrainConfig, *TRAIN, *options).code == 0
+    assert killed_and_resumed(folder, kills, n_steps, random.Random(0)) >= kills
+    assert_equal_weights(weights(whole), weights(folder))
