@@ -24,6 +24,7 @@ class StandIn(nn.Module):
         self.to_q, self.to_k, self.to_v, self.to_out = Projections.of(attention)
         self.student, self.heads = student, attention.heads
         self.size: tuple[int, int] | None = None  # set by the enclosing transformer before each call
+        self.register_state_dict_post_hook(_without_student)
 
     def forward(
         self,
@@ -35,6 +36,12 @@ class StandIn(nn.Module):
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError("a student stands in for plain self-attention: no encoder states, no mask")
         return self.student(hidden_states, Projections.of(self), self.size)
+
+
+def _without_student(_stand_in: StandIn, state: dict[str, Tensor], prefix: str, _metadata: dict) -> None:
+    """What is saved of a UNet while students are in it is the UNet itself."""
+    for name in [name for name in state if name.startswith(f"{prefix}student.")]:
+        del state[name]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from sd_hyena import ranks
@@ -326,16 +326,27 @@ def _trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=[
-            TensorBoardLogger(config.log_dir, name="", version=run, purge_step=None if start is None else start + 1),
-            CSVLogger(config.log_dir, name=run, version=datetime.now().strftime("csv-%Y%m%d-%H%M%S-%f")),
-        ],
+        logger=_loggers(config, run, start),
         callbacks=[previews, *averaging, checkpoints, Progress()],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
         enable_model_summary=False,
         default_root_dir=config.log_dir,
     )
+
+
+def _loggers(config: TrainConfig, run: str, start: int | None) -> list[Logger]:
+    """A CSV file, and TensorBoard unless it is missing."""
+    csv = CSVLogger(config.log_dir, name=run, version=datetime.now().strftime("csv-%Y%m%d-%H%M%S-%f"))
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        say(
+            f"note: TensorBoard is not installed; the curves are in {config.log_dir}/{run}/{csv.version}/metrics.csv only"
+        )
+        return [csv]
+    step = None if start is None else start + 1
+    return [TensorBoardLogger(config.log_dir, name="", version=run, purge_step=step), csv]
 
 
 def _print_estimate(module: Distillation, data: Lessons, config: TrainConfig, device: torch.device) -> None:

@@ -49,7 +49,7 @@ class Child:
 
 def start(folder: Path, config_class: type[Config], *arguments, fault: Callable[[], object] = int) -> Child:
     """Run train.py or generate.py in a fork of this process, in `folder`; `fault` is what befalls it before."""
-    given = [*map(str, arguments), "-o", "out", *(["-l", "logs"] if config_class is TrainConfig else [])]
+    given = ["-o", "out", *(["-l", "logs"] if config_class is TrainConfig else []), *map(str, arguments)]
     sys.stdout.flush(), sys.stderr.flush()
     if pid := os.fork():
         return Child(pid, folder)
