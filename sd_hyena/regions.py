@@ -72,7 +72,7 @@ class Region:
         if self.seed is not None and not (_is_number(self.seed, 0, 2**63) and isinstance(self.seed, int)):
             raise BadInput(f"seed={self.seed!r} of a region is no whole number from 0; leave it out for the picture's")
         if self.adapters is not None:
-            if isinstance(self.adapters, str) or not all(isinstance(name, str) for name in self.adapters):
+            if not isinstance(self.adapters, list | tuple) or not all(isinstance(name, str) for name in self.adapters):
                 raise BadInput(f"adapters={self.adapters!r} of a region is no list of LoRA names")
             object.__setattr__(self, "adapters", tuple(self.adapters))
 
