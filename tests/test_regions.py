@@ -90,6 +90,8 @@ ONE = {"x": 0, "y": 0, "w": 0.5, "h": 0.5}
         ({"enable": 1}, "enable=1"),
         ({"adapters": "style"}, "adapters='style' .*list"),
         ({"adapters": [1]}, "adapters="),
+        ({"adapters": True}, "adapters=True"),
+        ({"prompt": "\ud800"}, "no Unicode text"),
         ({"promt": "a"}, "unknown key 'promt'; there are x, y"),
     ],
 )
