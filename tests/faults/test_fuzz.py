@@ -244,6 +244,7 @@ def feed(parser: str, good: dict, folder: Path, examples: int) -> Tally:
             tally.read += 1
         except BadInput as error:
             tally.refused += 1
+            assert "alloc" not in str(error), str(error)
             assert len(str(error).splitlines()) <= 1, str(error)
 
     with torch.random.fork_rng():
