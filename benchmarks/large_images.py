@@ -9,7 +9,6 @@ description, not a quality.
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import sys
 from statistics import median
@@ -19,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from benchmarks.peak import peak_mib
+from benchmarks.peak import in_its_own_process, peak_mib
 from benchmarks.record import write
 from sd_hyena.arrangement import Arrangement
 from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, TrainConfig
@@ -98,18 +97,6 @@ def time_options(model: str, pixels: int, device: str, rounds: int, answer) -> N
 def peak_of(model: str, pixels: int, device: str, name: str, answer) -> None:
     """MiB of one option."""
     answer.put(Step(model, pixels, device)(name)[2])
-
-
-def in_its_own_process(work, *arguments):
-    """What `work` puts into its last argument."""
-    spawn = multiprocessing.get_context("spawn")
-    answer = spawn.SimpleQueue()
-    process = spawn.Process(target=work, args=(*arguments, answer))
-    process.start()
-    process.join()
-    if process.exitcode:
-        sys.exit(f"{work.__name__}{arguments} ended with {process.exitcode}")
-    return answer.get()
 
 
 def main(

@@ -1,8 +1,10 @@
-"""Peak memory of one call: what it raised above what was held before, its result and mapped files included."""
+"""Peak memory of one call, above what was held before, its result and mapped files included; and a process of its own."""
 
 from __future__ import annotations
 
+import multiprocessing
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,3 +32,15 @@ def peak_mib(call: Callable[[], Any]) -> tuple[Any, float, float]:
     if cuda:
         torch.cuda.synchronize()
     return result, time.perf_counter() - started, held("VmHWM") - before
+
+
+def in_its_own_process(work: Callable[..., None], *arguments: Any) -> Any:
+    """What `work(*arguments, answer)` puts into `answer`, in a fresh process. Exits if it fails."""
+    spawn = multiprocessing.get_context("spawn")
+    answer = spawn.SimpleQueue()
+    process = spawn.Process(target=work, args=(*arguments, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{work.__name__}{arguments} ended with {process.exitcode}")
+    return answer.get()

@@ -8,7 +8,6 @@ within 1e-4 of untiled. Above UNTILED_UP_TO pixels `exact, none` takes the place
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import tempfile
 from functools import partial
@@ -18,7 +17,7 @@ from statistics import fmean, median
 import torch
 from diffusers import AutoencoderKL
 
-from benchmarks.peak import peak_mib
+from benchmarks.peak import in_its_own_process, peak_mib
 from benchmarks.record import write
 from examples.tiny_sd.scenes import draw, numbered_scene
 from examples.tiny_sd.train import HELD_OUT_SEED, to_tensor
@@ -83,19 +82,13 @@ def main(sizes: tuple[int, ...] = (512, 1024, 2048, 4096), tile: int = 32, image
         images: over how many the errors are taken
         exact_only: leave the inexact modes out
     """
-    spawn, rows = multiprocessing.get_context("spawn"), []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for pixels in sizes:
             (place := Path(folder) / str(pixels)).mkdir()
             ways = [way for way in WAYS if way[0] in ("untiled", "exact") or not exact_only]
             for way in ways if pixels <= UNTILED_UP_TO else ways[1:]:
-                answer = spawn.SimpleQueue()
-                process = spawn.Process(target=measure, args=(place, images, way, tile, answer))
-                process.start()
-                process.join()
-                if process.exitcode:
-                    sys.exit(f"{way} at {pixels} px ended with {process.exitcode}")
-                measured = answer.get()
+                measured = in_its_own_process(measure, place, images, way, tile)
                 if way[0] == "exact" and max(measured["encode_max"] + measured["decode_max"]) > 1e-4:
                     sys.exit(f"exact, {way[1]} at {pixels} px is not what untiled gives; nothing is reported")
                 rows.append(row_of(pixels, way, measured))

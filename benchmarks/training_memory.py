@@ -6,11 +6,10 @@ loss on its own batch. `attention` is the site's own softmax attention trained a
 
 from __future__ import annotations
 
-import multiprocessing
-
 import torch
 from diffusers import UNet2DConditionModel
 
+from benchmarks.peak import in_its_own_process
 from benchmarks.record import write
 from sd_hyena.config import SHIPPED_MODEL, TrainConfig
 from sd_hyena.losses import relative_mse
@@ -68,14 +67,10 @@ def measure(model: str, pixels: int, batch: int, operator: str, answer) -> None:
 
 def main() -> None:
     """Measure every case and operator."""
-    spawn, rows = multiprocessing.get_context("spawn"), []
+    rows = []
     for model, pixels, batch in CASES:
         for operator in STANDS_IN:
-            answer = spawn.Queue()
-            process = spawn.Process(target=measure, args=(model, pixels, batch, operator, answer))
-            process.start()
-            learnt, gib = answer.get(timeout=600)
-            process.join()
+            learnt, gib = in_its_own_process(measure, model, pixels, batch, operator)
             tokens, peak = (pixels // 8) ** 2, round(gib, 2) if learnt else "failed its gate"
             rows.append(
                 {

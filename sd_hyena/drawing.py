@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sd_hyena.config import GenerateConfig
 from sd_hyena.memory import is_out_of_memory, release
-from sd_hyena.tiled_vae import tiled_vae
+from sd_hyena.tiled_vae import in_float32, tiled_vae
 
 SMALLER = ({"decoder_tile_size": 64}, {"decoder_tile_size": 32, "offload": "disk"})  # when the VAE's memory runs out
 
@@ -54,9 +54,8 @@ def decoded(pipe: Any, latents: Tensor) -> np.ndarray:
     latents = latents / pipe.vae.config.scaling_factor
     image = _decode(pipe.vae, latents.to(pipe.vae.dtype))
     if not image.isfinite().all():
-        dtype = pipe.vae.dtype
-        image = _decode(pipe.vae.float(), latents.float())
-        pipe.vae.to(dtype)
+        with in_float32(pipe.vae, "decoder"):
+            image = _decode(pipe.vae, latents.float())
         if not image.isfinite().all():
             raise FloatingPointError("the VAE gives NaN even in float32; this VAE is damaged")
     pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sd_hyena.tiled_vae import in_float32
+
 CHANNELS = 9
 BLANK = 256  # pixels a side of the picture that stands for any blank one
 
@@ -25,10 +27,9 @@ def complete_inputs(pipe: Any) -> None:
     It goes by the name of a UNet of four channels; `paint_masks` gives the name back for the pipelines that mask. The
     blank picture is the middle of an encoded one, everywhere: without a border it is of any size.
     """
-    dtype, vae = pipe.vae.dtype, pipe.vae.float()  # SDXL's overflows in half precision
-    latents = vae.encode(torch.zeros(1, 3, BLANK, BLANK, device=vae.device)).latent_dist.mean
-    latents = latents * vae.config.scaling_factor
-    vae.to(dtype)
+    with in_float32(pipe.vae, "encoder"):  # SDXL's overflows in half precision
+        latents = pipe.vae.encode(torch.zeros(1, 3, BLANK, BLANK, device=pipe.vae.device)).latent_dist.mean
+    latents = latents * pipe.vae.config.scaling_factor
     height, width = latents.shape[-2:]
     middle = latents[:, :, height // 2, width // 2, None, None]
     rest = torch.cat([torch.ones_like(middle[:, :1]), middle], dim=1).to(pipe.unet.dtype)

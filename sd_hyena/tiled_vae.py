@@ -142,7 +142,7 @@ def _computed(vae: nn.Module, tiling: VAETiling, side: Side, x: Tensor) -> Tenso
         except NotFinite:
             pass
         warnings.warn(f"the VAE's {side} overflows in {x.dtype}; it computes this once more in float32", stacklevel=2)
-        with _in_float32(vae, side):
+        with in_float32(vae, side):
             return _tiled(vae, tiling, side, x.float()).to(x.dtype)
 
 
@@ -179,7 +179,8 @@ def _untiled(vae: nn.Module, side: Side, x: Tensor, use_tiling: bool = False, **
 
 
 @contextmanager
-def _in_float32(vae: nn.Module, side: Side) -> Iterator[None]:
+def in_float32(vae: nn.Module, side: Side) -> Iterator[None]:
+    """Within the block one side of the VAE computes in float32; afterwards its weights are the very ones they were."""
     parts = (vae.encoder, vae.quant_conv) if side == "encoder" else (vae.decoder, vae.post_quant_conv)
     tensors = [t for part in parts if part is not None for t in chain(part.parameters(), part.buffers())]
     before = [t.data for t in tensors]
