@@ -46,7 +46,11 @@ ROWS = [
     Row("without local", dict(hyena2d_local=0)),
     Row("without long", dict(hyena2d_long="none")),
     Row("without content", dict(hyena2d_content="none")),
-    Row("phi = elu + 1", dict(hyena2d_content="elu")),
+    *(Row(f"{m} landmarks", dict(landmarks=m)) for m in (16, 32, 128)),
+    Row("landmarks alone", dict(operator="landmarks")),
+    Row("128 landmarks alone", dict(operator="landmarks", landmarks=128)),
+    Row("content: linear attention, hedgehog", dict(hyena2d_content="hedgehog")),
+    Row("content: linear attention, elu + 1", dict(hyena2d_content="elu")),
     Row("1x1 gates", dict(hyena2d_gates="dense")),
     Row("with 8x8 windows", dict(hyena2d_window=8)),
     Row("without norm", dict(hyena2d_norm=False)),
@@ -111,13 +115,13 @@ def _with_random_projections(unet, sites, config: TrainConfig) -> dict[str, Any]
 
 
 def main(
-    n_steps: int = 600,
+    n_steps: int = 200,
     seeds: int = 1,
     images: int = 16,
     only: str = "",
     out: str = "runs/quality",
     batch_size: int = 8,
-    lr: float = 2e-3,
+    lr: float = 1e-2,
 ) -> None:
     """Make the rows that are missing, then the table.
 

@@ -3,6 +3,7 @@
 from safari.fftconv import long_conv, long_conv2d
 from safari.hyena import HyenaMixer, HyenaOperator
 from safari.hyena2d import Hyena2d
+from safari.landmark_attention import LandmarkAttention
 from safari.linear_attention import LinearAttention
 from safari.pointwise import PointwiseMixer
 from safari.window_attention import WindowAttention
@@ -11,6 +12,7 @@ __all__ = [
     "Hyena2d",
     "HyenaMixer",
     "HyenaOperator",
+    "LandmarkAttention",
     "LinearAttention",
     "PointwiseMixer",
     "WindowAttention",

@@ -1,6 +1,6 @@
 """Hyena2d: a two-dimensional, non-causal Hyena operator for grids of any height and width. Ours.
 
-It mixes by place (gated convolutions, explicit near and implicit far) and by content (normalised linear attention).
+It mixes by place (gated convolutions, explicit near and implicit far) and by content (attention by way of landmarks).
 B batch, (H, W) the grid, L = H W, D channels. Filters are functions of offsets in cells, so one set serves every grid.
 """
 
@@ -13,12 +13,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from safari.fftconv import long_conv2d, separable_conv2d
-from safari.linear_attention import LinearAttention
+from safari.landmark_attention import LandmarkAttention
+from safari.linear_attention import FEATURE_MAPS, LinearAttention
 from safari.offset_filters import OffsetFilter
 from safari.window_attention import window_attention
 
 Long = Literal["full", "separable", "axial_1d", "none"]
-Content = Literal["hedgehog", "elu", "none"]
+Content = Literal["landmarks", "hedgehog", "elu", "none"]
 Gates = Literal["diagonal", "dense"]
 
 
@@ -28,18 +29,19 @@ class Hyena2d(nn.Module):
         q, k, v = short_q(q), short_k(k), short_v(v)
         u = norm_u(gate_k(k) v)
         p = gain norm_p(gate_q(q) (local(u) + long(u - mean u) + skip u))     by place
-        c = linattn(phi(q0 + f_q(x)), phi(k0 + f_k(x)), v0)                   by content, of the streams as they came
+        c = content(q0, k0, v0)                                               by content, of the streams as they came
         y = p + c + window_gate windows(q0, k0, v0)
 
     Args:
-        heads: of the linear attention, of the windows, and groups of the norms
+        heads: of the content branch, of the windows, and groups of the norms
         local: side of the explicit depthwise filter, odd; 0 leaves it out
         long: `full` filter over the plane by FFT, `separable` as `rank` products of a column and a row filter,
             `axial_1d` along rows plus along columns, or `none`
         reach: the farthest offset of the long filter in cells
         groups: filters of the long branch, each for D / groups channels; 0 means one for each channel
         filter_order: width of the filter's MLP
-        content: feature map of the linear attention, or `none`
+        content: attention by way of `landmarks`, linear attention with the feature map `hedgehog` or `elu`, or `none`
+        landmarks: how many a head has
         window: side of the windows of an additional softmax attention; 0 leaves it out
         gates: one factor per channel, or a `dense` 1x1 convolution
         norm: normalise u and p per token and head
@@ -60,7 +62,8 @@ class Hyena2d(nn.Module):
         reach: int = 64,
         groups: int = 0,
         filter_order: int = 32,
-        content: Content = "hedgehog",
+        content: Content = "landmarks",
+        landmarks: int = 64,
         window: int = 0,
         gates: Gates = "diagonal",
         norm: bool = True,
@@ -68,8 +71,6 @@ class Hyena2d(nn.Module):
         super().__init__()
         if heads < 1 or d_model % heads:
             raise ValueError(f"heads={heads} must divide d_model={d_model}")
-        if content not in ("hedgehog", "elu", "none"):
-            raise ValueError(f"content={content!r} is not one of hedgehog, elu, none")
         if local < 0 or (local and local % 2 == 0):
             raise ValueError(f"local={local} must be odd, or 0 for none")
         if min(rank, reach, filter_order) < 1 or window < 0:
@@ -81,7 +82,7 @@ class Hyena2d(nn.Module):
         self.skip = nn.Parameter(torch.ones(d_model, 1, 1))
         self.local = _depthwise(d_model, local, scale=0.0) if local else None
         self.long = _long(long, d_model, groups or d_model, rank, reach, filter_order)
-        self.content = None if content == "none" else LinearAttention(d_model, heads, content)
+        self.content = _content(content, d_model, heads, landmarks)
         self.window_gate = nn.Parameter(torch.zeros(d_model)) if window else None
         self.place_gain = nn.Parameter(torch.full((d_model, 1, 1), 0.1))
 
@@ -193,6 +194,16 @@ def _long(kind: str, d_model: int, groups: int, rank: int, reach: int, order: in
         return AxialFilter(d_model, groups, reach, order)
     if kind != "none":
         raise ValueError(f"long={kind!r} is not one of full, separable, axial_1d, none")
+    return None
+
+
+def _content(kind: str, d_model: int, heads: int, landmarks: int) -> nn.Module | None:
+    if kind == "landmarks":
+        return LandmarkAttention(d_model, heads, landmarks)
+    if kind in FEATURE_MAPS:
+        return LinearAttention(d_model, heads, kind)
+    if kind != "none":
+        raise ValueError(f"content={kind!r} is not one of landmarks, {', '.join(FEATURE_MAPS)}, none")
     return None
 
 

@@ -160,6 +160,22 @@ def content(state: dict[str, Tensor], streams: tuple[Tensor, ...], x: Tensor, he
     return torch.cat(y, dim=-1)
 
 
+def landmark_attention(state: dict[str, Tensor], streams: tuple[Tensor, ...], heads: int) -> Tensor:
+    """`LandmarkAttention` from its weights, every matrix of weights in full; (B, L, D)."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in streams)
+
+    def weights(a: Tensor, b: Tensor) -> Tensor:
+        z = (a @ b.transpose(-1, -2) / k.shape[-1] ** 0.5).exp()
+        return z / z.sum(dim=-1, keepdim=True)
+
+    gather = weights(state["seek"], k)
+    far_k, far_q = state["a_k"] * (gather @ k) + state["b_k"], state["a_q"] * (gather @ q) + state["b_q"]
+    between, ridge = weights(far_q, far_k), state["log_ridge"].exp()
+    damped = between.transpose(-1, -2) @ between + ridge**2 * torch.eye(between.shape[-1], dtype=k.dtype)
+    inverse = torch.linalg.inv(damped) @ between.transpose(-1, -2)
+    return (weights(q, far_k) @ inverse @ weights(far_q, k) @ v).transpose(1, 2).flatten(2)
+
+
 def hyena2d(
     state: dict[str, Tensor],
     streams: tuple[Tensor, ...],
@@ -212,6 +228,8 @@ def hyena2d(
         mixed = mixed + far(u - u.mean(dim=(-2, -1), keepdim=True))
     p = state["place_gain"] * norm(gate(q, "gate_q") * mixed, "norm_p")
     y = p.flatten(2).transpose(1, 2)
+    if "content.seek" in state:
+        y = y + landmark_attention(inside("content."), streams, heads)
     if "content.f_q.0.weight" in state:
         y = y + content(inside("content."), streams, x, heads)
     if "window_gate" in state:

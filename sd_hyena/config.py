@@ -20,7 +20,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.file_names import check_format
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "examples" / "tiny_sd" / "model"
-Operator = Literal["hyena2d", "bidirectional", "causal", "safari", "linear", "windows", "pointwise"]
+Operator = Literal["hyena2d", "bidirectional", "causal", "safari", "landmarks", "linear", "windows", "pointwise"]
 Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 SCHEDULERS = ("ddim", "euler", "euler_a", "heun", "lms", "pndm", "dpm++_2m", "dpm++_2m_sde", "unipc")
 WITHOUT_KARRAS = ("ddim", "euler_a", "pndm")
@@ -54,8 +54,8 @@ class TrainConfig:
     budget: str = option("", "of -t auto: how many times cheaper the UNet is to become, e.g. 4x", free=True)
     operator: Operator = option(
         "hyena2d",
-        "what stands in for attention; bidirectional, causal and safari (as published) are one-dimensional; linear and "
-        "windowed attention, and pointwise, which mixes nothing, are baselines",
+        "what stands in for attention; bidirectional, causal and safari (as published) are one-dimensional; landmarks is "
+        "hyena2d's content branch alone; linear and windowed attention, and pointwise, which mixes nothing, are baselines",
     )
     stage: Literal["layerwise", "joint", "end_to_end"] = option(
         "layerwise", "layerwise: each site by itself; joint: all together inside the UNet; end_to_end: its prediction"
@@ -70,9 +70,10 @@ class TrainConfig:
     hyena2d_reach: int = option(64, "the farthest offset of the filter, in cells")
     hyena2d_groups: int = option(0, "filters of the long branch; 0 means one for each channel")
     hyena2d_filter_order: int = option(32, "width of the filter's MLP")
-    hyena2d_content: Literal["hedgehog", "elu", "none"] = option(
-        "hedgehog", "feature map of the linear attention; none leaves it out"
+    hyena2d_content: Literal["landmarks", "hedgehog", "elu", "none"] = option(
+        "landmarks", "attention by way of landmarks, or linear attention with this feature map; none leaves it out"
     )
+    landmarks: int = option(64, "of a head, in hyena2d and landmarks")
     hyena2d_window: int = option(0, "side of the windows of an additional softmax attention; 0 leaves it out")
     hyena2d_gates: Literal["diagonal", "dense"] = option("diagonal", "a factor per channel, or a 1x1 convolution")
     hyena2d_norm: bool = option(True, "normalise the gated product and the output")
@@ -134,7 +135,7 @@ class TrainConfig:
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
         _check_size(self)
-        _at_least(self, 1, "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
+        _at_least(self, 1, "landmarks", "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
         _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         _between(self, 0, 1e3, "lr", open_low=True)
         for name in (
@@ -183,12 +184,12 @@ class TrainConfig:
 
     def operator_options(self) -> dict[str, Any]:
         """The options of the operator by their names in `safari`."""
-        one_dimensional = dict.fromkeys(("causal", "bidirectional", "safari"), "hyena_")
-        prefix = ({"hyena2d": "hyena2d_"} | one_dimensional).get(self.operator)
-        if prefix is None:  # baselines without options
-            return {}
-        names = (f.name for f in dataclasses.fields(self))
-        return {name.removeprefix(prefix): getattr(self, name) for name in names if name.startswith(prefix)}
+        prefix = {"hyena2d": "hyena2d_"} | dict.fromkeys(("causal", "bidirectional", "safari"), "hyena_")
+        shared = {"landmarks": self.landmarks} if self.operator in ("hyena2d", "landmarks") else {}
+        if self.operator not in prefix:
+            return shared
+        own, names = prefix[self.operator], (f.name for f in dataclasses.fields(self))
+        return {name.removeprefix(own): getattr(self, name) for name in names if name.startswith(own)} | shared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from safari import Hyena2d, HyenaMixer, HyenaOperator, LinearAttention, PointwiseMixer, WindowAttention
+from safari import (
+    Hyena2d,
+    HyenaMixer,
+    HyenaOperator,
+    LandmarkAttention,
+    LinearAttention,
+    PointwiseMixer,
+    WindowAttention,
+)
 from safari.filters import HyenaFilter
 from safari.offset_filters import OffsetFilter
 from sd_hyena.config import Operator
@@ -24,7 +32,7 @@ from sd_hyena.sites import Site
 
 Size = tuple[int, int]
 ONE_DIMENSIONAL = ("causal", "bidirectional", "safari")
-WITH_HEADS = ("hyena2d", "linear", "windows")
+WITH_HEADS = ("hyena2d", "landmarks", "linear", "windows")
 
 
 class Projections(NamedTuple):
@@ -71,6 +79,8 @@ def _mixer(spec: StudentSpec) -> nn.Module:
     d, options = spec.channels, spec.options
     if spec.operator == "hyena2d":
         return Hyena2d(d, **options)
+    if spec.operator == "landmarks":
+        return LandmarkAttention(d, **options)
     if spec.operator == "linear":
         return LinearAttention(d, **{"feature_map": "elu", "width": d, **options})  # LinFusion's form
     if spec.operator == "windows":

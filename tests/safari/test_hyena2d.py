@@ -17,13 +17,16 @@ CONFIGURATIONS = {
     "axial in groups": {"long": "axial_1d", "groups": 2, "reach": 1},
     "near only": {"long": "none", "local": 3},
     "far only": {"local": 0, "content": "none"},
+    "two landmarks": {"landmarks": 2},
+    "hedgehog": {"content": "hedgehog"},
     "elu": {"content": "elu"},
     "windows": {"window": 3},
     "dense gates": {"gates": "dense"},
     "no norm": {"norm": False},
     "nothing but the product": {"local": 0, "long": "none", "content": "none", "norm": False},
     "all that is not default": {
-        "local": 5, "long": "full", "reach": 2, "groups": 6, "filter_order": 7, "content": "elu", "window": 2,
+        "local": 5, "long": "full", "reach": 2, "groups": 6, "filter_order": 7, "content": "elu", "landmarks": 2,
+        "window": 2,
         "gates": "dense", "norm": False,
     },
 }  # fmt: skip
@@ -33,7 +36,7 @@ configurations = pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids
 def operator(heads: int = HEADS, seed: int = 0, **options) -> Hyena2d:
     """In float64 and away from its start, where much of it is zero or the identity; a short reach unless told."""
     torch.manual_seed(seed)
-    module = Hyena2d(D, heads, **{"reach": 4, "local": 3} | options).double()
+    module = Hyena2d(D, heads, **{"reach": 4, "local": 3, "landmarks": 5} | options).double()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -99,7 +102,7 @@ def test_a_reach_beyond_the_grid_changes_nothing():
         assert torch.equal(apply(near, inputs, (5, 7)), apply(far, inputs, (5, 7)))
 
 
-@pytest.mark.parametrize("content", ["hedgehog", "none"])
+@pytest.mark.parametrize("content", ["landmarks", "hedgehog", "none"])
 @pytest.mark.parametrize("size", [(1, 1), (2, 13), (9, 7)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_constant_stays_constant_to_the_border(kind, size, content):
@@ -227,8 +230,10 @@ OTHER_WEIGHTS = [  # base, change: the rest of the weights stays
     ({}, {"rank": 3}),
     *[({"long": kind}, {"groups": 3}) for kind in KINDS[:3]],
     *[({"long": kind}, {"filter_order": 9}) for kind in KINDS[:3]],
+    ({}, {"content": "hedgehog"}),
     ({}, {"content": "elu"}),
     ({}, {"content": "none"}),
+    ({}, {"landmarks": 6}),
     ({}, {"window": 3}),
     ({}, {"gates": "dense"}),
     ({}, {"norm": False}),
@@ -362,7 +367,7 @@ def test_at_the_start_the_short_filters_are_the_identity_and_the_local_filter_is
     [
         {"heads": 0}, {"heads": 5}, {"heads": -3}, {"local": 4}, {"local": -1}, {"local": -2}, {"long": "diagonal"},
         {"rank": 0}, {"reach": 0}, {"reach": -1}, {"groups": 5}, {"groups": -1}, {"filter_order": 0},
-        {"content": "softmax"}, {"window": -1}, {"gates": "sparse"},
+        {"content": "softmax"}, {"landmarks": 0}, {"window": -1}, {"gates": "sparse"},
     ],
     ids=str,
 )  # fmt: skip
