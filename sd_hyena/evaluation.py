@@ -306,9 +306,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         for size, found, rows in examiner.examine(alternative.students):
             measured["{}x{}".format(*size)] = found
             report.picture(label, size, rows)
-        report.add(label, measured, advice(measured))
-        report.write()
-    report.tell()
+            report.add(label, measured, advice(measured))
+    report.finish()
     return report.content
 
 

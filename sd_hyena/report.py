@@ -50,19 +50,18 @@ class Report:
         self.sheets[name] = np.asarray(sheet)
 
     def add(self, label: str, measured: dict[str, Any], advice: list[str]) -> None:
+        """What is known of an alternative so far; on disk at once, since large sizes take long."""
         self.content["students"][label] = {"sizes": measured, "advice": advice}
-        print(_markdown({label: self.content["students"][label]}))
-
-    def write(self) -> None:
         with replacing(self.folder / "report.json") as temporary:
             temporary.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
         with replacing(self.folder / "report.md") as temporary:
             head = "\n".join(f"- {name}: {self.content[name]}" for name in ("model", "command", "machine"))
             temporary.write_text(f"# Evaluation\n\n{head}\n\n{_markdown(self.content['students'])}\n", "utf-8")
-        plots = self._plots()
-        self._tensorboard(plots)
 
-    def tell(self) -> None:
+    def finish(self) -> None:
+        """Draw the plots, write everything for TensorBoard, and tell."""
+        self._tensorboard(self._plots())
+        print(_markdown(self.content["students"]))
         print(f"\nreport: {self.folder}/report.md, pictures beside it; watch: tensorboard --logdir {self.folder}")
 
     def _plots(self) -> dict[str, np.ndarray]:

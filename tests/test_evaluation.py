@@ -11,7 +11,7 @@ from sd_hyena import pipeline
 from sd_hyena.checkpoint import StudentFile, save_students
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.errors import BadInput
-from sd_hyena.evaluation import EvaluationConfig, advice, evaluate
+from sd_hyena.evaluation import EvaluationConfig, Examiner, advice, evaluate
 from sd_hyena.pipeline import load_pipeline
 from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.student import StudentSpec, build_student
@@ -98,6 +98,21 @@ def test_alternatives_meet_the_same_vae_whatever_was_measured_before(report, tmp
     first, second = evaluate(EvaluationConfig(**given))["students"].values()
     for size in first["sizes"]:
         assert first["sizes"][size]["images"] == second["sizes"][size]["images"]
+
+
+def test_what_is_measured_is_on_disk_before_the_next_size(report, tmp_path, monkeypatch):
+    measure = Examiner.examine
+
+    def stopped(self, students):
+        sizes = measure(self, students)
+        yield next(sizes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Examiner, "examine", stopped)
+    given = dict(SMALL, guidance="1", students=str(report[0] / "same.safetensors"), out_dir=str(tmp_path / "r"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(EvaluationConfig(**given))
+    assert list(json.loads((tmp_path / "r" / "report.json").read_text())["students"]["same"]["sizes"]) == ["64x64"]
 
 
 def test_a_one_dimensional_student_is_measured_at_its_own_size_alone(tmp_path):
