@@ -134,7 +134,8 @@ def main(
         batch_size: samples in a step
         lr: learning rate, where the row does not say another
     """
-    common = dict(target="level0", width=256, batch_size=batch_size, n_steps=n_steps, lr=lr, ema=0.98, num_samples=64)
+    common = dict(target="level0", width=256, batch_size=batch_size, n_steps=n_steps, ema=0.98, num_samples=64)
+    common |= dict(lr=lr, lr_projections=lr)
     common |= dict(validate_every_n_steps=0, save_every_n_steps=0)
     common |= dict(cache_dir=str(Path(out) / "cache"))
     judged = dict(sizes=str(common["width"]), guidance="5", images=images, device="cpu")

@@ -93,7 +93,7 @@ class TrainConfig:
         free=True,
     )
     lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r", free=True)
-    lr_projections: float = option(0.0, "learning rate of the projections' change; 0 means as lr", free=True)
+    lr_projections: float = option(0.0, "learning rate of the projections' change; 0 means a tenth of lr", free=True)
     schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up", free=True)
     warmup_steps: int = option(20, "steps of linear warm-up", free=True)
     weight_decay: float = option(0.0, "of AdamW")

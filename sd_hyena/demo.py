@@ -44,7 +44,7 @@ def main(config: DemoConfig) -> None:
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
         outcomes[operator] = train(
-            TrainConfig(target=SITE, **given, **schedule, operator=operator, lr=LR, seed=0, ema=0.99)
+            TrainConfig(target=SITE, **given, **schedule, operator=operator, lr=LR, lr_projections=LR, seed=0, ema=0.99)
         )
     files = {operator: outcome.exported for operator, outcome in outcomes.items()}
     images, picture = _compared(config, files)

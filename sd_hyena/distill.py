@@ -27,7 +27,7 @@ class NonFinite(RuntimeError):
 class Distillation(L.LightningModule):
     """Trains `students` (by site path) on the lessons of a stage; the loss is the sum of its errors.
 
-    `lr_projections` is the learning rate of the projections' change, 0 as `lr`. `schedule` is what follows a linear
+    `lr_projections` is the learning rate of the projections' change, 0 a tenth of `lr`. `schedule` is what follows a linear
     warm-up: "constant", or "cosine" to zero at `n_steps`. Stored positions of 1-D filters hardly move, as in safari. A
     step whose loss or gradient is not finite leaves the weights alone.
     """
@@ -47,7 +47,7 @@ class Distillation(L.LightningModule):
         super().__init__()
         self.stage = stage
         self.lr, self.n_steps, self.schedule, self.warmup_steps = lr, n_steps, schedule, warmup_steps
-        self.weight_decay, self.lr_projections = weight_decay, lr_projections or lr
+        self.weight_decay, self.lr_projections = weight_decay, lr_projections or lr / 10
         self.key = {site: site.replace(".", "_") for site in students}  # ModuleDict allows no dots
         self.students = nn.ModuleDict({self.key[site]: student for site, student in students.items()})
         self.bad_steps = 0

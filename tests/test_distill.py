@@ -60,6 +60,21 @@ def test_the_learning_rate_warms_up_and_follows_its_schedule(schedule):
         assert rates[7] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("given, rate", [({}, 0.1), ({"lr_projections": 0.5}, 0.5)])
+def test_the_change_of_the_projections_learns_at_a_rate_of_its_own(given, rate):
+    distillation = module(lr=1.0, **given)
+    names = {parameter: name for name, parameter in distillation.named_parameters()}
+    rates = {
+        names[parameter]: group["initial_lr"]
+        for group in distillation.configure_optimizers()["optimizer"].param_groups
+        for parameter in group["params"]
+    }
+    assert rates.keys() == set(names.values())
+    changes = {name for name in rates if ".change" in name}
+    assert len(changes) > 4 and all(rates[name] == rate for name in changes)
+    assert all(rates[name] == 1.0 for name in rates.keys() - changes if not name.endswith("pos_emb.z"))
+
+
 def test_one_batch_can_be_learnt_by_heart():
     distillation = module(lr=2e-2)
     batch = {"a.x": activation(seed=2), "b": activation(seed=3)}
