@@ -32,7 +32,7 @@ class LandmarkAttention(nn.Module):
 
     streams = 3
 
-    def __init__(self, d_model: int, heads: int, landmarks: int = 64):
+    def __init__(self, d_model: int, heads: int, landmarks: int = 128):
         super().__init__()
         if heads < 1 or d_model % heads:
             raise ValueError(f"heads={heads} must divide d_model={d_model}")

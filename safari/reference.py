@@ -183,7 +183,7 @@ def hyena2d(
     size: tuple[int, int],
     heads: int,
     *,
-    long: str = "separable",
+    long: str = "none",
     rank: int = 4,
     reach: int = 64,
     window: int = 0,

@@ -64,7 +64,7 @@ class TrainConfig:
     guidance_weight: float = option(0.5, "of the guided prediction, at scales from 1 to 10, in end_to_end")
     hyena2d_local: int = option(9, "side of the explicit filter; 0 leaves it out")
     hyena2d_long: Literal["full", "separable", "axial_1d", "none"] = option(
-        "separable", "the filter over the plane: by FFT, as a sum of products, along rows plus columns"
+        "none", "the filter over the plane: by FFT, as a sum of products, along rows plus columns; none leaves it out"
     )
     hyena2d_rank: int = option(4, "products in a separable filter")
     hyena2d_reach: int = option(64, "the farthest offset of the filter, in cells")
@@ -73,7 +73,7 @@ class TrainConfig:
     hyena2d_content: Literal["landmarks", "hedgehog", "elu", "none"] = option(
         "landmarks", "attention by way of landmarks, or linear attention with this feature map; none leaves it out"
     )
-    landmarks: int = option(64, "of a head, in hyena2d and landmarks")
+    landmarks: int = option(128, "of a head, in hyena2d and landmarks")
     hyena2d_window: int = option(0, "side of the windows of an additional softmax attention; 0 leaves it out")
     hyena2d_gates: Literal["diagonal", "dense"] = option("diagonal", "a factor per channel, or a 1x1 convolution")
     hyena2d_norm: bool = option(True, "normalise the gated product and the output")

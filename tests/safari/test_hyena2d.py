@@ -10,13 +10,14 @@ D, HEADS = 12, 3
 KINDS = ["full", "separable", "axial_1d", "none"]
 CONFIGURATIONS = {
     "default": {},
+    "separable": {"long": "separable"},
     "full": {"long": "full"},
     "full in groups": {"long": "full", "groups": 4, "reach": 2},
-    "separable in groups": {"rank": 2, "groups": 3, "reach": 3},
+    "separable in groups": {"long": "separable", "rank": 2, "groups": 3, "reach": 3},
     "axial": {"long": "axial_1d"},
     "axial in groups": {"long": "axial_1d", "groups": 2, "reach": 1},
-    "near only": {"long": "none", "local": 3},
-    "far only": {"local": 0, "content": "none"},
+    "near only": {"local": 3},
+    "far only": {"local": 0, "long": "separable", "content": "none"},
     "two landmarks": {"landmarks": 2},
     "hedgehog": {"content": "hedgehog"},
     "elu": {"content": "elu"},
@@ -212,11 +213,11 @@ def test_a_state_dict_carries_the_operator_over(options):
 
 
 SAME_WEIGHTS = [  # base, change: the weights have the same names and shapes, the answer is another
-    ({}, {"reach": 2}),
+    ({"long": "separable"}, {"reach": 2}),
     ({"long": "full"}, {"reach": 2}),
     ({"long": "axial_1d"}, {"reach": 2}),
-    ({"rank": 1}, {"long": "axial_1d"}),
-    ({"rank": 2, "groups": 6}, {"rank": 6, "groups": 2}),
+    ({"long": "separable", "rank": 1}, {"long": "axial_1d"}),
+    ({"long": "separable", "rank": 2, "groups": 6}, {"rank": 6, "groups": 2}),
     ({"content": "elu"}, {"heads": 2}),
     ({"content": "none"}, {"heads": 2}),
     ({"content": "none", "norm": False, "window": 3}, {"heads": 2}),
@@ -226,8 +227,8 @@ OTHER_WEIGHTS = [  # base, change: the rest of the weights stays
     ({}, {"heads": 2}),
     ({}, {"local": 5}),
     ({}, {"local": 0}),
-    *[({}, {"long": kind}) for kind in ("full", "axial_1d", "none")],
-    ({}, {"rank": 3}),
+    *[({}, {"long": kind}) for kind in ("full", "separable", "axial_1d")],
+    ({"long": "separable"}, {"rank": 3}),
     *[({"long": kind}, {"groups": 3}) for kind in KINDS[:3]],
     *[({"long": kind}, {"filter_order": 9}) for kind in KINDS[:3]],
     ({}, {"content": "hedgehog"}),
@@ -350,7 +351,7 @@ def test_weights_in_half_precision_beside_filters_in_float32_are_close_to_float3
     y = apply(module, [t.to(dtype) for t in inputs], (9, 13))
     assert y.dtype == dtype
     error = torch.linalg.norm(y.float() - expected) / torch.linalg.norm(expected)
-    assert error < 8 * torch.finfo(dtype).eps
+    assert error < 16 * torch.finfo(dtype).eps  # the inverse between landmarks multiplies rounding
 
 
 def test_at_the_start_the_short_filters_are_the_identity_and_the_local_filter_is_silent():
