@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+Pair = tuple[int, int]
+
 
 @cache
 def fast_length(n: int) -> int:
@@ -37,12 +39,12 @@ def long_conv(u: Tensor, h: Tensor, first_lag: int = 0) -> Tensor:
         raise ValueError(f"cannot convolve {length} tokens with a filter of {taps} taps")
     if not -taps < first_lag <= 0:
         raise ValueError(f"first_lag={first_lag} leaves lag 0 outside a filter of {taps} taps")
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = _wide(u.dtype)
     # Circular wrap-around is allowed where no output is read.
     n = fast_length(max(length + taps - 1 + first_lag, length - first_lag))
     with torch.autocast(u.device.type, enabled=False):
-        spectrum = torch.fft.rfft(u.to(dtype), n) * torch.fft.rfft(h.to(dtype), n)
-        y = torch.fft.irfft(spectrum, n)[..., -first_lag : length - first_lag]
+        spectrum = torch.fft.rfft(u.to(dtype), n) * torch.fft.rfft(h.to(dtype), n, norm="forward")
+        y = torch.fft.irfft(spectrum, n, norm="forward")[..., -first_lag : length - first_lag]
     return y.to(u.dtype)
 
 
@@ -53,56 +55,61 @@ def long_conv2d(u: Tensor, h: Tensor, tile: int = 0) -> Tensor:
     With `tile` cells a side the input is transformed tile by tile and the results added where they overlap: the same
     numbers with memory bounded by tile + 2 r. Raises ValueError for an even or empty filter.
     """
-    reach = h.shape[-2] // 2, h.shape[-1] // 2
     if h.shape[-2] % 2 == 0 or h.shape[-1] % 2 == 0 or not u.numel():
         raise ValueError(f"cannot convolve {tuple(u.shape)} with a filter of {tuple(h.shape)}; its sides must be odd")
     if tile < 0:
         raise ValueError(f"tile={tile} must not be negative")
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    reach = h.shape[-2] // 2, h.shape[-1] // 2
+    n = transform_size(u.shape[-2:], reach, tile)
+    return convolve2d(u, filter_spectrum(h.to(_wide(u.dtype)), n), n, reach, tile)
+
+
+def transform_size(size: Pair, reach: Pair, tile: int = 0) -> Pair:
+    """The lengths (n_y, n_x) of the transforms that convolve a grid (H, W), whole or in tiles.
+
+    Circular wrap-around is allowed where no output is read. Of a tile all outputs are.
+    """
+    if 0 < tile < max(size):
+        return tuple(fast_length(min(side, tile) + 2 * r) for side, r in zip(size, reach, strict=True))
+    return tuple(fast_length(side + r) for side, r in zip(size, reach, strict=True))
+
+
+def spectrum_bytes(n: Pair, dtype: torch.dtype) -> int:
+    """Of one filter."""
+    return n[0] * (n[1] // 2 + 1) * 2 * dtype.itemsize
+
+
+def filter_spectrum(h: Tensor, n: Pair) -> Tensor:
+    """A filter (..., 2 r_y + 1, 2 r_x + 1) of float32 or float64 as `convolve2d` takes it, with 1 / (n_y n_x) in it."""
+    with torch.autocast(h.device.type, enabled=False):
+        return torch.fft.rfft2(h, n, norm="forward")
+
+
+def convolve2d(u: Tensor, spectrum: Tensor, n: Pair, reach: Pair, tile: int = 0) -> Tensor:
+    """`long_conv2d` with a filter that has been transformed already, to these lengths for this grid and tile."""
+    dtype = _wide(u.dtype)
     with torch.autocast(u.device.type, enabled=False):
-        if not tile or tile >= max(u.shape[-2:]):
-            return _transformed(u.to(dtype), h.to(dtype), crop=True).to(u.dtype)
+        if not 0 < tile < max(u.shape[-2:]):
+            y = _filtered(u.to(dtype), spectrum, n, slice(reach[0], reach[0] + u.shape[-2]))
+            return y[..., reach[1] : reach[1] + u.shape[-1]].to(u.dtype)
         height, width = u.shape[-2:]
-        shape = torch.broadcast_shapes(u.shape[:-2], h.shape[:-2])
+        shape = torch.broadcast_shapes(u.shape[:-2], spectrum.shape[:-2])
         y = u.new_zeros(*shape, height + 2 * reach[0], width + 2 * reach[1], dtype=dtype)
         for top in range(0, height, tile):
             for left in range(0, width, tile):
                 part = u[..., top : top + tile, left : left + tile].to(dtype)
-                full = _transformed(part, h.to(dtype), crop=False)
-                y[..., top : top + full.shape[-2], left : left + full.shape[-1]] += full
+                rows, columns = (side + 2 * r for side, r in zip(part.shape[-2:], reach, strict=True))
+                full = _filtered(part, spectrum, n, slice(0, rows))
+                y[..., top : top + rows, left : left + columns] += full[..., :columns]
         return y[..., reach[0] : reach[0] + height, reach[1] : reach[1] + width].to(u.dtype)
 
 
-def _transformed(u: Tensor, h: Tensor, crop: bool) -> Tensor:
-    """The full convolution (H + 2 r_y, W + 2 r_x), or cropped to u's own grid, which needs a shorter transform."""
-    (height, width), reach = u.shape[-2:], (h.shape[-2] // 2, h.shape[-1] // 2)
-    # Circular wrap-around is allowed where no output is read; a tap farther than the grid is wide meets nothing.
-    grow = 1 if crop else 2
-    n = fast_length(height + grow * reach[0]), fast_length(width + grow * reach[1])
-    y = torch.fft.irfft2(torch.fft.rfft2(u, n) * torch.fft.rfft2(h, n), n)
-    if crop:
-        return y[..., reach[0] : reach[0] + height, reach[1] : reach[1] + width]
-    return y[..., : height + 2 * reach[0], : width + 2 * reach[1]]
+def _filtered(u: Tensor, spectrum: Tensor, n: Pair, rows: slice) -> Tensor:
+    """The circular convolution (..., rows, n_x) of u (..., H, W) padded to n. Rows of zeros are not transformed, nor
+    rows that nobody reads."""
+    z = torch.fft.fft(torch.fft.rfft(u, n[1]), n[0], dim=-2) * spectrum
+    return torch.fft.irfft(torch.fft.ifft(z, dim=-2, norm="forward")[..., rows, :], n[1], norm="forward")
 
 
-def toeplitz(h: Tensor, length: int) -> Tensor:
-    """The matrix (..., length, length) that convolves with a centred filter (..., 2 r + 1): `T[i, j] = h[i - j]`.
-
-    Raises ValueError for an even filter, which has no centre.
-    """
-    if h.shape[-1] % 2 == 0:
-        raise ValueError(f"a centred filter has an odd number of taps, not {h.shape[-1]}")
-    reach = h.shape[-1] // 2
-    lags = torch.nn.functional.pad(h, (length - 1 - reach, length - 1 - reach))  # -(length - 1) ... length - 1
-    return lags.flip(-1).unfold(-1, length, 1).flip(-2)
-
-
-def separable_conv2d(u: Tensor, down: Tensor, along: Tensor) -> Tensor:
-    """Centred convolution with the filter `sum_r down_r(D_y) along_r(D_x)`, as two matrix products and no transform.
-
-    u: (B, C, H, W), down: (C, R, 2 r_y + 1), along: (C, R, 2 r_x + 1) -> (B, C, H, W). Unlike an FFT, matrix products
-    may run in half precision, so they follow the autocast.
-    """
-    height, width = u.shape[-2:]
-    columns, rows = (toeplitz(f, n).to(u.dtype) for f, n in ((down, height), (along, width)))
-    return (columns @ u.unsqueeze(2) @ rows.mT).sum(dim=2)
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

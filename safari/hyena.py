@@ -91,7 +91,7 @@ class HyenaMixer(nn.Module):
 
     def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int]) -> Tensor:
         """As a mixer: streams of (B, L, D) each; neither the tokens nor the grid matter to it."""
-        return self.mix(torch.cat(streams, dim=-1))
+        return self.mix(torch.cat(tuple(streams), dim=-1))
 
 
 class HyenaOperator(HyenaMixer):

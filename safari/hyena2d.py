@@ -6,21 +6,27 @@ B batch, (H, W) the grid, L = H W, D channels. Filters are functions of offsets 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from safari.fftconv import long_conv2d, separable_conv2d
+from safari.fftconv import convolve2d, filter_spectrum, spectrum_bytes, transform_size
+from safari.filter_cache import FilterCache
+from safari.head_groups import mix_in_head_groups
 from safari.landmark_attention import LandmarkAttention
 from safari.linear_attention import FEATURE_MAPS, LinearAttention
 from safari.offset_filters import OffsetFilter
+from safari.toeplitz import axial_conv2d, separable_conv2d
 from safari.window_attention import window_attention
 
 Long = Literal["full", "separable", "axial_1d", "none"]
 Content = Literal["landmarks", "hedgehog", "elu", "none"]
 Gates = Literal["diagonal", "dense"]
+Convolution = Callable[[Tensor, slice], Tensor]  # of (B, C, H, W) with the filters of these channels
 
 
 class Hyena2d(nn.Module):
@@ -76,37 +82,60 @@ class Hyena2d(nn.Module):
         if min(rank, reach, filter_order) < 1 or window < 0:
             raise ValueError(f"{rank=}, {reach=}, {filter_order=} must be positive, {window=} not negative")
         self.heads, self.window = heads, window
-        self.short_q, self.short_k, self.short_v = (_depthwise(d_model, 3) for _ in range(3))
+        self.short_q, self.short_k, self.short_v = (Depthwise(d_model, 3) for _ in range(3))
         self.gate_q, self.gate_k = _gate(d_model, gates), _gate(d_model, gates)
-        self.norm_u, self.norm_p = (HeadNorm(d_model, heads) if norm else nn.Identity() for _ in range(2))
+        self.norm_u, self.norm_p = (HeadNorm(d_model, heads) if norm else NoNorm() for _ in range(2))
         self.skip = nn.Parameter(torch.ones(d_model, 1, 1))
-        self.local = _depthwise(d_model, local, scale=0.0) if local else None
+        self.local = Depthwise(d_model, local, scale=0.0) if local else None
         self.long = _long(long, d_model, groups or d_model, rank, reach, filter_order)
         self.content = _content(content, d_model, heads, landmarks)
         self.window_gate = nn.Parameter(torch.zeros(d_model)) if window else None
         self.place_gain = nn.Parameter(torch.full((d_model, 1, 1), 0.1))
 
-    def by_place(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, D, H, W) each -> (B, D, H, W)."""
-        q, k, v = self.short_q(q), self.short_k(k), self.short_v(v)
-        u = self.norm_u(self.gate_k(k) * v)
-        mixed = self.skip * u
+    def by_place(self, q: Tensor, k: Tensor, v: Tensor, channels: slice, long: Convolution | None) -> Tensor:
+        """Of some channels, whole heads: (B, C, H, W) each -> (B, C, H, W)."""
+        q, k, v = self.short_q(q, channels), self.short_k(k, channels), self.short_v(v, channels)
+        u = self.norm_u(self.gate_k(k, channels) * v, channels)
+        mixed = self.skip[channels] * u
         if self.local is not None:
-            mixed = mixed + self.local(u)
-        if self.long is not None:
+            mixed = mixed + self.local(u, channels)
+        if long is not None:
             # Without the mean a constant stays constant at the zero-padded border, and no DC bin grows large.
-            mixed = mixed + self.long(u - u.mean(dim=(-2, -1), keepdim=True))
-        return self.place_gain * self.norm_p(self.gate_q(q) * mixed)
+            mixed = mixed + long(u - u.mean(dim=(-2, -1), keepdim=True), channels)
+        return self.place_gain[channels] * self.norm_p(self.gate_q(q, channels) * mixed, channels)
 
-    def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int]) -> Tensor:
-        h, w = size
-        grids = (rearrange(t, "b (h w) d -> b d h w", h=h, w=w) for t in streams)
-        y = rearrange(self.by_place(*grids), "b d h w -> b (h w) d")
-        if self.content is not None:
-            y = y + self.content(streams, x)
-        if self.window_gate is not None:
-            y = y + self.window_gate * window_attention(*streams, self.heads, size, self.window)
-        return y
+    def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int]) -> Tensor:
+        long = self.long(size) if self.long is not None else None
+        hidden = self.content.hidden(x) if self.content is not None else None
+
+        def of_heads(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
+            y = self.by_place(*(t.unflatten(-1, size) for t in (q, k, v)), channels, long).flatten(2)
+            if self.content is not None:
+                y = y + self.content.of_heads(q, k, v, channels, hidden)
+            if self.window_gate is not None:
+                heads = q.shape[1] * self.heads // x.shape[-1]
+                windows = window_attention(q.mT, k.mT, v.mT, heads, size, self.window).mT
+                y = y + self.window_gate[channels, None] * windows
+            return y
+
+        dense = isinstance(self.gate_q, DenseGate)  # which mixes the heads
+        return mix_in_head_groups(of_heads, streams, x, self.heads, at_once=self.heads if dense else 0)
+
+
+class Depthwise(nn.Conv2d):
+    """A convolution of each channel of (B, D, H, W) with a square of its own, the border cells repeated outwards.
+
+    It starts as `scale` times the identity. Given fewer channels, (B, C, H, W), it is told which.
+    """
+
+    def __init__(self, d_model: int, side: int, scale: float = 1.0):
+        super().__init__(d_model, d_model, side, padding=side // 2, padding_mode="replicate", groups=d_model)
+        nn.init.zeros_(self.weight).data[..., side // 2, side // 2] = scale
+        nn.init.zeros_(self.bias)
+
+    def forward(self, z: Tensor, channels: slice = slice(None)) -> Tensor:
+        z = F.pad(z, (self.padding[1],) * 2 + (self.padding[0],) * 2, mode="replicate")
+        return F.conv2d(z, self.weight[channels], self.bias[channels], groups=z.shape[1])
 
 
 class HeadNorm(nn.Module):
@@ -114,14 +143,21 @@ class HeadNorm(nn.Module):
 
     def __init__(self, d_model: int, heads: int, epsilon: float = 1e-6):
         super().__init__()
-        self.heads, self.epsilon = heads, epsilon
+        self.head_dim, self.epsilon = d_model // heads, epsilon
         self.gain = nn.Parameter(torch.ones(d_model, 1, 1))
 
-    def forward(self, u: Tensor) -> Tensor:
-        z = rearrange(u, "b (n e) h w -> b n e h w", n=self.heads)
+    def forward(self, u: Tensor, channels: slice = slice(None)) -> Tensor:
+        z = rearrange(u, "b (n e) h w -> b n e h w", e=self.head_dim)
         wide = z if z.dtype == torch.float64 else z.float()
         z = z * torch.rsqrt(wide.square().mean(dim=2, keepdim=True) + self.epsilon).to(z.dtype)
-        return self.gain * z.flatten(1, 2)
+        return self.gain[channels] * z.flatten(1, 2)
+
+
+class NoNorm(nn.Module):
+    """In place of a norm that is left out."""
+
+    def forward(self, u: Tensor, channels: slice = slice(None)) -> Tensor:
+        return u
 
 
 class Gate(nn.Module):
@@ -132,8 +168,20 @@ class Gate(nn.Module):
         self.a = nn.Parameter(torch.full((d_model, 1, 1), 0.1))
         self.b = nn.Parameter(torch.ones(d_model, 1, 1))
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.a * z + self.b
+    def forward(self, z: Tensor, channels: slice = slice(None)) -> Tensor:
+        return torch.addcmul(self.b[channels], self.a[channels], z)
+
+
+class DenseGate(nn.Conv2d):
+    """A 1x1 convolution over all channels at once, near one at the start."""
+
+    def __init__(self, d_model: int):
+        super().__init__(d_model, d_model, 1)
+        nn.init.dirac_(self.weight).data.mul_(0.1)
+        nn.init.ones_(self.bias)
+
+    def forward(self, z: Tensor, channels: slice = slice(None)) -> Tensor:
+        return super().forward(z)
 
 
 class FullFilter(nn.Module):
@@ -143,44 +191,76 @@ class FullFilter(nn.Module):
 
     def __init__(self, d_model: int, groups: int, reach: int, order: int):
         super().__init__()
-        self.repeat, self.reach = d_model // groups, reach
+        self.groups, self.repeat, self.reach = groups, d_model // groups, reach
         self.filter = OffsetFilter(groups, axes=2, order=order)
+        self.cache = FilterCache()
 
-    def forward(self, u: Tensor) -> Tensor:
-        h = self.filter(*(min(self.reach, n - 1) for n in u.shape[-2:]))
-        tile = self.tile if max(u.shape[-2:]) > self.whole else 0
-        return long_conv2d(u, h.repeat_interleave(self.repeat, dim=0), tile)
+    def forward(self, size: tuple[int, int]) -> Convolution:
+        tile = self.tile if max(size) > self.whole else 0
+        reach = tuple(min(self.reach, n - 1) for n in size)
+        n = transform_size(size, reach, tile)
+
+        def spectrum(groups: slice) -> Tensor:
+            return filter_spectrum(self.filter(*reach, channels=groups), n)
+
+        # All at once if they can be kept, else for some channels at a time, anew in every call.
+        whole = None
+        if self.groups * spectrum_bytes(n, self.filter.log_rate.dtype) <= self.cache.budget:
+            weights = self.filter.parameters()
+            (whole,) = self.cache.get((reach, n), weights, lambda: (spectrum(slice(self.groups)),))
+
+        def convolve(u: Tensor, channels: slice) -> Tensor:
+            first, last = channels.start // self.repeat, (channels.stop - 1) // self.repeat + 1
+            some = whole[first:last] if whole is not None else spectrum(slice(first, last))
+            if self.repeat > 1:
+                some = some[torch.arange(channels.start, channels.stop, device=u.device) // self.repeat - first]
+            return convolve2d(u, some, n, reach, tile)
+
+        return convolve
 
 
-class SeparableFilter(nn.Module):
+class AxisFilters(nn.Module):
+    """Implicit filters along the columns and along the rows, `rank` of each for every channel."""
+
+    def __init__(self, d_model: int, groups: int, rank: int, reach: int, order: int, start: float):
+        super().__init__()
+        self.repeat, self.rank, self.reach = d_model // groups, rank, reach
+        self.down, self.along = (OffsetFilter(groups * rank, axes=1, order=order, start=start) for _ in range(2))
+        self.cache = FilterCache()
+
+    def filters(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(D, rank, 2 r_y + 1) and (D, rank, 2 r_x + 1)."""
+        reach = tuple(min(self.reach, n - 1) for n in size)
+
+        def make() -> tuple[Tensor, Tensor]:
+            return tuple(
+                rearrange(f(r), "(c r) d -> c r d", r=self.rank).repeat_interleave(self.repeat, dim=0)
+                for f, r in zip((self.down, self.along), reach, strict=True)
+            )
+
+        return self.cache.get(reach, self.parameters(), make)
+
+
+class SeparableFilter(AxisFilters):
     """Convolution with a sum of `rank` products of a column and a row filter, by two matrix products."""
 
     def __init__(self, d_model: int, groups: int, rank: int, reach: int, order: int):
-        super().__init__()
-        self.repeat, self.rank, self.reach = d_model // groups, rank, reach
-        self.down = OffsetFilter(groups * rank, axes=1, order=order, start=0.3)
-        self.along = OffsetFilter(groups * rank, axes=1, order=order, start=0.3)
+        super().__init__(d_model, groups, rank, reach, order, start=0.3)
 
-    def forward(self, u: Tensor) -> Tensor:
-        filters = (f(min(self.reach, n - 1)) for f, n in zip((self.down, self.along), u.shape[-2:], strict=True))
-        down, along = (
-            rearrange(f, "(c r) d -> c r d", r=self.rank).repeat_interleave(self.repeat, dim=0) for f in filters
-        )
-        return separable_conv2d(u, down, along)
+    def forward(self, size: tuple[int, int]) -> Convolution:
+        down, along = self.filters(size)
+        return lambda u, channels: separable_conv2d(u, down[channels], along[channels])
 
 
-class AxialFilter(nn.Module):
+class AxialFilter(AxisFilters):
     """Convolution along each column plus convolution along each row."""
 
     def __init__(self, d_model: int, groups: int, reach: int, order: int):
-        super().__init__()
-        self.repeat, self.reach = d_model // groups, reach
-        self.down, self.along = (OffsetFilter(groups, axes=1, order=order) for _ in range(2))
+        super().__init__(d_model, groups, 1, reach, order, start=0.1)
 
-    def forward(self, u: Tensor) -> Tensor:
-        h, w = (min(self.reach, n - 1) for n in u.shape[-2:])
-        down, along = (f.repeat_interleave(self.repeat, dim=0) for f in (self.down(h), self.along(w)))
-        return long_conv2d(u, down[:, :, None]) + long_conv2d(u, along[:, None, :])
+    def forward(self, size: tuple[int, int]) -> Convolution:
+        down, along = self.filters(size)
+        return lambda u, channels: axial_conv2d(u, down[channels], along[channels])
 
 
 def _long(kind: str, d_model: int, groups: int, rank: int, reach: int, order: int) -> nn.Module | None:
@@ -207,20 +287,9 @@ def _content(kind: str, d_model: int, heads: int, landmarks: int) -> nn.Module |
     return None
 
 
-def _depthwise(d_model: int, side: int, scale: float = 1.0) -> nn.Conv2d:
-    """A depthwise convolution that starts as `scale` times the identity."""
-    conv = nn.Conv2d(d_model, d_model, side, padding=side // 2, padding_mode="replicate", groups=d_model)
-    nn.init.zeros_(conv.weight).data[..., side // 2, side // 2] = scale
-    nn.init.zeros_(conv.bias)
-    return conv
-
-
 def _gate(d_model: int, kind: str) -> nn.Module:
     if kind == "diagonal":
         return Gate(d_model)
     if kind != "dense":
         raise ValueError(f"gates={kind!r} is not one of diagonal, dense")
-    gate = nn.Conv2d(d_model, d_model, 1)
-    nn.init.dirac_(gate.weight).data.mul_(0.1)
-    nn.init.ones_(gate.bias)
-    return gate
+    return DenseGate(d_model)

@@ -5,10 +5,14 @@ LinFusion (Liu et al. 2024) for the form and its normalisation, Hedgehog (Zhang 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+
+from safari.head_groups import mix_in_head_groups
 
 FEATURE_MAPS = ("hedgehog", "elu")
 
@@ -21,26 +25,27 @@ class Hedgehog(nn.Module):
         self.scale = head_dim**-0.25
         self.weight = nn.Parameter(torch.eye(head_dim).repeat(heads, 1, 1))
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, heads, L, E) -> (B, heads, L, 2 E)."""
-        z = self.scale * z @ self.weight
-        return torch.cat([z.softmax(-1), (-z).softmax(-1)], dim=-1)
+    def forward(self, z: Tensor, heads: slice = slice(None)) -> Tensor:
+        """(B, heads, E, L) -> (B, heads, 2 E, L)."""
+        z = (self.scale * self.weight[heads]).mT @ z
+        return torch.cat([z.softmax(-2), (-z).softmax(-2)], dim=-2)
 
 
 class EluPlusOne(nn.Module):
     """`phi(z) = elu(z) + 1`."""
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, heads: slice = slice(None)) -> Tensor:
         return F.elu(z) + 1
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """`q (mean k^T v) / (q . mean k + epsilon)` over (B, heads, L, E), q and k positive; means over tokens in float32."""
+    """`q (mean k^T v) / (q . mean k + epsilon)` over (B, heads, E, L), q and k positive; means over tokens in float32."""
     q, k, v32 = (t.float() if t.dtype != torch.float64 else t for t in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
-        context = k.mT @ v32 / k.shape[-2]
-        weight = q @ k.mean(dim=-2).unsqueeze(-1)
-        return (q @ context / (weight + epsilon)).to(v.dtype)
+        # The weights' sums are one more row of the same product, so no (E, L) temporary is made for them.
+        context = torch.cat([v32 @ k.mT / k.shape[-1], k.mean(dim=-1).unsqueeze(-2)], dim=-2)
+        y = context @ q
+        return (y[..., :-1, :] / (y[..., -1:, :] + epsilon)).to(v.dtype)
 
 
 class LinearAttention(nn.Module):
@@ -58,7 +63,7 @@ class LinearAttention(nn.Module):
             raise ValueError(f"heads={heads} must divide d_model={d_model}")
         if feature_map not in FEATURE_MAPS:
             raise ValueError(f"feature_map={feature_map!r} is not one of {', '.join(FEATURE_MAPS)}")
-        self.heads = heads
+        self.heads, self.head_dim = heads, d_model // heads
         width = width or max(8, d_model // 4)
 
         def bottleneck() -> nn.Sequential:
@@ -73,7 +78,22 @@ class LinearAttention(nn.Module):
         self.f_q, self.f_k = bottleneck(), bottleneck()
         self.phi_q, self.phi_k = features(), features()
 
-    def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        q, k, v = streams
-        q, k, v = (rearrange(t, "b l (n e) -> b n l e", n=self.heads) for t in (q + self.f_q(x), k + self.f_k(x), v))
-        return rearrange(linear_attention(self.phi_q(q), self.phi_k(k), v), "b n l e -> b l (n e)")
+    def hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What f_q and f_k make of the tokens before their last layer, (B, width, L) each."""
+        return self.f_q[:-1](x).mT, self.f_k[:-1](x).mT
+
+    def of_heads(self, q: Tensor, k: Tensor, v: Tensor, channels: slice, hidden: tuple[Tensor, Tensor]) -> Tensor:
+        """The answer for some channels, whole heads: q, k, v (B, C, L) -> (B, C, L)."""
+        heads = slice(channels.start // self.head_dim, channels.stop // self.head_dim)
+        streams = _shifted(q, self.f_q[-1], hidden[0], channels), _shifted(k, self.f_k[-1], hidden[1], channels), v
+        q, k, v = (t.unflatten(1, (-1, self.head_dim)) for t in streams)
+        return linear_attention(self.phi_q(q, heads), self.phi_k(k, heads), v).flatten(1, 2)
+
+    def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return mix_in_head_groups(partial(self.of_heads, hidden=self.hidden(x)), streams, x, self.heads)
+
+
+def _shifted(stream: Tensor, last: nn.Linear, hidden: Tensor, channels: slice) -> Tensor:
+    """`stream + last(hidden)`, of some channels; (B, C, L)."""
+    weight = last.weight[channels].expand(len(hidden), -1, -1)
+    return torch.baddbmm(stream, weight, hidden) + last.bias[channels, None]

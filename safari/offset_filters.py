@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -30,8 +31,11 @@ class OffsetFilter(nn.Module):
         self.last.weight.data.mul_(start)
         self.log_rate = nn.Parameter(-torch.linspace(0, math.log(16), channels))
 
-    def forward(self, *reach: int) -> Tensor:
-        """The filter for these reaches, (C, 2 r + 1) or (C, 2 r_y + 1, 2 r_x + 1), in float32 whatever the autocast."""
+    def forward(self, *reach: int, channels: slice = slice(None)) -> Tensor:
+        """The filter for these reaches, (C, 2 r + 1) or (C, 2 r_y + 1, 2 r_x + 1), of all channels or some.
+
+        In float32 whatever the autocast.
+        """
         device = self.log_rate.device
         offsets = torch.stack(
             torch.meshgrid(*(torch.arange(-r, r + 1, device=device) for r in reach), indexing="ij"), dim=-1
@@ -39,6 +43,6 @@ class OffsetFilter(nn.Module):
         angle = (offsets[..., None] * self.frequencies.to(offsets)).flatten(-2)
         with torch.autocast(device.type, enabled=False):
             z = torch.cat([angle.cos(), angle.sin()], dim=-1)
-            h = self.last(torch.sin(self.hidden(torch.sin(self.first(z)))))
-            window = torch.exp(-offsets.norm(dim=-1, keepdim=True) * self.log_rate.exp())
+            h = F.linear(torch.sin(self.hidden(torch.sin(self.first(z)))), self.last.weight[channels])
+            window = torch.exp(-offsets.norm(dim=-1, keepdim=True) * self.log_rate[channels].exp())
             return (h * window).movedim(-1, 0)

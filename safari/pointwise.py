@@ -19,4 +19,4 @@ class PointwiseMixer(nn.Module):
         self.layers = nn.Sequential(nn.Linear(streams * d_model, hidden), nn.GELU(), nn.Linear(hidden, d_model))
 
     def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.layers(torch.cat(streams, dim=-1)) + streams[-1]
+        return self.layers(torch.cat(tuple(streams), dim=-1)) + streams[-1]

@@ -10,9 +10,12 @@ A student reuses the site's own projections, whatever a fine-tune or a LoRA made
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safari import (
@@ -25,6 +28,7 @@ from safari import (
     WindowAttention,
 )
 from safari.filters import HyenaFilter
+from safari.head_groups import ProjectedStreams
 from safari.offset_filters import OffsetFilter
 from sd_hyena.config import Operator
 from sd_hyena.errors import BadInput
@@ -122,6 +126,20 @@ def _check_size(spec: StudentSpec, size: Size) -> None:
         )
 
 
+def _foldable(projection: nn.Module, x: Tensor, own: torch.dtype) -> bool:
+    """Whether a change may be added to the weight instead of the answer: a plain layer that nobody stands around (a LoRA,
+    quantisation, weights that wait elsewhere), in the student's dtype. Training keeps the two apart."""
+    hooks = projection._forward_hooks, projection._forward_pre_hooks
+    return (
+        not torch.is_grad_enabled()
+        and type(projection) is nn.Linear
+        and "forward" not in vars(projection)
+        and not any(hooks)
+        and type(projection.weight) is nn.Parameter
+        and projection.weight.dtype == x.dtype == own
+    )
+
+
 class Student(nn.Module):
     """A mixer between the site's own projections plus their trained change."""
 
@@ -147,13 +165,26 @@ class Student(nn.Module):
         """
         _check_size(self.spec, size)
         own = self.change_out.weight.dtype
-        q, k, v = (project(x).to(own) for project in projections[:3])
         x_ = x.to(own)
-        streams = (q, *[k] * (len(self.change) - 2), v)
-        streams = tuple(s + change(x_) for s, change in zip(streams, self.change, strict=True))
-        y = self.mixer(streams, x_, size)
+        y = self.mixer(self._streams(x, x_, projections), x_, size)
         out, dropout = projections.to_out
+        if _foldable(out, x, own):
+            return dropout(F.linear(y, out.weight + self.change_out.weight, out.bias))
         return dropout(out(y.to(x.dtype)) + self.change_out(y).to(x.dtype))
+
+    def _streams(self, x: Tensor, x_: Tensor, projections: Projections) -> Sequence[Tensor]:
+        """The site's projections of x plus the change of x_, which is x in the student's dtype."""
+        q, k, v = projections[:3]
+        sources = (q, *[k] * (len(self.change) - 2), v)
+        if all(_foldable(source, x, x_.dtype) for source in sources):
+            weights, biases = [], []
+            for source, change in zip(sources, self.change, strict=True):
+                weights.append(source.weight + change.weight)
+                biases.append(change.bias if source.bias is None else source.bias + change.bias)
+            return ProjectedStreams(x, torch.stack(weights), torch.stack(biases))
+        q, k, v = (project(x).to(x_.dtype) for project in (q, k, v))
+        streams = (q, *[k] * (len(self.change) - 2), v)
+        return tuple(s + change(x_) for s, change in zip(streams, self.change, strict=True))
 
 
 class PublishedStudent(nn.Module):

@@ -1,0 +1,66 @@
+"""Mixing some heads at a time: what lies between the projections is independent from head to head.
+
+B batch, L tokens, D channels, C channels of a group of heads. Between projections and answer everything is (B, C, L),
+and only a group's temporaries live at once: a processor finds them in its cache, and the peak of a block stays below
+that of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
+SMALLEST_GROUP = {"cpu": 2**17}  # numbers in a stream's group: about what a core's cache holds
+SMALLEST_ON_GPU = 2**21  # below it a kernel takes longer to launch than to run
+
+
+class ProjectedStreams(Sequence):
+    """The streams `x weight_iᵀ + bias_i` of tokens x (B, L, D), computed when somebody asks for them.
+
+    A sequence of (B, L, D), like the tuple of streams that it stands for; weight (N, D, D), bias (N, D).
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor):
+        self.x, self.weight, self.bias = x, weight, bias
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.nn.functional.linear(self.x, self.weight[i], self.bias[i])
+
+    def channels(self, part: slice) -> tuple[Tensor, ...]:
+        """(B, C, L) each, in one matrix product."""
+        weight, bias = self.weight[:, part].flatten(0, 1), self.bias[:, part].flatten()
+        product = torch.baddbmm(bias[:, None], weight.expand(len(self.x), -1, -1), self.x.mT)
+        return product.chunk(len(self), dim=1)
+
+
+def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], x: Tensor, heads: int, at_once: int = 0) -> Tensor:
+    """The answers (B, C, L) of `mix(q, k, v, channels)`, q, k, v (B, C, L), put together to (B, L, D).
+
+    `streams` as a mixer gets them, x the tokens (B, L, D), `channels` the slice of D that is asked for. `at_once` heads,
+    by default as many as this device likes.
+    """
+    parts = list(_parts(x.shape[-1], heads, at_once or heads_at_once(heads, x)))
+    if isinstance(streams, ProjectedStreams):
+        groups = (streams.channels(part) for part in parts)
+    else:  # split, not sliced: a slice's gradient is as large as the whole
+        groups = zip(*(t.mT.split([p.stop - p.start for p in parts], dim=1) for t in streams), strict=True)
+    return torch.cat([mix(*group, part) for group, part in zip(groups, parts, strict=True)], dim=1).mT
+
+
+def heads_at_once(heads: int, x: Tensor) -> int:
+    """How many heads of tokens x (B, L, D) to mix at once."""
+    smallest = SMALLEST_GROUP.get(x.device.type, SMALLEST_ON_GPU)
+    groups = min(heads, max(1, x.numel() // smallest))
+    return -(-heads // groups)
+
+
+def _parts(d_model: int, heads: int, at_once: int) -> Iterator[slice]:
+    width = d_model // heads * at_once
+    for start in range(0, d_model, width):
+        yield slice(start, min(start + width, d_model))
