@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
-SMALLEST_GROUP = {"cpu": 2**17}  # numbers in a stream's group: about what a core's cache holds
+Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads (B, C, L), which -> (B, C, L)
+SMALLEST_GROUP = {"cpu": 2**18}  # numbers in a stream of a group: what a core has cache for
 SMALLEST_ON_GPU = 2**21  # below it a kernel takes longer to launch than to run
 
 
@@ -40,10 +40,10 @@ class ProjectedStreams(Sequence):
 
 
 def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], x: Tensor, heads: int, at_once: int = 0) -> Tensor:
-    """The answers (B, C, L) of `mix(q, k, v, channels)`, q, k, v (B, C, L), put together to (B, L, D).
+    """The answers of `mix(q, k, v, channels)` put together to (B, L, D), of `at_once` heads each.
 
-    `streams` as a mixer gets them, x the tokens (B, L, D), `channels` the slice of D that is asked for. `at_once` heads,
-    by default as many as this device likes.
+    `streams` as a mixer gets them, x the tokens (B, L, D), `channels` a slice of D. By default as many heads at once as
+    this device likes.
     """
     parts = list(_parts(x.shape[-1], heads, at_once or heads_at_once(heads, x)))
     if isinstance(streams, ProjectedStreams):
@@ -56,7 +56,7 @@ def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], x: Tensor, heads: in
 def heads_at_once(heads: int, x: Tensor) -> int:
     """How many heads of tokens x (B, L, D) to mix at once."""
     smallest = SMALLEST_GROUP.get(x.device.type, SMALLEST_ON_GPU)
-    groups = min(heads, max(1, x.numel() // smallest))
+    groups = min(heads, -(-x.numel() // smallest))
     return -(-heads // groups)
 
 

@@ -94,24 +94,25 @@ class Hyena2d(nn.Module):
 
     def by_place(self, q: Tensor, k: Tensor, v: Tensor, channels: slice, long: Convolution | None) -> Tensor:
         """Of some channels, whole heads: (B, C, H, W) each -> (B, C, H, W)."""
-        q, k, v = self.short_q(q, channels), self.short_k(k, channels), self.short_v(v, channels)
-        u = self.norm_u(self.gate_k(k, channels) * v, channels)
+        u = self.norm_u(self.gate_k(self.short_k(k, channels), channels) * self.short_v(v, channels), channels)
         mixed = self.skip[channels] * u
         if self.local is not None:
             mixed = mixed + self.local(u, channels)
         if long is not None:
             # Without the mean a constant stays constant at the zero-padded border, and no DC bin grows large.
             mixed = mixed + long(u - u.mean(dim=(-2, -1), keepdim=True), channels)
-        return self.place_gain[channels] * self.norm_p(self.gate_q(q, channels) * mixed, channels)
+        return self.place_gain[channels] * self.norm_p(
+            self.gate_q(self.short_q(q, channels), channels) * mixed, channels
+        )
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int]) -> Tensor:
         long = self.long(size) if self.long is not None else None
-        hidden = self.content.hidden(x) if self.content is not None else None
+        content = self.content.among(x) if self.content is not None else None
 
-        def of_heads(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
+        def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
             y = self.by_place(*(t.unflatten(-1, size) for t in (q, k, v)), channels, long).flatten(2)
-            if self.content is not None:
-                y = y + self.content.of_heads(q, k, v, channels, hidden)
+            if content is not None:
+                y = y + content(q, k, v, channels)
             if self.window_gate is not None:
                 heads = q.shape[1] * self.heads // x.shape[-1]
                 windows = window_attention(q.mT, k.mT, v.mT, heads, size, self.window).mT
@@ -119,7 +120,7 @@ class Hyena2d(nn.Module):
             return y
 
         dense = isinstance(self.gate_q, DenseGate)  # which mixes the heads
-        return mix_in_head_groups(of_heads, streams, x, self.heads, at_once=self.heads if dense else 0)
+        return mix_in_head_groups(mix, streams, x, self.heads, at_once=self.heads if dense else 0)
 
 
 class Depthwise(nn.Conv2d):

@@ -50,17 +50,15 @@ def separable_conv2d(u: Tensor, down: Tensor, along: Tensor) -> Tensor:
 
     u: (B, C, H, W), down: (C, R, 2 r_y + 1), along: (C, R, 2 r_x + 1) -> (B, C, H, W).
     """
-    columns = [(seen, matrix.flatten(1, 2)) for seen, matrix in bands(down.to(u.dtype), u.shape[-2])]
-    rows = [(seen, matrix.flatten(2).mT) for seen, matrix in bands(along.to(u.dtype), u.shape[-1])]
+    columns = bands(down.to(u.dtype), u.shape[-2])
+    z = [[column.flatten(1, 2) @ plane[:, seen] for plane in u] for seen, column in columns]
+    rows = [(seen, row.flatten(2).mT) for seen, row in bands(along.to(u.dtype), u.shape[-1])]
 
-    def of_sample(plane: Tensor) -> Tensor:
-        y = []
-        for seen, column in columns:
-            z = (column @ plane[:, seen]).unflatten(1, (-1, down.shape[1]))  # (C, cells, R, W)
-            y.append(_joined([(z[..., seen].flatten(2) @ row).flip(1, 2) for seen, row in rows], dim=2))
-        return _joined(y, dim=1)
+    def of_band(part: Tensor) -> Tensor:
+        part = part.unflatten(1, (-1, down.shape[1]))  # (C, cells, R, W)
+        return _joined([(part[..., seen].flatten(2) @ row).flip(1, 2) for seen, row in rows], dim=2)
 
-    return _joined([of_sample(plane)[None] for plane in u], dim=0)
+    return _joined([torch.stack([of_band(part) for part in band]) for band in z], dim=2)
 
 
 def axial_conv2d(u: Tensor, down: Tensor, along: Tensor) -> Tensor:
@@ -68,14 +66,11 @@ def axial_conv2d(u: Tensor, down: Tensor, along: Tensor) -> Tensor:
 
     u: (B, C, H, W), down: (C, 1, 2 r_y + 1), along: (C, 1, 2 r_x + 1) -> (B, C, H, W).
     """
-    columns = [(seen, matrix.squeeze(2)) for seen, matrix in bands(down.to(u.dtype), u.shape[-2])]
-    rows = [(seen, matrix.squeeze(2).mT) for seen, matrix in bands(along.to(u.dtype), u.shape[-1])]
-
-    def of_sample(plane: Tensor) -> Tensor:
-        y = _joined([(column @ plane[:, seen]).flip(1) for seen, column in columns], dim=1)
-        return y + _joined([(plane[..., seen] @ row).flip(2) for seen, row in rows], dim=2)
-
-    return _joined([of_sample(plane)[None] for plane in u], dim=0)
+    columns = bands(down.to(u.dtype), u.shape[-2])
+    z = [torch.stack([column.squeeze(2) @ plane[:, seen] for plane in u]).flip(2) for seen, column in columns]
+    rows = bands(along.to(u.dtype), u.shape[-1])
+    y = [torch.stack([plane[..., seen] @ row.squeeze(2).mT for plane in u]).flip(3) for seen, row in rows]
+    return _joined(z, dim=2) + _joined(y, dim=3)
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safari import (
@@ -169,7 +168,8 @@ class Student(nn.Module):
         y = self.mixer(self._streams(x, x_, projections), x_, size)
         out, dropout = projections.to_out
         if _foldable(out, x, own):
-            return dropout(F.linear(y, out.weight + self.change_out.weight, out.bias))
+            weight = (out.weight + self.change_out.weight).mT.expand(len(y), -1, -1)  # y's channels lie outermost
+            return dropout(torch.bmm(y, weight) if out.bias is None else torch.baddbmm(out.bias, y, weight))
         return dropout(out(y.to(x.dtype)) + self.change_out(y).to(x.dtype))
 
     def _streams(self, x: Tensor, x_: Tensor, projections: Projections) -> Sequence[Tensor]:
