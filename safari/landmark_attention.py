@@ -7,11 +7,13 @@ Nystromformer (Xiong et al. 2021) for softmax attention from its values at landm
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+
+from safari.head_groups import Mix, mix_in_head_groups
 
 
 def ridge_solve(a: Tensor, b: Tensor, ridge: Tensor) -> Tensor:
@@ -45,16 +47,24 @@ class LandmarkAttention(nn.Module):
         self.b_q, self.b_k = (nn.Parameter(0.1 * torch.randn(heads, landmarks, e)) for _ in range(2))
         self.log_ridge = nn.Parameter(torch.full((heads, 1, 1), math.log(1e-2)))
 
-    def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        q, k, v = (rearrange(t, "b l (n e) -> b n l e", n=self.heads) for t in streams)
+    def among(self, x: Tensor) -> Mix:
+        """Among these tokens (B, L, D): the mixing of some heads."""
+        return self._mix
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
+        e = self.seek.shape[-1]
+        heads = slice(channels.start // e, channels.stop // e)
+        q, k, v = (t.unflatten(1, (-1, e)).mT.contiguous() for t in (q, k, v))
         attend = F.scaled_dot_product_attention
-        c, a_q, a_k, b_q, b_k = (t.to(k.dtype) for t in (self.seek, self.a_q, self.a_k, self.b_q, self.b_k))
+        c, a_q, a_k, b_q, b_k = (t[heads].to(k.dtype) for t in (self.seek, self.a_q, self.a_k, self.b_q, self.b_k))
         c = c.expand(len(k), -1, -1, -1)
         k_, q_ = a_k * attend(c, k, k) + b_k, a_q * attend(c, k, q) + b_q
         met = attend(q_, k, v)
         with torch.autocast(k.device.type, enabled=False):
             wide = torch.float32 if k.device.type == "mps" else torch.float64
             between = (q_.to(wide) @ k_.to(wide).mT * k.shape[-1] ** -0.5).softmax(-1)
-            values = ridge_solve(between, met.to(wide), self.log_ridge.to(wide).exp())
-        y = attend(q, k_, values.to(met.dtype))
-        return rearrange(y, "b n l e -> b l (n e)")
+            values = ridge_solve(between, met.to(wide), self.log_ridge[heads].to(wide).exp())
+        return attend(q, k_, values.to(met.dtype)).mT.flatten(1, 2)
+
+    def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        return mix_in_head_groups(self.among(x), streams, x, self.heads)

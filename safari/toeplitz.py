@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BAND = 128  # rows or columns at a time
+CHANNELS = 32  # at a time, without a GPU: the matrices of more do not fit into a cache
 
 
 def reversed_toeplitz(h: Tensor, length: int, margin: int = 0) -> Tensor:
@@ -50,6 +51,12 @@ def separable_conv2d(u: Tensor, down: Tensor, along: Tensor) -> Tensor:
 
     u: (B, C, H, W), down: (C, R, 2 r_y + 1), along: (C, R, 2 r_x + 1) -> (B, C, H, W).
     """
+    channels = u.shape[1] if u.is_cuda else CHANNELS
+    pieces = zip(u.split(channels, 1), down.split(channels), along.split(channels), strict=True)
+    return _joined([_separable(*piece) for piece in pieces], dim=1)
+
+
+def _separable(u: Tensor, down: Tensor, along: Tensor) -> Tensor:
     columns = bands(down.to(u.dtype), u.shape[-2])
     z = [[column.flatten(1, 2) @ plane[:, seen] for plane in u] for seen, column in columns]
     rows = [(seen, row.flatten(2).mT) for seen, row in bands(along.to(u.dtype), u.shape[-1])]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from safari import long_conv, long_conv2d, reference
-from safari.fftconv import fast_length, separable_conv2d, toeplitz
+from safari.fftconv import convolve2d, fast_length, filter_spectrum, spectrum_bytes, transform_size
 
 GRIDS = [(1, 1), (1, 7), (5, 3), (7, 7), (8, 11)]
 REACHES = [(0, 0), (1, 2), (4, 1), (12, 9)]  # (12, 9) is larger than every grid
@@ -125,14 +125,27 @@ def test_overlap_add_equals_the_whole_transform_in_values_and_gradients(grid, ti
 
 
 def test_a_tile_bounds_the_transform_whatever_the_grid(monkeypatch):
-    transform, sides = torch.fft.rfft2, []
-    monkeypatch.setattr(torch.fft, "rfft2", lambda t, n: sides.append(max(n)) or transform(t, n))
+    transform, sides = torch.fft.fft, []
+    monkeypatch.setattr(
+        torch.fft, "fft", lambda t, n, dim: sides.extend((n, 2 * t.shape[-1] - 2)) or transform(t, n, dim)
+    )
     u, h = torch.randn(2, 61, 83), torch.randn(2, 5, 7)
     long_conv2d(u, h)
     assert max(sides) >= 83
     sides.clear()
     long_conv2d(u, h, tile=10)
     assert 10 <= max(sides) <= fast_length(10 + 6)
+
+
+@pytest.mark.parametrize("tile", [0, 4])
+def test_a_filter_transformed_once_serves_every_grid_of_its_size(tile):
+    h, reach = random_grid(3, 5, 7, seed=1), (2, 3)
+    n = transform_size((9, 11), reach, tile)
+    spectrum = filter_spectrum(h, n)
+    assert spectrum[0].numel() * spectrum.element_size() == spectrum_bytes(n, h.dtype)
+    for seed in range(2):
+        u = random_grid(2, 3, 9, 11, seed=seed + 2)
+        assert torch.equal(convolve2d(u, spectrum, n, reach, tile), long_conv2d(u, h, tile))
 
 
 def test_an_impulse_comes_back_as_the_filter_where_it_stands():
@@ -144,40 +157,11 @@ def test_an_impulse_comes_back_as_the_filter_where_it_stands():
     assert y.abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("length, reach", [(1, 0), (1, 4), (2, 1), (7, 2), (7, 6), (7, 11), (11, 10)])
-def test_toeplitz_is_the_matrix_of_a_centred_convolution(length, reach):
-    u, h = random_grid(2, 3, length), random_grid(3, 2 * reach + 1, seed=1)
-    matrix = toeplitz(h, length)
-    assert matrix.shape == (3, length, length)
-    for i in range(length):
-        for j in range(length):
-            expected = h[:, i - j + reach] if abs(i - j) <= reach else torch.zeros(3, dtype=torch.float64)
-            assert torch.equal(matrix[:, i, j], expected)
-    ours = torch.einsum("cij,bcj->bci", matrix, u)
-    assert_equal_with_gradients(ours, reference.long_conv(u, h, -reach), (u, h))
-
-
-@pytest.mark.parametrize("rank", [1, 3])
-@pytest.mark.parametrize("reach", REACHES)
-@pytest.mark.parametrize("grid", GRIDS)
-def test_a_separable_convolution_is_that_with_the_sum_of_outer_products(grid, reach, rank):
-    u = random_grid(2, 3, *grid)
-    down, along = (random_grid(3, rank, 2 * r + 1, seed=r + 1) for r in reach)
-    h = torch.einsum("cry,crx->cyx", down, along)
-    ours = separable_conv2d(u, down, along)
-    assert_equal_with_gradients(ours, long_conv2d(u, h), (u, down, along))
-    if rank == 3:
-        torch.testing.assert_close(ours, reference.long_conv2d(u, h), rtol=1e-10, atol=1e-10)
-
-
 def test_two_dimensions_in_float32_are_exact_to_rounding_with_a_large_mean():
     u, h = torch.randn(4, 61, 83) + 10, torch.randn(4, 21, 31) * 0.05
-    down, along = torch.randn(4, 2, 21) * 0.2, torch.randn(4, 2, 31) * 0.2
     exact = long_conv2d(u.double(), h.double())
     for y in (long_conv2d(u, h), long_conv2d(u, h, tile=16)):
         assert (y - exact).abs().max() < 1e-5 * exact.abs().max()
-    exact = separable_conv2d(u[None].double(), down.double(), along.double())
-    assert (separable_conv2d(u[None], down, along) - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
 @pytest.mark.parametrize("tile", [0, 40])

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from einops import rearrange
 
-from safari import Hyena2d, fftconv, reference
+from safari import Hyena2d, fftconv, head_groups, reference, toeplitz
 from safari.hyena2d import HeadNorm
 from safari.offset_filters import OffsetFilter
 
@@ -86,6 +88,61 @@ def assert_is_the_definition(options: dict, size: tuple[int, int]) -> None:
 @configurations
 def test_the_operator_equals_the_definition_in_values_and_gradients(options):
     assert_is_the_definition(options, (5, 7))
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """One head at a time, in bands of two cells: what a large grid gets."""
+    monkeypatch.setitem(head_groups.SMALLEST_GROUP, "cpu", 1)
+    monkeypatch.setattr(toeplitz, "BAND", 2)
+    monkeypatch.setattr(toeplitz, "CHANNELS", 3)
+
+
+@configurations
+def test_one_head_at_a_time_is_the_definition_in_values_and_gradients(options, small_pieces):
+    assert_is_the_definition(options, (5, 7))
+
+
+@configurations
+def test_what_is_kept_between_calls_without_gradients_is_the_definition_too(options, small_pieces):
+    """With a mean of 10, on two grids in turn, in float32 too, after the weights have changed too."""
+    module = operator(**options)
+    for _ in range(2):
+        for size in ((5, 7), (8, 3), (5, 7)):
+            *streams, x = inputs = [t + 10 for t in tokens(size)]
+            expected = reference.hyena2d(module.state_dict(), tuple(streams), x, size, HEADS, **{"reach": 4} | options)
+            with torch.inference_mode():
+                assert_close_for_its_size(apply(module, inputs, size), expected, "y")
+            with torch.no_grad():
+                y = apply(copy.deepcopy(module).float(), [t.float() for t in inputs], size)
+            assert (y - expected).abs().max() < 1e-4 * expected.abs().max()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.1)
+
+
+def test_a_full_filter_too_large_to_keep_is_made_anew_for_some_channels_at_a_time(small_pieces, monkeypatch):
+    inputs, module = tokens((5, 7)), operator(long="full", groups=4, reach=3).requires_grad_(False)
+    with torch.no_grad():
+        expected = apply(module, inputs, (5, 7))
+        assert module.long.cache.held_bytes() > 0
+        monkeypatch.setattr(type(module.long.cache), "budget", 100)
+        module.long.cache.clear()
+        seen = []
+        module.long.filter.register_forward_hook(lambda part, reach, h: seen.append(len(h)))
+        torch.testing.assert_close(apply(module, inputs, (5, 7)), expected, rtol=1e-12, atol=1e-12)
+    assert module.long.cache.held_bytes() == 0 and seen == [2, 2, 2]  # heads of 4 channels, filters of 3 channels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("long", ["separable", "full", "axial_1d"])
+def test_a_million_tokens_with_a_mean_are_finite_and_exact(long):
+    torch.manual_seed(0)
+    module = Hyena2d(4, 2, long=long).requires_grad_(False)
+    inputs = [torch.randn(1, 2**20, 4) + 10 for _ in range(4)]
+    y = apply(module, inputs, (1024, 1024))
+    exact = apply(copy.deepcopy(module).double(), [t.double() for t in inputs], (1024, 1024))
+    assert y.isfinite().all() and (y - exact).abs().max() < 1e-4 * exact.abs().max()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 2), (7, 7), (8, 11)])
@@ -267,8 +324,10 @@ def test_no_knob_with_weights_is_dead(base, change):
 def test_tiles_bound_the_transforms_of_a_large_plane_and_change_no_number(monkeypatch):
     whole, tiled = (operator(long="full", reach=3) for _ in range(2))
     tiled.long.whole, tiled.long.tile = 40, 8
-    inputs, transform, sides = tokens((37, 41)), torch.fft.rfft2, []
-    monkeypatch.setattr(torch.fft, "rfft2", lambda t, n: sides.append(max(n)) or transform(t, n))
+    inputs, transform, sides = tokens((37, 41)), torch.fft.fft, []
+    monkeypatch.setattr(
+        torch.fft, "fft", lambda t, n, dim: sides.extend((n, 2 * t.shape[-1] - 2)) or transform(t, n, dim)
+    )
     expected = apply(whole, inputs, (37, 41))
     assert max(sides) >= 41
     sides.clear()
