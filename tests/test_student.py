@@ -114,3 +114,58 @@ def test_casting_leaves_the_implicit_filters_as_they_were(operator, options, dty
         implicit = any(part in name for part in ("filter_fn", "long.down", "long.along"))
         assert torch.equal(value, before[name] if implicit else before[name].to(dtype)), name
         assert implicit or value.dtype == dtype
+
+
+def moved_student(operator, options):
+    student = build_student(spec(operator, **options))
+    for parameter in student.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return student
+
+
+@pytest.mark.parametrize("operator, options", [e for e in EVERY if e[0] != "causal"])
+def test_a_change_folded_into_the_projections_gives_the_same_answer(projections, operator, options, monkeypatch):
+    student, x = moved_student(operator, options), torch.randn(2, 15, 8) + 10
+    expected = student(x, projections, (3, 5))
+    calls, forward = [], torch.nn.Linear.forward
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda layer, x: calls.append(layer) or forward(layer, x))
+    with torch.no_grad():
+        y = student(x, projections, (3, 5))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert not {*projections[:3], projections.to_out[0], *student.change, student.change_out} & {*calls}
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def with_a_class_of_its_own(linear):
+    linear.__class__ = Doubled
+
+
+def with_a_forward_of_its_own(linear):
+    linear.forward = lambda x: 2 * torch.nn.Linear.forward(linear, x)
+
+
+def with_a_hook(linear):
+    linear.register_forward_hook(lambda module, inputs, y: 2 * y)
+
+
+def with_a_hook_before(linear):
+    linear.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, "out"])
+@pytest.mark.parametrize("wrap", [with_a_class_of_its_own, with_a_forward_of_its_own, with_a_hook, with_a_hook_before])
+def test_a_projection_that_somebody_stands_around_is_called(projections, wrap, which):
+    """A LoRA, quantisation, weights that wait in the computer's memory."""
+    student, x = moved_student("hyena2d", {"heads": 2}), torch.randn(1, 15, 8)
+    with torch.no_grad():
+        before = student(x, projections, (3, 5))
+    wrap(projections.to_out[0] if which == "out" else projections[which])
+    expected = student(x, projections, (3, 5))  # with gradients nothing is folded
+    with torch.no_grad():
+        y = student(x, projections, (3, 5))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(y, before, rtol=1e-2)

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from safari import LinearAttention, reference
-from safari.linear_attention import EluPlusOne, Hedgehog, linear_attention
+from safari.linear_attention import EluPlusOne, Hedgehog
+from safari.linear_attention import linear_attention as channels_first
+
+
+def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *epsilon: float, **options) -> torch.Tensor:
+    """Of (B, heads, L, E), as the definition has it."""
+    return channels_first(q.mT, k.mT, v.mT, *epsilon, **options).mT
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -107,10 +113,10 @@ def test_a_head_of_the_answer_depends_on_its_own_head_of_the_streams(feature_map
 
 
 def test_the_feature_maps_are_positive_and_hedgehog_sums_to_two():
-    z = 5 * randn(2, 3, 7, 4)
+    z = 5 * randn(2, 3, 4, 7)
     hedgehog = Hedgehog(3, 4).double()(z)
     assert (EluPlusOne()(z) > 0).all() and (hedgehog > 0).all()
-    torch.testing.assert_close(hedgehog.sum(dim=-1), torch.full((2, 3, 7), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(hedgehog.sum(dim=-2), torch.full((2, 3, 7), 2.0, dtype=torch.float64))
 
 
 def test_a_hundred_thousand_tokens_need_no_square():
