@@ -39,12 +39,12 @@ class ProjectedStreams(Sequence):
         return product.chunk(len(self), dim=1)
 
 
-def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], x: Tensor, heads: int, at_once: int = 0) -> Tensor:
+def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], heads: int, at_once: int = 0) -> Tensor:
     """The answers of `mix(q, k, v, channels)` put together to (B, L, D), of `at_once` heads each.
 
-    `streams` as a mixer gets them, x the tokens (B, L, D), `channels` a slice of D. By default as many heads at once as
-    this device likes.
+    `streams` as a mixer gets them, `channels` a slice of D. By default as many heads at once as this device likes.
     """
+    x = streams.x if isinstance(streams, ProjectedStreams) else streams[0]
     parts = list(_parts(x.shape[-1], heads, at_once or heads_at_once(heads, x)))
     if isinstance(streams, ProjectedStreams):
         groups = (streams.channels(part) for part in parts)

@@ -114,13 +114,13 @@ class Hyena2d(nn.Module):
             if content is not None:
                 y = y + content(q, k, v, channels)
             if self.window_gate is not None:
-                heads = q.shape[1] * self.heads // x.shape[-1]
+                heads = q.shape[1] * self.heads // len(self.skip)
                 windows = window_attention(q.mT, k.mT, v.mT, heads, size, self.window).mT
                 y = y + self.window_gate[channels, None] * windows
             return y
 
         dense = isinstance(self.gate_q, DenseGate)  # which mixes the heads
-        return mix_in_head_groups(mix, streams, x, self.heads, at_once=self.heads if dense else 0)
+        return mix_in_head_groups(mix, streams, self.heads, at_once=self.heads if dense else 0)
 
 
 class Depthwise(nn.Conv2d):

@@ -67,4 +67,4 @@ class LandmarkAttention(nn.Module):
         return attend(q, k_, values.to(met.dtype)).mT.flatten(1, 2)
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return mix_in_head_groups(self.among(x), streams, x, self.heads)
+        return mix_in_head_groups(self.among(x), streams, self.heads)

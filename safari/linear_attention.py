@@ -89,7 +89,7 @@ class LinearAttention(nn.Module):
         return mix
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return mix_in_head_groups(self.among(x), streams, x, self.heads)
+        return mix_in_head_groups(self.among(x), streams, self.heads)
 
 
 def _shifted(stream: Tensor, last: nn.Linear, hidden: Tensor, channels: slice) -> Tensor:
