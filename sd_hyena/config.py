@@ -25,6 +25,16 @@ Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 SCHEDULERS = ("ddim", "euler", "euler_a", "heun", "lms", "pndm", "dpm++_2m", "dpm++_2m_sde", "unipc")
 WITHOUT_KARRAS = ("ddim", "euler_a", "pndm")
 Scheduler = Literal[SCHEDULERS]
+OPTIMIZATIONS = (
+    "bf16",
+    "channels_last",
+    "sdpa",
+    "qkv",
+    "int8",
+    "compile",
+    "graphs",
+    "halves",
+)  # in the order of taking
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 LARGEST_SIDE = 16384
 LARGEST_CONFIG = 1 << 20  # bytes of a YAML file
@@ -260,6 +270,15 @@ class GenerateConfig:
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = option(
         "auto", "PyTorch's kernel for the attentions that stay"
     )
+    optimize: str = option(
+        "",
+        "steps, separated by commas: bf16, channels_last, sdpa, qkv (fused projections), int8 (torchao), compile, "
+        "graphs (of a GPU's launches), halves (the sides of guidance in turn)",
+    )
+    keep_attention: str = option(
+        "",
+        "sites that keep their attention although there is a student; auto: where it is measured to be faster at this size",
+    )
     device: str = option("auto", "auto, cpu, cuda, mps")
     offload: Literal["off", "model", "group", "sequential"] = option(
         "off",
@@ -294,6 +313,23 @@ class GenerateConfig:
         ):
             if not Path(name).is_file():
                 raise BadInput(f"hyena={name!r} is no file; train.py writes out/hyena.pt")
+        for step in self.optimizations:
+            if step not in OPTIMIZATIONS:
+                raise BadInput(f"optimize={step!r} is none of {', '.join(OPTIMIZATIONS)}")
+        replacing = [step for step in self.optimizations if step not in ("bf16", "sdpa", "halves")]
+        if replacing and self.offload != "off":
+            raise BadInput(f"optimize={replacing[0]} needs weights that stay where they are; use it with --offload off")
+        if self.keep_attention == "auto" and self.offload != "off":
+            raise BadInput("keep_attention=auto measures where the weights stay; with --offload name the sites instead")
+        if self.lora and {"qkv", "int8"} & set(self.optimizations):
+            raise BadInput("optimize=qkv and int8 replace the weights that a LoRA changes; leave them out, or the LoRA")
+        if "bf16" in self.optimizations and self.dtype not in ("auto", "bfloat16"):
+            raise BadInput(f"optimize=bf16 and dtype={self.dtype} contradict each other; leave one away")
+
+    @property
+    def optimizations(self) -> tuple[str, ...]:
+        """The steps of `optimize`."""
+        return tuple(filter(None, (part.strip() for part in self.optimize.split(","))))
 
 
 Config = typing.TypeVar("Config")

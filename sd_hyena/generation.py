@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from sd_hyena.alternatives import Alternative, check_sizes, load_alternatives
+from sd_hyena.alternatives import Alternative, check_sizes, keep_attention, load_alternatives
 from sd_hyena.arrangement import Arrangement
 from sd_hyena.config import GenerateConfig, drawn_seed
 from sd_hyena.file_names import writable_folder
 from sd_hyena.job import Job
 from sd_hyena.offload import check_offload, offload
+from sd_hyena.optimize import check_optimize, optimized
 from sd_hyena.pipeline import (
     load_pipeline,
     model_path,
@@ -49,10 +50,12 @@ def generate(config: GenerateConfig) -> list[Path]:
         print(said)
     device = pick_device(config.device)
     check_offload(config.offload, device)
+    check_optimize(config.optimizations, device)
+    dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
     prompt = prompts_of(path)[0] if config.prompt is None else config.prompt
     config = replace(config, seed=drawn_seed(config.seed), prompt=prompt)
     at_first = device if config.offload == "off" else torch.device("cpu")
-    pipe = load_pipeline(path, at_first, pick_dtype(config.dtype, device), config.vae)
+    pipe = load_pipeline(path, at_first, dtype, config.vae)
     set_scheduler(pipe, config.scheduler, config.karras)
     alternatives = load_alternatives(config.hyena, pipe.unet, config.target) or [Alternative({})]
     sha256 = model_sha256(path)
@@ -62,16 +65,20 @@ def generate(config: GenerateConfig) -> list[Path]:
                 f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
             )
         check_sizes(alternative, pipe.unet, arrangement.tile)
+    if config.keep_attention:
+        kept = config.keep_attention, arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
+        alternatives = [keep_attention(alternative, pipe.unet, *kept) for alternative in alternatives]
     load_embeddings(pipe, embeddings)
     _note_long_prompt(pipe, prompt)
     pipe, given = task.prepared(pipe)
+    students = [student for alternative in alternatives for student in alternative.students.values()]
     if config.offload != "off":
-        students = (student for alternative in alternatives for student in alternative.students.values())
         offload(pipe, config.offload, device, students)
     job = Job(pipe, config, given, arrangement, folder, path.name, sha256)
     with (
         _attention_backend(config.attention_backend),
         weighted_prompts(pipe, config.clip_skip),
+        optimized(pipe.unet, config.optimizations, students),
         arrangement.around(pipe),
     ):
         written = [file for h, alternative in enumerate(alternatives) for file in job.write(h, alternative)]

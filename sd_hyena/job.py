@@ -95,6 +95,7 @@ class Job:
         """The image with what repeats it, and the comparison beside it."""
         config, n = drawn.config, drawn.n
         own = dict(hyena=alternative.entry, seed=(config.seed + n) % 2**32, num_images=1, iteration=1)
+        own["keep_attention"] = ",".join(alternative.kept)  # as it was measured here
         one = to_dict(replace(config, **own))
         text = parameters(one, self.model, self.sha256, alternative.label)
         metadata = {"config": one, "model_sha256": self.sha256, "students": alternative.label}

@@ -5,6 +5,7 @@ A short pilot distils every site that a student would make cheaper; its errors r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sd_hyena.errors import BadInput
@@ -12,21 +13,28 @@ from sd_hyena.errors import BadInput
 
 @dataclass(frozen=True)
 class Candidate:
-    """A site, its cost as attention and as a student (operations), and its pilot's relative error."""
+    """A site, its cost as attention and as a student (operations), its pilot's relative error, and how many times
+    faster its student was measured to be."""
 
     short: str
     attention: int
     student: int
     error: float
+    speedup: float = math.inf
 
     @property
     def saved(self) -> int:
         return self.attention - self.student
 
+    @property
+    def worthwhile(self) -> bool:
+        """Whether a student makes the site cheaper, by operations and by the clock."""
+        return self.saved > 0 and self.speedup > 1
+
 
 def useful(candidates: list[Candidate], total: int, budget: float = 0.0) -> list[Candidate]:
     """Those that a student makes cheaper. Raises BadInput if there is none, or if all together miss the budget."""
-    cheaper = [candidate for candidate in candidates if candidate.saved > 0]
+    cheaper = [candidate for candidate in candidates if candidate.worthwhile]
     if not cheaper:
         raise BadInput("target=auto: at this size attention is the cheaper one at every site; ask for a larger size")
     possible = total / (total - sum(candidate.saved for candidate in cheaper))
@@ -69,11 +77,13 @@ def choose(candidates: list[Candidate], total: int, max_error: float = 0.0, budg
 
 def table(candidates: list[Candidate], chosen: list[Candidate], total: int) -> str:
     """What was considered and chosen, for a person."""
-    lines = [f"{'site':<8}{'attention GFLOP':>16}{'student GFLOP':>15}{'pilot error':>13}  choice"]
+    lines = [f"{'site':<8}{'attention GFLOP':>16}{'student GFLOP':>15}{'times faster':>14}{'pilot error':>13}  choice"]
     for c in candidates:
-        said = "student" if c in chosen else "attention, cheaper" if c.saved <= 0 else "attention"
-        error = f"{c.error:.4f}" if c.saved > 0 else "-"
-        lines.append(f"{c.short:<8}{c.attention / 1e9:>16.2f}{c.student / 1e9:>15.2f}{error:>13}  {said}")
+        kept = "attention, cheaper" if c.saved <= 0 else "attention" if c.worthwhile else "attention, faster"
+        error = f"{c.error:.4f}" if c.worthwhile else "-"
+        faster = f"{c.speedup:.2f}" if math.isfinite(c.speedup) else "-"
+        costs = f"{c.attention / 1e9:>16.2f}{c.student / 1e9:>15.2f}{faster:>14}{error:>13}"
+        lines.append(f"{c.short:<8}{costs}  {'student' if c in chosen else kept}")
     left = total - sum(c.saved for c in chosen)
     lines.append(f"whole UNet: {total / 1e9:.1f} -> {left / 1e9:.1f} GFLOP, {total / left:.2f} times cheaper")
     return "\n".join(lines)

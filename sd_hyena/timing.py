@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,19 +16,49 @@ def wait_for(device: torch.device) -> None:
     """Return when everything given to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes: on a GPU between two events in its stream, on one thread of a CPU by that thread's own
+    time, which other programs do not prolong, else by the clock."""
+    wait_for(device)
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        wait_for(device)
+        return begin.elapsed_time(end) / 1e3
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    started = clock()
+    call()
+    wait_for(device)
+    return clock() - started
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]], rounds: int, device: torch.device, shuffle: random.Random | None = None
+) -> list[list[float]]:
+    """Seconds of each call in each round, so that a drifting clock meets all alike.
+
+    A round takes every call once, in turn, or with `shuffle` in an order drawn anew. Warming up is the caller's.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    for _ in range(rounds):
+        if shuffle is not None:
+            shuffle.shuffle(order)
+        for i in order:
+            times[i].append(seconds(calls[i], device))
+    return times
 
 
 def interleaved_medians(calls: Sequence[Callable[[], object]], rounds: int, device: torch.device) -> tuple[float, ...]:
-    """Median seconds of each call, taken in turn after one warm-up, so that a drifting clock meets all alike."""
-    times: list[list[float]] = [[] for _ in calls]
-    for round_ in range(rounds + 1):
-        for call, kept in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            call()
-            wait_for(device)
-            if round_:
-                kept.append(time.perf_counter() - started)
-    return tuple(sorted(kept)[len(kept) // 2] for kept in times)
+    """Median seconds of each call, taken in turn after one warm-up."""
+    interleaved(calls, 1, device)
+    return tuple(sorted(times)[len(times) // 2] for times in interleaved(calls, rounds, device))
 
 
 @torch.no_grad()

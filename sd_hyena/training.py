@@ -26,6 +26,7 @@ from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
 from sd_hyena.config import TrainConfig, drawn_seed
 from sd_hyena.cost import attention_flops, student_flops, unet_flops
+from sd_hyena.crossover import speedup
 from sd_hyena.data import Lessons, make_bank
 from sd_hyena.distill import Distillation
 from sd_hyena.errors import BadInput
@@ -174,22 +175,30 @@ def _signalled(checkpoints: Checkpoints) -> BaseException:
 def _with_chosen_sites(config: TrainConfig) -> TrainConfig:
     """Run the pilot of `-t auto` and name the sites it chooses; they start from its students."""
     path = model_path(config.teacher_model)
+    device = _own_device(config)
     unet = load_pipeline(path, torch.device("cpu"), torch.float32).unet
     latent_size = (config.height // 8, config.width // 8)
-    total, costs = unet_flops(unet, latent_size), {}
+    total, candidates = unet_flops(unet, latent_size), []
     for site in find_sites(unet):
         size = site.size(*latent_size)
-        student = student_flops(spec_for(site, config.operator, config.operator_options(), latent_size), size)
-        costs[site.short] = attention_flops(site, size), student
+        spec = spec_for(site, config.operator, config.operator_options(), latent_size)
+        candidate = Candidate(site.short, attention_flops(site, size), student_flops(spec, size), error=math.inf)
+        if candidate.saved > 0:
+            attention = unet.get_submodule(site.name).to(device, _teacher_dtype(config, device))
+            student = cast(build_student(spec), attention.to_q.weight).eval()
+            faster = speedup(site, attention, student, size, batch=2)  # one image with guidance
+            candidate = dataclasses.replace(candidate, speedup=faster)
+        candidates.append(candidate)
     del unet
     budget = float(config.budget.rstrip("x") or 0)
-    tried = useful([Candidate(short, *cost, error=0.0) for short, cost in costs.items()], total, budget)
+    tried = useful(candidates, total, budget)
     steps = max(PILOT_STEPS, config.n_steps // 5)
     print(f"pilot: every site that a student makes cheaper, {steps} steps")
     own = dict(target=",".join(c.short for c in tried), stage="layerwise", max_error=0.0, budget="", n_steps=steps)
     pilot = train(dataclasses.replace(config, **own, save_every_n_steps=0, validate_every_n_steps=0))
-    errors = {short: pilot.metrics.get(f"val/relative_mse/{short}", math.inf) for short in costs}
-    candidates = [Candidate(short, *costs[short], errors[short]) for short in costs]
+    candidates = [
+        dataclasses.replace(c, error=pilot.metrics.get(f"val/relative_mse/{c.short}", math.inf)) for c in candidates
+    ]
     chosen = choose(candidates, total, config.max_error, budget)
     print(f"\n{table(candidates, chosen, total)}\n")
     names = ",".join(candidate.short for candidate in chosen)
