@@ -13,6 +13,18 @@ from typing import Any
 import torch
 
 
+def gpu_peaks(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """MiB that a call allocates on a GPU at its peak above what was held before, its result included; and reserves in all."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = call()
+    torch.cuda.synchronize(device)
+    del result
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20, torch.cuda.max_memory_reserved(device) / 2**20
+
+
 def peak_mib(call: Callable[[], Any]) -> tuple[Any, float, float]:
     """What a call returns, its seconds and MiB: of the GPU's allocator if there is one, else resident (Linux only)."""
     cuda = torch.cuda.is_available()

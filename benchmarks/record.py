@@ -7,16 +7,19 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def hardware() -> str:
-    if torch.cuda.is_available():
+def hardware(device: torch.device | None = None) -> str:
+    """The GPU, if there is one and no other device was used, else the processor."""
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
         return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -26,6 +29,15 @@ def hardware() -> str:
     return f"{name}, {torch.get_num_threads()} thread(s)"
 
 
+def driver() -> dict[str, str]:
+    """What a GPU's figures depend on beside PyTorch."""
+    said = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+    )
+    lines = said.stdout.split() or ["unknown"]
+    return {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version()), "driver": lines[0]}
+
+
 def commit() -> str:
     given = {"capture_output": True, "text": True, "cwd": RESULTS.parent}
     said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **given).stdout.strip()
@@ -33,25 +45,49 @@ def commit() -> str:
     return said + (" with changes" if dirty else "")
 
 
-def write(name: str, rows: list[dict]) -> Path:
-    """Print the rows, write NAME.csv and NAME.json, return the CSV's path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
+def command() -> str:
+    """The command that is running, as a person would type it, but for the folder of its results."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    run = f"-m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
+    given = sys.argv[1:]
+    if "--out" in given:
+        at = given.index("--out")
+        del given[at : at + 2]
+    return " ".join(["python", run, *given])
+
+
+def write(
+    name: str,
+    rows: list[dict],
+    folder: Path = RESULTS,
+    shown: Sequence[str] = (),
+    device: torch.device | None = None,
+    **further: Any,
+) -> Path:
+    """Print the rows, write NAME.csv and NAME.json into `folder`, return the CSV's path.
+
+    `shown` are the columns to print, all by default; `further` facts go into the JSON beside the usual ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     facts = {
-        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": command(),
         "commit": commit(),
         "date": date.today().isoformat(),
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **(driver() if device is not None and device.type == "cuda" else {}),
+        **further,
     }
     path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) + 2 for key in rows[0]}
-    for row in [{key: key for key in rows[0]}, *rows]:
+    keys = shown or rows[0].keys()
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) + 2 for key in keys}
+    for row in [{key: key for key in keys}, *rows]:
         print("".join(str(row[key]).rjust(width) for key, width in widths.items()))
     print(f"{facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}")
     return path
