@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# All CPU results that the documents quote, on one thread, and the documents' tables and plots made from them anew.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+python -m benchmarks.check cpu
+for suite in cpu core memory image ladder; do
+  python -m benchmarks "$suite" --device cpu "$@"
+done
+python -m benchmarks unet --device cpu --dtype bfloat16 "$@"
+python -m benchmarks.tables

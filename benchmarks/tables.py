@@ -1,0 +1,162 @@
+"""python -m benchmarks.tables: write the tables of the documents anew from benchmarks/results.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is there is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.plots import pixels, read
+from benchmarks.record import RESULTS
+
+ROOT = RESULTS.parent.parent
+DOCUMENTS = ("README.md", "docs/performance.md")
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Rows = list[dict[str, str]]
+OPERATORS = {"sdpa": "attention", "hyena2d": "Hyena2d", "hyena2d rank 1": "Hyena2d, rank 1"}
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(head)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+
+
+def _seconds(text: str) -> str:
+    """Three digits, in the unit that suits."""
+    value = float(text)
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def _faster(row: dict[str, str]) -> str:
+    return row["faster"].removesuffix("x").strip() or row["status"]
+
+
+def _sizes(rows: Rows) -> list[str]:
+    return sorted({row["size"] for row in rows}, key=lambda size: int(size.split("x")[0]))
+
+
+def speed(rows: Rows) -> str:
+    """The block of IN01 by size: attention and the two forms of Hyena2d."""
+    lines = []
+    for size in _sizes(rows):
+        found = {row["method"]: row for row in rows if row["size"] == size}
+        times = [_seconds(found[name]["median"]) for name in OPERATORS]
+        ratios = [_faster(found[name]) for name in list(OPERATORS)[1:]]
+        side, tokens = f"{pixels(found['sdpa'])} px", f"{int(found['sdpa']['tokens']):,}".replace(",", " ")
+        lines.append([side, tokens, times[0], times[1], ratios[0], times[2], ratios[1]])
+    head = ["image", "tokens", "attention", "Hyena2d", "times faster", "rank 1", "times faster"]
+    return _markdown(head, lines)
+
+
+def methods(rows: Rows) -> str:
+    """Every method at every size: the median, and how many times faster than attention."""
+    sizes = _sizes(rows)
+    cells = {(row["method"], row["size"]): row for row in rows}
+    names = dict.fromkeys(row["method"] for row in rows)
+    lines = []
+    for name in names:
+        line = [OPERATORS.get(name, name)]
+        for size in sizes:
+            row = cells.get((name, size))
+            line.append(
+                f"{_seconds(row['median'])} ({_faster(row)})" if row and row["median"] else row["status"] if row else ""
+            )
+        lines.append(
+            [*line, cells[name, sizes[-1]]["note"].removeprefix("time grows as ") if (name, sizes[-1]) in cells else ""]
+        )
+    return _markdown(["method", *(f"{size.split('x')[0]} px" for size in sizes), "grows as"], lines)
+
+
+def memory(rows: Rows) -> str:
+    """MiB above what was held before."""
+    sizes = _sizes(rows)
+    cells = {(row["method"], row["size"]): row for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        found = [cells[name, size] for size in sizes]
+        lines.append(
+            [name, *(f"{r['allocated (MiB)']} ({r['note']})" if r["allocated (MiB)"] else r["status"] for r in found)]
+        )
+    return _markdown(["method", *(f"{size.split('x')[0]} px" for size in sizes)], lines)
+
+
+def unet(rows: Rows) -> str:
+    """A step: measured beside predicted."""
+    steps = [row for row in rows if row["method"] == "step" and row["median"]]
+    lines = [
+        [f"{pixels(row)} px", row["site"], _seconds(row["median"]), f"{float(row['ratio']):.2f}", row["predicted"]]
+        for row in steps
+    ]
+    return _markdown(["image", "students", "a step", "times faster", "predicted from operations"], lines)
+
+
+def ladder(rows: Rows) -> str:
+    """Each rung with attention and with students."""
+    lines = []
+    for model in dict.fromkeys(row["ckpt_id"] for row in rows):
+        own = [row for row in rows if row["ckpt_id"] == model]
+        for rung in dict.fromkeys(row["method"] for row in own):
+            found = [row for row in own if row["method"] == rung]
+            times = [_seconds(row["median"]) if row["median"] else row["status"] for row in found]
+            error = max((row["error"] for row in found if row["error"]), key=float, default="")
+            lines.append([f"{model}, {pixels(found[0])} px", rung, *times, error, found[0]["note"]])
+    return _markdown(["model", "step of --optimize", "attention", "students", "error", "compiled in"], lines)
+
+
+def image(rows: Rows) -> str:
+    """Sampling and the VAE of the shipped model."""
+    sizes = _sizes(rows)
+    cells = {(row["method"], row["size"]): row for row in rows}
+    lines = [
+        [
+            name,
+            *(
+                _seconds(cells[name, size]["median"]) if cells[name, size]["median"] else cells[name, size]["status"]
+                for size in sizes
+            ),
+        ]
+        for name in dict.fromkeys(row["method"] for row in rows)
+    ]
+    return _markdown(["part", *(f"{size.split('x')[0]} px" for size in sizes)], lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the table's form, the plot below it
+    "speed": ("cpu", speed, "time"),
+    "methods": ("cpu", methods, ""),
+    "memory": ("memory_cpu", memory, "memory"),
+    "unet": ("unet_cpu", unet, "sites"),
+    "ladder": ("ladder_cpu", ladder, ""),
+    "image": ("image_cpu", image, ""),
+}
+
+
+def table(name: str, folder: Path) -> str:
+    """A table in Markdown with its plot, for a document in `folder`, and below it where, when and by which command its
+    figures were measured; of a quick run if there is no other."""
+    stem, form, plot = TABLES[name]
+    stem = stem if (RESULTS / f"{stem}.csv").exists() else f"{stem}_quick"
+    if not (RESULTS / f"{stem}.csv").exists():
+        return "\nNot measured yet: `bash benchmarks/cpu.sh`.\n\n"
+    facts = json.loads((RESULTS / f"{stem}.json").read_text())
+    source = f"`{facts['command']}`, {facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
+    picture = Path(os.path.relpath(RESULTS / f"{stem}_{plot}.png", folder)).as_posix()
+    return f"\n{form(read(RESULTS / f'{stem}.csv'))}\n{source}.\n\n" + (f"![{name}]({picture})\n\n" if plot else "")
+
+
+def renewed(path: Path) -> str:
+    """A document's text with all its tables made anew."""
+    return BLOCK.sub(lambda found: found[1] + table(found[2], path.parent) + found[3], path.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = renewed(path)
+        if text != path.read_text("utf-8"):
+            path.write_text(text, "utf-8")
+            print(name)
