@@ -35,7 +35,7 @@ def _latents(pipe, students, side: int, steps: int) -> torch.Tensor:
         ).images
 
 
-def _error(pipe, students, dtype: torch.dtype) -> float:
+def error_of_latents(pipe, students, dtype: torch.dtype) -> float:
     """Of one step's latents at 128 px against the whole pipeline in float64."""
     wide = copy.deepcopy(pipe).to(torch.float64)
     doubled = {name: copy.deepcopy(student).double() for name, student in students.items()}
@@ -47,7 +47,7 @@ def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:
     """Sampling, the VAE, and both; ratios are against the same with attention."""
     pipe = load_pipeline(SHIPPED_MODEL, setting.device, setting.dtype)
     sets = {label: new_students(pipe.unet, targets, setting) for label, targets in STUDENTS_AT.items()}
-    errors = {label: _error(pipe, students, setting.dtype) for label, students in sets.items()}
+    errors = {label: error_of_latents(pipe, students, setting.dtype) for label, students in sets.items()}
     steps = 4 if setting.quick else 20
     for side in (128, 256) if setting.quick else (256, 512, 1024):
         latents = _latents(pipe, {}, side, 1) / pipe.vae.config.scaling_factor

@@ -26,6 +26,7 @@ from sd_hyena.swap import swapped
 RUNGS = (("bf16",), ("sdpa",), ("channels_last", "compile"), ("qkv",), ("int8",))  # each beside those before it
 APART = {"graphs": ("bf16", "sdpa", "channels_last", "graphs"), "halves": ("bf16", "sdpa", "halves")}
 WORST = {"int8": 0.15, "bf16": 0.06, "": 1e-4}  # error of a step's prediction, by the roughest step taken
+BUDGET = 3.0  # seconds of timing for a rung
 STUDENTS = {"attention": "", "students at the finest level": "level0"}
 
 
@@ -87,7 +88,7 @@ def _timed(row: Row, unet, given, students, expected) -> Row:
         row = replace(row, error=error, note=f"first step {first:.1f} s")
         if error > worst:
             return replace(row, status=f"failed: error {error:.1e}")
-        timed = Compared(compare({"rung": lambda: unet(**given)}, "rung", setting, 3.0)["rung"].seconds)
+        timed = Compared(compare({"rung": lambda: unet(**given)}, "rung", setting, BUDGET)["rung"].seconds)
         if setting.on_gpu:
             allocated, reserved = gpu_peaks(lambda: unet(**given), setting.device)
             row = replace(row, allocated=allocated, reserved=reserved)

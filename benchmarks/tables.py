@@ -143,7 +143,9 @@ def table(name: str, folder: Path) -> str:
     if not (RESULTS / f"{stem}.csv").exists():
         return "\nNot measured yet: `bash benchmarks/cpu.sh`.\n\n"
     facts = json.loads((RESULTS / f"{stem}.json").read_text())
-    source = f"`{facts['command']}`, {facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
+    source = (
+        f"`{facts['command']}`, {facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
+    )
     picture = Path(os.path.relpath(RESULTS / f"{stem}_{plot}.png", folder)).as_posix()
     return f"\n{form(read(RESULTS / f'{stem}.csv'))}\n{source}.\n\n" + (f"![{name}]({picture})\n\n" if plot else "")
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import contest as contests
-from benchmarks import core, layouts, plots, record, tables
+from benchmarks import core, image, ladder, layouts, plots, record, tables
 from benchmarks.gate import relative_error, verdict
 from benchmarks.methods import ATTENTION, methods, safari_in_its_dtype
 from benchmarks.rounds import TWIN, Compared, Spread, compare, quantile
@@ -147,6 +147,30 @@ def test_students_inside_a_unet_are_held_against_float64_and_a_wrong_one_is_foun
         right = student.forward
         monkeypatch.setattr(student, "forward", lambda x, *rest: right(x, *rest) * (1 + (x.dtype == torch.float32)))
         assert error_of_students(unet, SETTING, given) > 0.1
+
+
+def test_the_rungs_of_the_ladder_follow_one_another_and_say_what_cannot_be_done_here(unet, monkeypatch):
+    monkeypatch.setattr(ladder, "_models", lambda setting: [("tiny", "level0", unet, 64)])
+    monkeypatch.setattr(ladder, "BUDGET", 0.0)
+    monkeypatch.setattr(ladder, "RUNGS", (("bf16",), ("sdpa",), ("channels_last", "qkv")))
+    monkeypatch.setattr(layouts, "WORDS", 32)
+    processors = dict(unet.attn_processors)
+    rows = list(ladder.rows(SETTING, CEILINGS))
+    assert unet.attn_processors == processors and len(rows) == 2 * 6
+    by_rung = {row.method: row for row in rows}
+    assert list(by_rung)[:4] == ["float32, plain attention", "+ bf16", "+ sdpa", "+ channels_last, qkv"]
+    assert by_rung["graphs"].status.startswith("skipped: optimize=graphs") and by_rung["graphs"].compared is None
+    for row in (row for row in rows if row.method != "graphs"):
+        assert row.status == "ok" and row.compared.seconds.median > 0
+    last = by_rung["+ channels_last, qkv"].columns()
+    assert last["bf16"] and last["sdpa"] and last["fused_qkv_projections"] and not last["compile_unet"]
+    assert by_rung["float32, plain attention"].error == 0 < by_rung["+ bf16"].error
+
+
+def test_an_image_of_the_shipped_model_is_checked_against_float64(shared_pipe):
+    students = layouts.new_students(shared_pipe.unet, "level0", SETTING)
+    for given in ({}, students):
+        assert image.error_of_latents(shared_pipe, given, torch.float32) < 1e-4
 
 
 def test_the_predicted_speedup_of_sd15_is_what_its_sites_save(sd15):
