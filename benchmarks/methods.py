@@ -31,11 +31,11 @@ LARGEST_MATH = 16384  # tokens: it holds all scores
 WINDOW = 32  # cells, HyperTile's 256 px
 STUDENTS = {
     "hyena2d": {},
-    "hyena2d rank 1": {"hyena2d_rank": 1},
-    "hyena2d rank 8": {"hyena2d_rank": 8},
+    "hyena2d rank 1": {"hyena2d_long": "separable", "hyena2d_rank": 1},
+    "hyena2d rank 4": {"hyena2d_long": "separable", "hyena2d_rank": 4},
+    "hyena2d rank 8": {"hyena2d_long": "separable", "hyena2d_rank": 8},
     "hyena2d full": {"hyena2d_long": "full"},
     "hyena2d axial": {"hyena2d_long": "axial_1d"},
-    "hyena2d no long": {"hyena2d_long": "none"},
     "hyena2d hedgehog": {"hyena2d_content": "hedgehog"},
     "safari, published": {"operator": "safari"},
     "linear attention": {"operator": "linear"},
