@@ -30,7 +30,7 @@ WAYS = (("untiled", ""), *EXACT, *((mode, "cpu") for mode in ("fast", "two_pass"
 SIDES = ("encode", "decode")
 
 
-def measure(folder: Path, images: int, way: tuple[str, str], tile: int, answer) -> None:
+def measure(folder: Path, pixels: int, images: int, way: tuple[str, str], tile: int, answer) -> None:
     """One row over the images of a size; the first way's results are kept in the folder, the others are held to them."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -42,7 +42,7 @@ def measure(folder: Path, images: int, way: tuple[str, str], tile: int, answer) 
         enable_tiled_vae(vae, mode, encoder_tile_size=8 * tile, decoder_tile_size=tile, offload=offload)
     rows = []
     for i in range(images):
-        x = to_tensor(draw(numbered_scene(HELD_OUT_SEED, i), int(folder.name), supersample=1))[None]
+        x = to_tensor(draw(numbered_scene(HELD_OUT_SEED, i), pixels, supersample=1))[None]
         kept = folder / f"{i}.pt"
         wanted = torch.load(kept) if kept.exists() else ()
         found, costs = [], []
@@ -62,8 +62,8 @@ def measure(folder: Path, images: int, way: tuple[str, str], tile: int, answer) 
     answer.put({key: torch.stack([row[key] for row in rows]).tolist() for key in rows[0]})
 
 
-def row_of(pixels: int, way: tuple[str, str], measured: dict[str, list[float]]) -> dict:
-    row = {"pixels": pixels, "mode": way[0], "offload": way[1]}
+def row_of(pixels: int, tile: int, way: tuple[str, str], measured: dict[str, list[float]]) -> dict:
+    row = {"pixels": pixels, "tile": tile, "mode": way[0], "offload": way[1]}
     for side in SIDES:
         row[f"{side}_rms"] = f"{fmean(measured[f'{side}_square']) ** 0.5:.2g}"
         row[f"{side}_max"] = f"{max(measured[f'{side}_max']):.2g}"
@@ -73,25 +73,34 @@ def row_of(pixels: int, way: tuple[str, str], measured: dict[str, list[float]]) 
     return row
 
 
-def main(sizes: tuple[int, ...] = (512, 1024, 2048, 4096), tile: int = 32, images: int = 1, exact_only: bool = False):
+def main(
+    sizes: tuple[int, ...] = (256, 512),
+    tile: int = 16,
+    images: int = 4,
+    exact_sizes: tuple[int, ...] = (1024, 2048, 4096),
+    exact_tile: int = 32,
+):
     """Measure each way at each size.
 
     Args:
-        sizes: sides of square images, pixels
+        sizes: sides of square images, pixels, for all ways
         tile: latent cells; the encoder's tiles are eight times as many pixels
         images: over how many the errors are taken
-        exact_only: leave the inexact modes out
+        exact_sizes: sides for the exact mode alone, one image each
+        exact_tile: its tile there
     """
+    exact = [way for way in WAYS if way[0] in ("untiled", "exact")]
+    runs = [(pixels, WAYS, tile, images) for pixels in sizes]
+    runs += [(pixels, exact, exact_tile, 1) for pixels in exact_sizes]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for pixels in sizes:
-            (place := Path(folder) / str(pixels)).mkdir()
-            ways = [way for way in WAYS if way[0] in ("untiled", "exact") or not exact_only]
+        for number, (pixels, ways, side, count) in enumerate(runs):
+            (place := Path(folder) / str(number)).mkdir()
             for way in ways if pixels <= UNTILED_UP_TO else ways[1:]:
-                measured = in_its_own_process(measure, place, images, way, tile)
+                measured = in_its_own_process(measure, place, pixels, count, way, side)
                 if way[0] == "exact" and max(measured["encode_max"] + measured["decode_max"]) > 1e-4:
                     sys.exit(f"exact, {way[1]} at {pixels} px is not what untiled gives; nothing is reported")
-                rows.append(row_of(pixels, way, measured))
+                rows.append(row_of(pixels, side, way, measured))
                 print(rows[-1], flush=True)
     write("tiled_vae", rows)
 
