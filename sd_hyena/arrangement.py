@@ -1,4 +1,4 @@
-"""What stands around a pipeline while it draws a large picture: tile fusion, regions, tiled attention, the tiled VAE.
+"""What stands around a pipeline while it draws: tile fusion, regions, tiled attention and VAE, noise inversion.
 
 One config tells all of it and travels in the picture; parts that are off are not there.
 """
@@ -6,12 +6,13 @@ One config tells all of it and travels in the picture; parts that are off are no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sd_hyena.config import GenerateConfig
 from sd_hyena.feed_forward import chunk_feed_forward
+from sd_hyena.noise_inversion import NoiseInversion, noise_inversion
 from sd_hyena.pipeline import TILED_VAE_FROM
 from sd_hyena.regions import read_regions
 from sd_hyena.regions import to_dict as regions_to_dict
@@ -60,6 +61,18 @@ def vae_tiling(config: GenerateConfig) -> VAETiling | None:
     )
 
 
+def inversion(config: GenerateConfig) -> NoiseInversion | None:
+    """How the noise of the picture to start from is found; None if any noise will do. Raises BadInput."""
+    if not config.noise_inversion:
+        return None
+    return NoiseInversion(
+        steps=config.noise_inversion,
+        retouch=config.retouch,
+        renoise_strength=config.renoise_strength,
+        renoise_kernel=config.renoise_kernel,
+    )
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """What one config arranges; parts that are off are None."""
@@ -67,11 +80,12 @@ class Arrangement:
     config: GenerateConfig
     tiles: TiledDiffusion | None
     vae: VAETiling | None
+    inversion: NoiseInversion | None
 
     @classmethod
     def of(cls, config: GenerateConfig) -> Arrangement:
         """Read the region file and check the whole. Raises BadInput."""
-        return cls(config, tile_fusion(config), vae_tiling(config))
+        return cls(config, tile_fusion(config), vae_tiling(config), inversion(config))
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -96,23 +110,33 @@ class Arrangement:
             parts.append(f"attention in tiles of {config.hypertile} px")
         if config.attn_shape != "off":
             parts.append(f"attention in {config.attn_shape}s")
+        if self.inversion:
+            parts.append(f"noise inversion in {self.inversion.steps} steps")
         return ", ".join(parts)
 
     @contextmanager
     def around(self, pipe: Any) -> Iterator[None]:
         """Within the block, `pipe` draws as the config says; afterwards it is as it was."""
-        config = self.config
         with ExitStack() as stack:
             if self.vae:
                 stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae)))
-            if config.ff_chunk_size:
-                stack.enter_context(chunk_feed_forward(pipe.unet, config.ff_chunk_size))
-            if config.hypertile:
-                given = dict(swap_size=config.hypertile_swap, max_depth=config.hypertile_depth)
-                given["seed"] = 0  # one for all pictures, so that each can be drawn again
-                stack.enter_context(split_attention(pipe.unet, tile_size=config.hypertile, **given))
-            if config.attn_shape != "off":
-                stack.enter_context(brick_attention(pipe.unet, attn_shape=config.attn_shape))
+            for network in filter(None, (pipe.unet, getattr(pipe, "controlnet", None))):
+                for block in self._around_attention(network):
+                    stack.enter_context(block)
+            if self.inversion:  # before the tiles, which then tile it too
+                stack.enter_context(noise_inversion(pipe, **vars(self.inversion)))
             if self.tiles:
                 stack.enter_context(tiled_diffusion(pipe, **vars(self.tiles)))
             yield
+
+    def _around_attention(self, network: Any) -> Iterator[AbstractContextManager]:
+        """For the transformers of a UNet or ControlNet."""
+        config = self.config
+        if config.ff_chunk_size:
+            yield chunk_feed_forward(network, config.ff_chunk_size)
+        if config.hypertile:
+            given = dict(swap_size=config.hypertile_swap, max_depth=config.hypertile_depth)
+            given["seed"] = 0  # one for all pictures, so that each can be drawn again
+            yield split_attention(network, tile_size=config.hypertile, **given)
+        if config.attn_shape != "off":
+            yield brick_attention(network, attn_shape=config.attn_shape)

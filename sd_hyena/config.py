@@ -240,6 +240,12 @@ class GenerateConfig:
     )
     init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT")
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1")
+    noise_inversion: int = option(
+        0, "steps that look for the noise that INIT_IMAGE itself comes from, so that it is kept, e.g. 10; 0: any noise"
+    )
+    retouch: float = option(1.0, "of the noise inversion: above 1 smooths, 3 for drawings")
+    renoise_strength: float = option(1.0, "of the noise inversion: fresh noise where the picture is smooth, 0 to 2")
+    renoise_kernel: int = option(64, "of the noise inversion: radius in px that counts as smooth")
     mask: str = option("", "white where the picture is drawn anew (inpainting)")
     control_image: str = option("", "picture that the ControlNet reads: edges, depth, ...")
     controlnet: str = option("", "diffusers folder of a ControlNet")
@@ -299,7 +305,12 @@ class GenerateConfig:
         _check_seed(self.seed)
         check_format(self.name_format, "nhbi")
         check_text(self, "prompt", "negative_prompt")
-        for needy, needed in (("mask", "init_image"), ("control_image", "controlnet"), ("controlnet", "control_image")):
+        for needy, needed in (
+            ("mask", "init_image"),
+            ("noise_inversion", "init_image"),
+            ("control_image", "controlnet"),
+            ("controlnet", "control_image"),
+        ):
             if getattr(self, needy) and not getattr(self, needed):
                 raise BadInput(f"{needy}={getattr(self, needy)!r} needs --{needed} too")
         if self.init_image and not int(self.steps * self.strength):

@@ -27,14 +27,14 @@ class Chunked(Around):
 
 @contextmanager
 def chunk_feed_forward(unet: nn.Module, /, ff_chunk_size: int = 4096) -> Iterator[nn.Module]:
-    """Within the block, the feed-forward layers of all transformer blocks work on `ff_chunk_size` tokens at a time.
+    """Within the block, the feed-forward layers of a UNet's or ControlNet's transformers work on `ff_chunk_size` tokens at a time.
 
     The same result for any number of tokens, in less memory (LargeResPatch; Phylliida, 2022). Yields the UNet. Raises
     BadInput before anything is changed.
     """
     if ff_chunk_size < 1:
         raise BadInput(f"ff_chunk_size={ff_chunk_size} must be at least 1 token; 4096 is usual")
-    if not hasattr(unet, "up_blocks"):
+    if not hasattr(unet, "down_blocks"):
         raise BadInput(f"no feed-forward to chunk in {type(unet).__name__}; give pipe.unet")
     with ExitStack() as stack:
         for site in find_sites(unet):

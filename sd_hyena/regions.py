@@ -17,7 +17,7 @@ from torch import Tensor
 from sd_hyena.atomic_file import replacing
 from sd_hyena.config import check_text
 from sd_hyena.errors import BadInput
-from sd_hyena.image_file import read_metadata
+from sd_hyena.image_file import read_metadata, read_picture
 from sd_hyena.tiling import Rect, Size, add, feather
 
 LARGEST_FILE = 1 << 20  # bytes of a region file
@@ -95,10 +95,9 @@ def _is_number(value: Any, low: float, high: float) -> bool:
 
 def _read_mask(path: str, rect: Rect) -> Tensor:
     try:
-        with Image.open(path) as image:
-            grey = image.convert("L").resize((rect.width, rect.height), Image.Resampling.BOX)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise BadInput(f"mask={path!r} of a region cannot be read as an image ({str(error)[:120]})") from None
+        grey = read_picture(path).convert("L").resize((rect.width, rect.height), Image.Resampling.BOX)
+    except BadInput as error:
+        raise BadInput(f"mask of a region: {error}") from None
     return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(rect.height, rect.width) / 255
 
 

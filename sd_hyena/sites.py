@@ -50,7 +50,7 @@ def on_size(unet: nn.Module, name: str, note: Callable[[tuple[int, int]], None])
 
 
 def find_sites(unet: nn.Module) -> list[Site]:
-    """All sites of a diffusers UNet2DConditionModel, in the order in which a forward pass meets them."""
+    """All sites of a diffusers UNet2DConditionModel or ControlNetModel, in the order in which a forward meets them."""
     sites, level, number = [], 0, 1  # input block 0 is conv_in
     for i, block in enumerate(unet.down_blocks):
         for j in range(len(block.resnets)):
@@ -62,7 +62,7 @@ def find_sites(unet: nn.Module) -> list[Site]:
         for j in range(len(getattr(unet.mid_block, "attentions", None) or ())):
             sites += _sites_of(unet.mid_block, "mid_block", j, f"M{j:02d}", level)
     number = 0
-    for i, block in enumerate(unet.up_blocks):
+    for i, block in enumerate(getattr(unet, "up_blocks", ())):
         for j in range(len(block.resnets)):
             sites += _sites_of(block, f"up_blocks.{i}", j, f"OUT{number:02d}", level)
             number += 1

@@ -106,8 +106,10 @@ def _loras(entries: str) -> list[tuple[Path, float]]:
 
 
 def _load_loras(pipe: Any, loras: tuple[tuple[Path, float], ...]) -> None:
-    names = [f"{path.stem.replace('.', '_')}_{i}" for i, (path, _) in enumerate(loras)]
-    for name, (path, _) in zip(names, loras, strict=True):
+    names: list[str] = []
+    for i, (path, _) in enumerate(loras):
+        stem = path.stem.replace(".", "_")  # regions call a LoRA by its file's name
+        names.append(name := f"{stem}_{i}" if stem in names else stem)
         try:
             pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name, local_files_only=True)
         except (ValueError, KeyError, RuntimeError) as error:

@@ -164,7 +164,8 @@ class Seat(NamedTuple):
 
 
 def _is_unet(model: nn.Module) -> bool:
-    return hasattr(model, "up_blocks")
+    """Or its lower half, a ControlNet."""
+    return hasattr(model, "down_blocks")
 
 
 def _seats(model: nn.Module) -> list[Seat]:
@@ -229,7 +230,7 @@ def split_attention(
     seed: int | None = None,
     timestep_range: tuple[float, float] | None = None,
 ) -> Iterator[nn.Module]:
-    """Within the block, a UNet's or VAE's self-attention works in tiles: HyperTile (tfernd, 2023), for any H and W.
+    """Within the block, the self-attention of a UNet, ControlNet or VAE works in tiles: HyperTile (tfernd, 2023), any H and W.
 
     At each step and site the number of tiles per side is drawn anew among the `swap_size` largest that leave no tile
     below `tile_size` (pixels, 8 to a token at every level); tiles of a side are equal to one token. The draws depend on
@@ -276,7 +277,7 @@ def brick_attention(
     *,
     max_depth: int = 1,
 ) -> Iterator[nn.Module]:
-    """Within the block, a UNet's self-attention works in bricks, tiles or shifted windows (tokens; see `get_bricks`).
+    """Within the block, a UNet's or ControlNet's self-attention works in bricks, tiles or shifted windows (tokens; see `get_bricks`).
 
     Four tilings take turns: each site is one further than the site before it, each step one further than the last, so
     what one tiling parts the next joins. `max_depth` as in `split_attention`. Yields the model. Raises BadInput before

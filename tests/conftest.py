@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.tiny_sd.train import MAX_TOKENS
@@ -152,6 +152,17 @@ def drawn(tmp_path_factory):
 def folder(tmp_path, drawn):
     shutil.copytree(drawn, tmp_path / "out" / "cache")
     return tmp_path
+
+
+def controlnet_of(unet, seed: int) -> ControlNetModel:
+    """A ControlNet for this UNet whose hint matters: what is zero in a new one is random."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 16, 16, 16)).eval()
+        zero = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+        for layer in (*zero, controlnet.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(layer.weight, std=0.2)
+    return controlnet
 
 
 def image_of(pipe, seed: int = 0, width: int = 64, height: int = 64, steps: int = 3) -> torch.Tensor:

@@ -1,13 +1,16 @@
 """generate.py with everything that stands around a pipeline: tiles, regions, tiled attention and VAE, other tasks."""
 
+import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 
 from sd_hyena import generation
 from sd_hyena.arrangement import Arrangement
@@ -16,8 +19,10 @@ from sd_hyena.config import GenerateConfig, parse
 from sd_hyena.errors import BadInput
 from sd_hyena.generation import NotDrawn, generate
 from sd_hyena.image_file import read_metadata
+from sd_hyena.sites import find_sites, select
 from sd_hyena.student import StudentSpec, build_student
-from tests.conftest import IN01, ROOT, command
+from sd_hyena.task import Task
+from tests.conftest import ROOT, command, controlnet_of
 
 SMALL = dict(width=136, height=96, steps=2, num_images=1, cfg_scale=4.0, seed=11, prompt="a red circle on blue")
 REGIONS = {
@@ -32,10 +37,12 @@ pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 @pytest.fixture
-def student(tmp_path):
+def student(tmp_path, shared_pipe):
+    """One for each of the five level-0 sites."""
     torch.manual_seed(0)
-    spec = StudentSpec(IN01, "IN01", 32, "hyena2d", {"heads": 2}, None)
-    save_students(tmp_path / "s.safetensors", StudentFile({IN01: build_student(spec)}))
+    sites = select(find_sites(shared_pipe.unet), "level0")
+    specs = [StudentSpec(site.name, site.short, 32, "hyena2d", {"heads": 2}, None) for site in sites]
+    save_students(tmp_path / "s.safetensors", StudentFile({spec.site: build_student(spec) for spec in specs}))
     return str(tmp_path / "s.safetensors")
 
 
@@ -131,6 +138,18 @@ def test_an_image_to_start_from_is_resized_and_kept_as_far_as_strength_leaves_it
     assert np.abs(near - start).mean() < 0.8 * np.abs(far - start).mean()
 
 
+def test_noise_inversion_keeps_the_picture_and_repeats_from_the_png(tmp_path, picture, capsys):
+    start = np.array(Image.open(picture).resize((136, 96), Image.Resampling.LANCZOS)).astype(int)
+    given = dict(init_image=picture, strength=0.5, steps=8, cfg_scale=0.0)
+    found = dict(noise_inversion=5, renoise_strength=0.0, tiled_diffusion="mixture", tile_width=8, tile_height=8)
+    (path,) = generate(config(tmp_path, **given, **found))
+    assert "noise inversion in 5 steps" in capsys.readouterr().out
+    kept = np.array(Image.open(path))
+    again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
+    assert np.array_equal(np.array(Image.open(generate(again)[0])), kept)
+    assert np.abs(kept - start).mean() < 0.7 * np.abs(drawn(tmp_path, **given) - start).mean()
+
+
 def test_inpainting_draws_the_masked_part_anew(tmp_path, picture):
     half = np.zeros((96, 136), np.uint8)
     half[:, 68:] = 255
@@ -142,10 +161,7 @@ def test_inpainting_draws_the_masked_part_anew(tmp_path, picture):
 
 
 def test_a_controlnet_reads_its_picture_also_in_tiles(tmp_path, own_pipe, picture):
-    controlnet = ControlNetModel.from_unet(own_pipe.unet, conditioning_embedding_out_channels=(16, 16, 16, 16))
-    for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_cond_embedding.conv_out):
-        torch.nn.init.normal_(layer.weight, std=0.2)  # zero in a new ControlNet
-    controlnet.save_pretrained(tmp_path / "net")
+    controlnet_of(own_pipe.unet, 0).save_pretrained(tmp_path / "net")
     control = dict(controlnet=str(tmp_path / "net"), control_image=picture)
     tiles = dict(tiled_diffusion="multidiffusion", tile_width=8, tile_height=8)
     plain, whole = drawn(tmp_path), drawn(tmp_path, **control)
@@ -154,9 +170,35 @@ def test_a_controlnet_reads_its_picture_also_in_tiles(tmp_path, own_pipe, pictur
     assert not np.array_equal(whole, drawn(tmp_path, **control, init_image=picture))
 
 
-def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
-    import copy
+def test_what_tiles_the_unet_s_attention_tiles_the_controlnet_s(own_pipe):
+    pipe, tokens = own_pipe, {}
+    pipe.register_modules(controlnet=controlnet_of(pipe.unet, 0))
+    options = dict(width=256, hypertile=64, hypertile_swap=1, ff_chunk_size=100)
+    with Arrangement.of(config(Path(), **options)).around(pipe), torch.no_grad():
+        for name, network in (("unet", pipe.unet), ("controlnet", pipe.controlnet)):
+            block = network.down_blocks[0].attentions[0].transformer_blocks[0]
+            note = lambda _, args, name=name: tokens.setdefault(name, []).append(args[0].shape[1])
+            hooks = [block.attn1.register_forward_pre_hook(note), block.ff.register_forward_pre_hook(note)]
+            hint = {"controlnet_cond": torch.rand(1, 3, 256, 256)} if name == "controlnet" else {}
+            network(torch.randn(1, 4, 32, 32), 500, torch.randn(1, 32, 96), **hint)
+            for hook in hooks:
+                hook.remove()
+    met = [64, *[100] * 10, 24]
+    assert tokens == {"unet": met, "controlnet": met}
 
+
+def test_loras_are_called_by_their_files_names_as_regions_name_them(tmp_path, own_pipe):
+    layers = {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 32)}
+    layers |= {name.replace("lora_A", "lora_B"): torch.zeros(32, 2) for name in layers}
+    files = [tmp_path / "a" / "style.safetensors", tmp_path / "b" / "style.safetensors", tmp_path / "b.v2.safetensors"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        save_file(layers, file)
+    pipe, _ = Task.of(config(tmp_path, lora=",".join(map(str, files)))).prepared(own_pipe)
+    assert list(pipe.unet.peft_config) == ["style", "style_1", "b_v2"]
+
+
+def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
     unet = copy.deepcopy(own_pipe.unet)
     torch.manual_seed(0)
     unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False))
@@ -179,6 +221,7 @@ def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
         (dict(lora="/nowhere.safetensors"), "lora='/nowhere.safetensors'"),
         (dict(controlnet="/nowhere", control_image="{picture}"), "controlnet='/nowhere'"),
         (dict(tiled_vae="blend", decoder_tile_size=7), "decoder_tile_size=7"),
+        (dict(init_image="{picture}", noise_inversion=5, steps=10, retouch=0.5), "retouch=0.5"),
     ],
 )
 def test_bad_input_is_found_before_a_model_is_loaded(tmp_path, monkeypatch, picture, options, said):
@@ -200,6 +243,7 @@ def test_bad_input_is_found_before_a_model_is_loaded(tmp_path, monkeypatch, pict
         (dict(strength=1.5), "strength"),
         (dict(init_image="a.png", strength=0.1), "leaves no step"),
         (dict(hypertile=-1), "hypertile"),
+        (dict(noise_inversion=10), "noise_inversion=10 needs --init_image"),
     ],
 )
 def test_options_that_contradict_each_other_are_named(options, said):
@@ -213,3 +257,21 @@ def test_a_control_image_of_another_shape_is_refused_on_the_command_line(tmp_pat
     (folder / "config.json").write_text('{"_class_name": "ControlNetModel"}')
     done = command("generate.py", "-W", 64, "-H", 256, "--controlnet", folder, "--control_image", picture, cwd=ROOT)
     assert done.returncode == 2 and "another shape" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_product_in_one_command_repeats_bit_for_bit_with_students_that_were_just_trained(tmp_path):
+    """768x512 px, five level-0 students, mixture, six regions and the exact VAE, as configs/generate/regions.yaml has it."""
+    few = "-t level0 -n 3 -W 128 -b 2 --num_samples 2 --sample_steps 3 --validate_every_n_steps 0 -d 0 -o".split()
+    assert command("train.py", *few, tmp_path / "out", "-l", tmp_path / "logs").returncode == 0
+    given = ["--config", "configs/generate/regions.yaml", "-y", tmp_path / "out" / "hyena.pt", "-s", 4]
+    first = command("generate.py", *given, "-o", tmp_path / "first")
+    assert first.returncode == 0 and "mixture in tiles of 32x32 cells with 6 regions, the VAE in tiles" in first.stdout
+    again = command("generate.py", "--from", tmp_path / "first" / "image_000.png", "-o", tmp_path / "again")
+    pictures = [np.array(Image.open(tmp_path / run / "image_000.png")) for run in ("first", "again")]
+    assert again.returncode == 0 and np.array_equal(*pictures) and pictures[0].shape == (512, 768, 3)
+    metadata = read_metadata(tmp_path / "first" / "image_000.png")
+    assert len(metadata["regions"]["bbox_controls"]) == 6 and metadata["students"]
+    plain = command("generate.py", *given[:2], *given[4:], "-o", tmp_path / "plain")
+    assert plain.returncode == 0
+    assert not np.array_equal(np.array(Image.open(tmp_path / "plain" / "image_000.png")), pictures[0])

@@ -1,5 +1,6 @@
 """Every command of the README is run as it stands, in a copy of the repository, with flags behind it that make it small."""
 
+import ast
 import os
 import re
 import shlex
@@ -77,3 +78,21 @@ def test_every_file_that_the_documents_name_exists():
     ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_every_test_that_the_documents_name_exists():
+    named = [pair for path in ROOT.glob("docs/*.md") for pair in re.findall(r"`([\w/]+\.py)::(\w+)`", path.read_text())]
+    assert len(named) > 50
+    for file, name in named:
+        tree = ast.parse((ROOT / "tests" / file).read_text("utf-8"))
+        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        assert len(found) == 1, f"{file}::{name}"
+
+
+def test_every_feature_held_against_the_peers_names_its_test():
+    page = (ROOT / "docs" / "large-images.md").read_text()
+    table = page.split("## Against the four")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) >= 20
+    for row in rows:
+        assert "::test_" in row.strip("| ").split("|")[-1], row

@@ -1,6 +1,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -178,13 +179,29 @@ def test_a_mask_is_laid_over_the_rectangle_and_multiplies_the_feather(tmp_path):
     torch.testing.assert_close(front.opacity((20, 40)), bare.opacity((20, 40)) * opacity)
 
 
+def test_a_mask_is_read_as_any_picture_is_upright_and_in_sixteen_bits(tmp_path):
+    deep = np.zeros((20, 40), np.uint16)
+    deep[:, 20:] = 300 * 128  # more than 255 in a byte's place: cut off it would be white
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    turned = Image.new("L", (20, 40), 0)
+    turned.paste(255, (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    deep, turned = (Region(x=0, y=0, w=1, h=1, mask=str(tmp_path / f"{n}.png")) for n in ("deep", "turned"))
+    found = deep.opacity((20, 40))
+    assert not found[:, :20].any() and (found[:, 20:] == 300 * 128 // 257 / 255).all()
+    found = turned.opacity((20, 40))
+    assert not found[:, :20].any() and (found[:, 20:] == 1).all()
+
+
 def test_a_mask_that_is_missing_damaged_or_a_bomb_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for name in ("missing.png", "damaged.png", "bomb.png"):
         region = Region(x=0, y=0, w=1, h=1, mask=str(tmp_path / name))
-        with pytest.raises(BadInput, match=f"{name}' of a region cannot be read") as error:
+        with pytest.raises(BadInput, match=f"mask of a region: .*{name}' is no readable image") as error:
             region.opacity((8, 8))
         assert "\n" not in str(error.value)
 

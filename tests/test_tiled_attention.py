@@ -13,11 +13,12 @@ from peft import LoraConfig
 
 from sd_hyena.bricks import get_bricks
 from sd_hyena.errors import BadInput
+from sd_hyena.feed_forward import chunk_feed_forward
 from sd_hyena.sites import find_sites
 from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.swap import swapped
 from sd_hyena.tiled_attention import brick_attention, split_attention
-from tests.conftest import IN01, OUT11, image_of
+from tests.conftest import IN01, OUT11, controlnet_of, image_of
 
 TEXT = torch.randn(2, 32, 96, generator=torch.Generator().manual_seed(1))
 
@@ -257,6 +258,34 @@ def test_a_vae_tiled_twice_still_has_its_norm_over_the_whole_map(pipe):
         split_attention(vae, tile_size=32, swap_size=1),
     ):
         torch.testing.assert_close(vae.decode(z).sample, truth.decode(z.double()).sample.float(), rtol=1e-4, atol=1e-4)
+
+
+# A ControlNet
+
+
+def test_a_controlnet_attends_in_the_tiles_of_its_masked_definition_and_is_as_it_was(unet):
+    controlnet = controlnet_of(unet, 0)
+    sites = find_sites(controlnet)
+    assert [site.name for site in sites] == [s.name for s in find_sites(unet) if not s.name.startswith("up_blocks")]
+    hint = torch.rand(2, 3, 80, 112, generator=torch.Generator().manual_seed(3))
+
+    def answer(model, x):
+        with torch.no_grad():
+            down, middle = model(x, 500, TEXT.to(x), hint.to(x), return_dict=False)
+        return [*down, middle]
+
+    x, before = latents(10, 14), state_of(controlnet)
+    tiled = ((10, 14), even((10, 14), 2, 3))
+    names = [site.name for site in sites if site.level == 0]
+    truth = answer(by_definition(controlnet, names, lambda _: tiled), x.double())
+    plain = answer(controlnet, x)
+    with split_attention(controlnet, tile_size=32, swap_size=1), chunk_feed_forward(controlnet, 33):
+        for found, wanted in zip(answer(controlnet, x), truth, strict=True):
+            torch.testing.assert_close(found, wanted.float(), rtol=1e-3, atol=1e-4)
+    with brick_attention(controlnet, 8, 8):
+        assert not torch.allclose(answer(controlnet, x)[-1], plain[-1], atol=1e-4)
+    assert state_of(controlnet) == before
+    assert all(map(torch.equal, answer(controlnet, x), plain)) and (plain[-1] - truth[-1]).abs().max() > 1e-3
 
 
 # Students

@@ -18,13 +18,6 @@ def test_every_one_of_the_42_faults_has_a_row_with_a_test_or_says_why_not():
         assert "::test_" in cells[4] or cells[4].startswith("not tested: "), row
 
 
-def test_every_test_that_the_table_names_exists():
-    for file, name in NAMED:
-        tree = ast.parse((ROOT / "tests" / file).read_text("utf-8"))
-        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-        assert len(found) == 1, f"{file}::{name}"
-
-
 def test_every_test_of_faults_is_named_in_the_table():
     there = {
         (f"faults/{path.name}", node.name)
