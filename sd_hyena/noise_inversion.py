@@ -58,9 +58,10 @@ def noise_inversion(pipe: Any, **options) -> Iterator[NoiseInversion]:
     """Within the block, an img2img or inpainting pipeline starts from its picture's own noise; `options` are
     NoiseInversion's fields.
 
-    For any scheduler. Entered before `tiled_diffusion`, the way back is tiled and regional too. A picture that starts
-    from noise alone (strength 1 of an inpainting) is drawn as ever. Raises BadInput for options that cannot work and for
-    a pipeline that starts from no picture; the pipeline's call raises it for latents given as the picture.
+    For any scheduler. Entered before `tiled_diffusion`, the way back is tiled and regional too; a ControlNet has no part
+    in it. A picture that starts from noise alone (strength 1 of an inpainting) is drawn as ever. Raises BadInput for
+    options that cannot work and for a pipeline that starts from no picture; the pipeline's call raises it for latents
+    given as the picture.
     """
     settings = NoiseInversion(**options)
     if "image" not in inspect.signature(pipe.prepare_latents).parameters:
