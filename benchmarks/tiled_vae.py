@@ -3,7 +3,8 @@
 Images are held-out scenes; what is decoded are their latents. Errors are rms over the images: of the latents' mean, and
 of the image in [-1, 1]. Memory is the peak of resident memory above that before the call, the model and the input
 loaded and warm, the result and the pages of mapped files included; each row is a process of its own. Gate: exact is
-within 1e-4 of untiled. Above UNTILED_UP_TO pixels `exact, disk` takes the place of untiled. What is done is written after each size. Linux only.
+within 1e-4 of untiled. Above UNTILED_UP_TO pixels `exact, disk` takes the place of untiled. What is done is written
+after each size. Linux only.
 """
 
 from __future__ import annotations
