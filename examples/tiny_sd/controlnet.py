@@ -59,7 +59,7 @@ def controlnet_loss(
 
 
 def main(
-    out: str = "runs/outlines", steps: int = 300, scenes: int = 400, batch_size: int = 8, lr: float = 1e-3
+    out: str = "runs/outlines", steps: int = 2000, scenes: int = 1000, batch_size: int = 8, lr: float = 1e-3
 ) -> None:
     """Train it.
 
