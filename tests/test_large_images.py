@@ -263,15 +263,17 @@ def test_a_control_image_of_another_shape_is_refused_on_the_command_line(tmp_pat
 def test_the_product_in_one_command_repeats_bit_for_bit_with_students_that_were_just_trained(tmp_path):
     """768x512 px, five level-0 students, mixture, six regions and the exact VAE, as configs/generate/regions.yaml has it."""
     few = "-t level0 -n 3 -W 128 -b 2 --num_samples 2 --sample_steps 3 --validate_every_n_steps 0 -d 0 -o".split()
-    assert command("train.py", *few, tmp_path / "out", "-l", tmp_path / "logs").returncode == 0
+    assert command("train.py", *few, tmp_path / "out", "-l", tmp_path / "logs", timeout=3600).returncode == 0
     given = ["--config", "configs/generate/regions.yaml", "-y", tmp_path / "out" / "hyena.pt", "-s", 4]
-    first = command("generate.py", *given, "-o", tmp_path / "first")
+    first = command("generate.py", *given, "-o", tmp_path / "first", timeout=3600)
     assert first.returncode == 0 and "mixture in tiles of 32x32 cells with 6 regions, the VAE in tiles" in first.stdout
-    again = command("generate.py", "--from", tmp_path / "first" / "image_000.png", "-o", tmp_path / "again")
+    again = command(
+        "generate.py", "--from", tmp_path / "first" / "image_000.png", "-o", tmp_path / "again", timeout=3600
+    )
     pictures = [np.array(Image.open(tmp_path / run / "image_000.png")) for run in ("first", "again")]
     assert again.returncode == 0 and np.array_equal(*pictures) and pictures[0].shape == (512, 768, 3)
     metadata = read_metadata(tmp_path / "first" / "image_000.png")
     assert len(metadata["regions"]["bbox_controls"]) == 6 and metadata["students"]
-    plain = command("generate.py", *given[:2], *given[4:], "-o", tmp_path / "plain")
+    plain = command("generate.py", *given[:2], *given[4:], "-o", tmp_path / "plain", timeout=3600)
     assert plain.returncode == 0
     assert not np.array_equal(np.array(Image.open(tmp_path / "plain" / "image_000.png")), pictures[0])
