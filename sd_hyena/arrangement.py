@@ -5,7 +5,7 @@ One config tells all of it and travels in the picture; parts that are off are no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -115,8 +115,8 @@ class Arrangement:
         return ", ".join(parts)
 
     @contextmanager
-    def around(self, pipe: Any) -> Iterator[None]:
-        """Within the block, `pipe` draws as the config says; afterwards it is as it was."""
+    def around(self, pipe: Any, map: Callable = map) -> Iterator[None]:
+        """Within the block, `pipe` draws as the config says; afterwards it is as it was. `map` is TiledDiffusion's."""
         with ExitStack() as stack:
             if self.vae:
                 stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae)))
@@ -126,7 +126,7 @@ class Arrangement:
             if self.inversion:  # before the tiles, which then tile it too
                 stack.enter_context(noise_inversion(pipe, **vars(self.inversion)))
             if self.tiles:
-                stack.enter_context(tiled_diffusion(pipe, **vars(self.tiles)))
+                stack.enter_context(tiled_diffusion(pipe, **vars(self.tiles) | {"map": map}))
             yield
 
     def _around_attention(self, network: Any) -> Iterator[AbstractContextManager]:

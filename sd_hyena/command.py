@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from sd_hyena.config import Config, parse
 from sd_hyena.errors import BadInput
+from sd_hyena.group import may_speak
 
 Input = TypeVar("Input")
 
@@ -42,18 +43,24 @@ def run_parsed(read: Callable[[], Input], main: Callable[[Input], None], argumen
     except SystemExit as exit_:  # --help, --print_config
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except (KeyboardInterrupt, Interrupted):
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
     except Terminated:
-        print("terminated", file=sys.stderr)
+        _say("terminated")
         return 143
     except Exception as error:
         if debug:
             traceback.print_exc()
         bad_input = isinstance(error, BadInput)
         line = " ".join(str(error).split()) or "no further message"
-        print(f"error: {line}" if bad_input else f"error: {type(error).__name__}: {line}", file=sys.stderr)
+        _say(f"error: {line}" if bad_input else f"error: {type(error).__name__}: {line}")
         return 2 if bad_input else 1
+
+
+def _say(line: str) -> None:
+    """One line in all, however many processes end."""
+    if may_speak():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _raise_on_signals() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sd_hyena.config import GenerateConfig
 from sd_hyena.memory import is_out_of_memory, release
+from sd_hyena.ranks import say
 from sd_hyena.tiled_vae import in_float32, tiled_vae
 
 SMALLER = ({"decoder_tile_size": 64}, {"decoder_tile_size": 32, "offload": "disk"})  # when the VAE's memory runs out
@@ -71,7 +72,7 @@ def _decode(vae: nn.Module, latents: Tensor) -> Tensor:
         failure = error
     for options in SMALLER:
         release()
-        print(f"out of memory: decoding in tiles of {options['decoder_tile_size']} cells")
+        say(f"out of memory: decoding in tiles of {options['decoder_tile_size']} cells")
         try:
             with tiled_vae(vae, **options):
                 return vae.decode(latents).sample

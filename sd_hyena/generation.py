@@ -14,6 +14,7 @@ from sd_hyena.alternatives import Alternative, check_sizes, keep_attention, load
 from sd_hyena.arrangement import Arrangement
 from sd_hyena.config import GenerateConfig, drawn_seed
 from sd_hyena.file_names import writable_folder
+from sd_hyena.group import Group, joined, own_device
 from sd_hyena.job import Job
 from sd_hyena.offload import check_offload, offload
 from sd_hyena.optimize import check_optimize, optimized
@@ -27,6 +28,7 @@ from sd_hyena.pipeline import (
     set_scheduler,
 )
 from sd_hyena.prompt_encoding import chunks, weighted_prompts
+from sd_hyena.ranks import say
 from sd_hyena.task import Task
 from sd_hyena.textual_inversion import load_embeddings, read_embeddings
 from sd_hyena.vae_file import check_vae
@@ -39,7 +41,10 @@ class NotDrawn(RuntimeError):
 
 
 def generate(config: GenerateConfig) -> list[Path]:
-    """Write all images and return their paths. Raises BadInput before anything is drawn, NotDrawn if an image failed."""
+    """Write all images and return their paths; of several processes (group.py) the first returns them, the others none.
+
+    Raises BadInput before anything is drawn, NotDrawn if an image failed.
+    """
     path = model_path(config.model)
     if config.vae:
         check_vae(config.vae)
@@ -47,45 +52,69 @@ def generate(config: GenerateConfig) -> list[Path]:
     task, arrangement = Task.of(config), Arrangement.of(config)
     embeddings = read_embeddings(config.embeddings)
     if said := str(arrangement):
-        print(said)
-    device = pick_device(config.device)
+        say(said)
+    device = pick_device(own_device(str(pick_device(config.device))))
     check_offload(config.offload, device)
     check_optimize(config.optimizations, device)
     dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
     prompt = prompts_of(path)[0] if config.prompt is None else config.prompt
-    config = replace(config, seed=drawn_seed(config.seed), prompt=prompt)
-    at_first = device if config.offload == "off" else torch.device("cpu")
-    pipe = load_pipeline(path, at_first, dtype, config.vae)
-    set_scheduler(pipe, config.scheduler, config.karras)
-    alternatives = load_alternatives(config.hyena, pipe.unet, config.target) or [Alternative({})]
-    sha256 = model_sha256(path)
-    for alternative in alternatives:
-        if any(hash_ and hash_ != sha256 for hash_ in alternative.teacher_sha256):
-            print(
-                f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
-            )
-        check_sizes(alternative, pipe.unet, arrangement.tile)
-    if config.keep_attention:
-        kept = config.keep_attention, arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
-        alternatives = [keep_attention(alternative, pipe.unet, *kept) for alternative in alternatives]
-    load_embeddings(pipe, embeddings)
-    _note_long_prompt(pipe, prompt)
-    pipe, given = task.prepared(pipe)
-    students = [student for alternative in alternatives for student in alternative.students.values()]
-    if config.offload != "off":
-        offload(pipe, config.offload, device, students)
-    job = Job(pipe, config, given, arrangement, folder, path.name, sha256)
-    with (
-        _attention_backend(config.attention_backend),
-        weighted_prompts(pipe, config.clip_skip),
-        optimized(pipe.unet, config.optimizations, students),
-        arrangement.around(pipe),
-    ):
-        written = [file for h, alternative in enumerate(alternatives) for file in job.write(h, alternative)]
-    if job.failed:
-        total = len(alternatives) * config.num_images * config.iteration
-        raise NotDrawn(f"{len(job.failed)} of {total} images failed, the others are in {folder}; {job.failed[0]}")
-    return written
+    with joined(device) as group:
+        config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
+        at_first = device if config.offload == "off" else torch.device("cpu")
+        pipe = load_pipeline(path, at_first, dtype, config.vae)
+        set_scheduler(pipe, config.scheduler, config.karras)
+        alternatives = load_alternatives(config.hyena, pipe.unet, config.target) or [Alternative({})]
+        sha256 = model_sha256(path)
+        for alternative in alternatives:
+            if any(hash_ and hash_ != sha256 for hash_ in alternative.teacher_sha256):
+                say(
+                    f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
+                )
+            check_sizes(alternative, pipe.unet, arrangement.tile)
+        if config.keep_attention:
+            kept = arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
+            alternatives = [_keeping(group, one, pipe.unet, config.keep_attention, *kept) for one in alternatives]
+        load_embeddings(pipe, embeddings)
+        _note_long_prompt(pipe, prompt)
+        pipe, given = task.prepared(pipe)
+        students = [student for alternative in alternatives for student in alternative.students.values()]
+        if config.offload != "off":
+            offload(pipe, config.offload, device, students)
+        total = config.num_images * config.iteration
+        rows, together = _shares(group, total, arrangement)
+        job = Job(pipe, config, given, arrangement, folder, path.name, sha256, rows, together)
+        with (
+            _attention_backend(config.attention_backend),
+            weighted_prompts(pipe, config.clip_skip),
+            optimized(pipe.unet, config.optimizations, students),
+            arrangement.around(pipe, together.map),
+        ):
+            written = [image for h, alternative in enumerate(alternatives) for image in job.write(h, alternative)]
+        everywhere = zip(*group.gathered((written, [] if together.rank else job.failed)), strict=True)
+        written, failed = ([one for part in parts for one in part] for parts in everywhere)
+    if failed:
+        raise NotDrawn(
+            f"{len(failed)} of {len(alternatives) * total} images failed, the others are in {folder}; {failed[0]}"
+        )
+    return [path for _, paths in sorted(written) for path in paths] if group.rank == 0 else []
+
+
+def _keeping(group: Group, alternative: Alternative, unet: Any, wanted: str, tile: tuple, batch: int) -> Alternative:
+    """The same sites keep their attention in all processes: the first one measures."""
+    if group.rank == 0:
+        alternative = keep_attention(alternative, unet, wanted, tile, batch)
+    kept = group.agreed(",".join(alternative.kept))
+    return alternative if group.rank == 0 else keep_attention(alternative, unet, kept, tile, batch)
+
+
+def _shares(group: Group, total: int, arrangement: Arrangement) -> tuple[range, Group]:
+    """Which images this process draws, and with whom: each by itself, or all together where there are fewer images."""
+    if total >= group.size:
+        return range(total)[group.rank :: group.size], Group()
+    if arrangement.tiles is None:
+        say(f"note: {total} images in one piece keep {total} of {group.size} processes busy; draw more, or in tiles")
+        return range(total)[group.rank :: group.size], Group()
+    return range(total), group
 
 
 @contextmanager
@@ -102,4 +131,4 @@ def _attention_backend(name: str) -> Iterator[None]:
 def _note_long_prompt(pipe: Any, prompt: str) -> None:
     count = len(chunks(prompt, pipe.tokenizer))
     if count > 1:
-        print(f"note: the prompt is read in {count} chunks of {pipe.tokenizer.model_max_length - 2} tokens")
+        say(f"note: the prompt is read in {count} chunks of {pipe.tokenizer.model_max_length - 2} tokens")

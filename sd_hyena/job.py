@@ -18,9 +18,11 @@ from sd_hyena.arrangement import Arrangement, tile_fusion
 from sd_hyena.comparison import side_by_side, similarity
 from sd_hyena.config import GenerateConfig, to_dict
 from sd_hyena.drawing import draw
+from sd_hyena.group import Group
 from sd_hyena.image_file import write_image
 from sd_hyena.infotext import parameters
 from sd_hyena.memory import is_out_of_memory, release
+from sd_hyena.ranks import rank
 from sd_hyena.swap import swapped
 from sd_hyena.tiled_unet import tiled_diffusion
 from sd_hyena.tiling import batches
@@ -40,7 +42,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Job:
-    """What all images of a run share; `given` is what the pipeline's call needs for its task, `failed` what went wrong."""
+    """What all images of a run share; `given` is what the pipeline's call needs for its task, `failed` what went wrong.
+
+    `rows` are the images that are drawn here, `group` the processes that draw each of them together.
+    """
 
     pipe: Any
     config: GenerateConfig
@@ -49,30 +54,28 @@ class Job:
     folder: Path
     model: str
     sha256: str
+    rows: Sequence[int]
+    group: Group
     failed: list[str] = field(default_factory=list)
 
-    def write(self, h: int, alternative: Alternative) -> list[Path]:
-        """All images of alternative number `h`."""
-        config, total = self.config, self.config.num_images * self.config.iteration
+    def write(self, h: int, alternative: Alternative) -> list[tuple[tuple[int, int], list[Path]]]:
+        """The images of alternative number `h` that are drawn here, each as (h, n) and its files; the group's first writes."""
+        config = self.config
         steps = int(config.steps * config.strength) if config.init_image else config.steps
-        with tqdm(total=total * steps, unit="step", disable=None, desc=alternative.label or self.model) as bar:
+        total, silent = len(self.rows) * steps, True if rank() else None  # None: where nobody watches
+        with tqdm(total=total, unit="step", disable=silent, desc=alternative.label or self.model) as bar:
             return [
-                path
-                for rows in batches(range(total), config.batch_size)
+                ((h, drawn.n), self._written(h, alternative, drawn))
+                for rows in batches(self.rows, config.batch_size)
                 for drawn in self._drawn(config, alternative, rows, bar)
-                for path in self._written(h, alternative, drawn)
+                if self.group.rank == 0
             ]
 
     def _drawn(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int], bar: Any) -> list[Drawn]:
         """Rows that fail are halved. One image that does not fit is drawn in tiles if these are left to us (`auto`)."""
-        done, tiles = bar.n, tile_fusion(config) if config != self.config else None
+        done = bar.n
         try:
-            with tiled_diffusion(self.pipe, **vars(tiles)) if tiles else nullcontext():
-                with swapped(self.pipe.unet, alternative.students):
-                    images = draw(self.pipe, config, self.given, rows, bar)
-                compare = config.compare and alternative.students
-                teachers = draw(self.pipe, config, self.given, rows) if compare else [None] * len(rows)
-            return [Drawn(n, config, *pair) for n, *pair in zip(rows, images, teachers, strict=True)]
+            return self.group.tried(lambda: self._tried(config, alternative, rows, bar))
         except (FloatingPointError, RuntimeError) as error:
             full = is_out_of_memory(error)
             if not full and not isinstance(error, FloatingPointError):
@@ -86,10 +89,20 @@ class Job:
         untiled = config.tiled_diffusion == "auto" and self.arrangement.tiles is None
         if full and untiled and alternative.serves_any_size:
             config = replace(config, tiled_diffusion="mixture")
-            tqdm.write(f"out of memory: {Arrangement.of(config)}", file=sys.stderr)
+            if rank() == 0:
+                tqdm.write(f"out of memory: {Arrangement.of(config)}", file=sys.stderr)
             return self._drawn(config, alternative, rows, bar)
         self.failed.append(failure)
         return []
+
+    def _tried(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int], bar: Any) -> list[Drawn]:
+        tiles = tile_fusion(config) if config != self.config else None
+        with tiled_diffusion(self.pipe, **vars(tiles) | {"map": self.group.map}) if tiles else nullcontext():
+            with swapped(self.pipe.unet, alternative.students):
+                images = draw(self.pipe, config, self.given, rows, bar)
+            compare = config.compare and alternative.students
+            teachers = draw(self.pipe, config, self.given, rows) if compare else [None] * len(rows)
+        return [Drawn(n, config, *pair) for n, *pair in zip(rows, images, teachers, strict=True)]
 
     def _written(self, h: int, alternative: Alternative, drawn: Drawn) -> list[Path]:
         """The image with what repeats it, and the comparison beside it."""
@@ -109,5 +122,6 @@ class Job:
         beside = path.with_name(f"{path.stem}-compare.png")
         picture = Image.fromarray(side_by_side(drawn.teacher, drawn.image))
         beside = write_image(beside, picture, text, metadata | {"psnr": psnr, "ssim": ssim})
-        tqdm.write(f"{beside}: teacher | student | difference, PSNR {psnr:.1f} dB, SSIM {ssim:.3f}")
+        if rank() == 0:
+            tqdm.write(f"{beside}: teacher | student | difference, PSNR {psnr:.1f} dB, SSIM {ssim:.3f}")
         return [path, beside]

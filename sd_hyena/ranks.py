@@ -16,7 +16,7 @@ TOLD = "SD_HYENA_RUN"
 
 def rank() -> int:
     """Of this process, 0 where there is only one."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if TOLD in os.environ else 0
+    return int(os.environ.get("LOCAL_RANK" if TOLD in os.environ else "RANK", 0))
 
 
 def tell(**decided: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -51,6 +51,7 @@ class TiledDiffusion:
     circular: tiles go round the borders, so the picture continues at its opposite side.
     jitter: shift the tiles in every step, to dissolve seams; spot always does.
     start, end: the part of the noise schedule that is tiled, from 0 (pure noise) to 1; the rest in one piece.
+    map: calls the UNet on each batch of tiles, as the built-in; `Group.map` shares them out between processes.
     seed: of the shifts, which depend on it and the timestep alone.
     """
 
@@ -70,6 +71,7 @@ class TiledDiffusion:
     start: float = 0.0
     end: float = 1.0
     seed: int = 0
+    map: Callable[[Callable[[Any], Tensor], Sequence[Any]], Iterable[Tensor]] = map
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -230,21 +232,23 @@ class _TiledUNet:
         for view in views:
             text = view.region and self.texts.length(view.region)
             alike.setdefault((view.rect[2:], text, view.adapters), []).append(view)
-        for batch in (batch for group in alike.values() for batch in batches(group, self.options.tile_batch_size)):
-            for view, prediction in zip(batch, self._predictions(call, batch), strict=True):
+        work = [batch for group in alike.values() for batch in batches(group, self.options.tile_batch_size)]
+        predicted = self.options.map(functools.partial(self._predictions, call), work)
+        for batch, predictions in zip(work, predicted, strict=True):
+            for view, prediction in zip(batch, predictions, strict=True):
                 share = view.weight / cut(total, view.rect, call.canvas).clamp(min=1e-30)
                 add(fused, view.rect, prediction.to(device, torch.float32) * share.to(device))
         return fused
 
-    def _predictions(self, call: _Call, views: Sequence[View]) -> list[Tensor]:
-        """Of views of one size with texts of one length, in one call of the UNet: (B, C, h, w) each."""
+    def _predictions(self, call: _Call, views: Sequence[View]) -> Tensor:
+        """Of views of one size with texts of one length, in one call of the UNet: (views, B, C, h, w)."""
         arguments = _stacked([self._part(call.unet, view) for view in views], call.rows)
         with _adapters(self.pipe.unet, views[0].adapters):
             if call.control is not None:
                 parts = [self._part(call.control, view) for view in views]
                 arguments |= self.controlnet.residuals(parts, call.gate)
             predictions = self.original(**arguments, return_dict=False)[0].chunk(len(views))
-        return [self._guided(call, view, one) for view, one in zip(views, predictions, strict=True)]
+        return torch.stack([self._guided(call, view, one) for view, one in zip(views, predictions, strict=True)])
 
     def _part(self, arguments: dict[str, Any], view: View) -> dict[str, Any]:
         """Of the arguments of a UNet or ControlNet on the canvas, those that a view needs."""
