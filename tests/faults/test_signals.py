@@ -97,16 +97,16 @@ def digests(folder) -> dict[str, str]:
 
 
 def kill_and_resume(folder, kills: int, n_steps: int, expected: dict[str, str]) -> None:
-    """Train with a save in every step, killed in the second after the start or in the tenth after a save: whatever is left
-    is what the whole run had at that step."""
+    """Train with a save in every step, killed in the two seconds after the start, in the tenth or in the second after a
+    save, in turn: whatever is left is what the whole run had at that step."""
     options = [*TRAIN, "-n", n_steps, "-s", 1, "--validate_every_n_steps", 0, "--keep", 2, "--resume", "auto"]
     source = random.Random(0)
     for kill in range(kills):
         known = set((folder / "out").glob("*/checkpoints/step-*"))
         child = start(folder, TrainConfig, *options)
-        while kill % 2 == 0 and set((folder / "out").glob("*/checkpoints/step-*")) <= known:
+        while kill % 3 < 2 and set((folder / "out").glob("*/checkpoints/step-*")) <= known:
             time.sleep(0.001)
-        time.sleep(source.random() * (0.1 if kill % 2 == 0 else 1))
+        time.sleep(source.random() * (0.1, 1, 2)[kill % 3])
         assert child.end(signal.SIGKILL).code == -signal.SIGKILL
         left = digests(folder)
         assert left and left.items() <= expected.items(), (kill, sorted(left))
