@@ -56,12 +56,12 @@ class Report:
             temporary.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
         with replacing(self.folder / "report.md") as temporary:
             head = "\n".join(f"- {name}: {self.content[name]}" for name in ("model", "command", "machine"))
-            temporary.write_text(f"# Evaluation\n\n{head}\n\n{_markdown(self.content['students'])}\n", "utf-8")
+            temporary.write_text(f"# Evaluation\n\n{head}\n\n{markdown(self.content['students'])}\n", "utf-8")
 
     def finish(self) -> None:
         """Draw the plots, write everything for TensorBoard, and tell."""
         self._tensorboard(self._plots())
-        print(_markdown(self.content["students"]))
+        print(markdown(self.content["students"]))
         print(f"\nreport: {self.folder}/report.md, pictures beside it; watch: tensorboard --logdir {self.folder}")
 
     def _plots(self) -> dict[str, np.ndarray]:
@@ -97,7 +97,7 @@ class Report:
         with SummaryWriter(str(self.folder)) as writer:
             for name, picture in (self.sheets | plots).items():
                 writer.add_image(name, picture, dataformats="HWC")
-            writer.add_text("report", _markdown(self.content["students"]))
+            writer.add_text("report", markdown(self.content["students"]))
 
 
 def _small(line: np.ndarray) -> np.ndarray:
@@ -111,7 +111,8 @@ def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in label)[:80] or "students"
 
 
-def _markdown(students: dict[str, Any]) -> str:
+def markdown(students: dict[str, Any]) -> str:
+    """Tables of what was measured of each alternative."""
     lines = []
     for label, entry in students.items():
         first = next(iter(entry["sizes"].values()))

@@ -115,7 +115,9 @@ def test_an_ip_adapter_and_a_student_act_together_whichever_comes_first(pipe, st
 
 
 def test_perturbed_attention_guidance_asks_the_student_for_its_third_row_too(pipe, student):
-    guided = AutoPipelineForText2Image.from_pipe(pipe, enable_pag=True, pag_applied_layers=["down_blocks.1"])
+    guided = AutoPipelineForText2Image.from_pipe(
+        pipe, enable_pag=True, pag_applied_layers=["down_blocks.0.attentions.1"]
+    )
     plain = with_student(pipe, student)
     none = with_student(guided, student, pag_scale=0.0)
     some = with_student(guided, student, rows=3, pag_scale=3.0)
