@@ -199,8 +199,9 @@ def versions() -> dict[str, str]:
 if __name__ == "__main__":
     import sys
 
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m sd_hyena.checkpoint FILE")
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        print("usage: python -m sd_hyena.checkpoint FILE", file=sys.stderr)
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     try:
         print(describe(load_students(sys.argv[1])))
     except BadInput as error:

@@ -55,6 +55,7 @@ class TrainConfig:
         "-m",
         free=True,
     )
+    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file")
     target: str = option(
         "IN01",
         "sites: names (IN01,OUT11), level0, level1, all, a pattern (OUT*), or auto: chosen by a short pilot",
@@ -136,6 +137,11 @@ class TrainConfig:
     )
     device: str = option("auto", "auto, cpu, cuda, mps", free=True)
     devices: int = option(1, "how many of them share the batch, each with a process of its own", free=True)
+    num_nodes: int = option(
+        1,
+        "machines with so many devices each; start it on each with MASTER_ADDR, MASTER_PORT, NODE_RANK set",
+        free=True,
+    )
     strategy: Literal["auto", "ddp"] = option("auto", "Lightning's; auto: ddp on several devices", free=True)
     dtype: DType = option("auto", "of the teacher; auto: bfloat16 on a GPU that has it, else float16", free=True)
     dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop", free=True)
@@ -145,7 +151,8 @@ class TrainConfig:
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
         _check_size(self)
-        _at_least(self, 1, "landmarks", "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices")
+        counts = ("landmarks", "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices", "num_nodes")
+        _at_least(self, 1, *counts)
         _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         _between(self, 0, 1e3, "lr", open_low=True)
         for name in (
@@ -170,16 +177,17 @@ class TrainConfig:
             raise BadInput(f"budget={self.budget!r} must be how many times cheaper, e.g. 4x")
         if self.budget and float(self.budget.rstrip("x")) <= 1:
             raise BadInput(f"budget={self.budget!r} must be more than 1x, the UNet as it is")
-        if self.target == "auto" and (self.devices > 1 or self.resume or self.pretrained_weight):
+        if self.target == "auto" and (self.processes > 1 or self.resume or self.pretrained_weight):
             raise BadInput(
                 "target=auto runs a pilot first: on one device, without --resume and -p; then name its choice"
             )
         if self.data == "noise" and self.stage != "layerwise":
             raise BadInput(f"data=noise has no pictures, so stage={self.stage} cannot learn from it; use layerwise")
-        if self.batch_size % self.devices:
-            raise BadInput(f"devices={self.devices} must divide batch_size={self.batch_size}")
-        if self.micro_batch_size and self.batch_size // self.devices % self.micro_batch_size:
-            of = f"batch_size={self.batch_size}" + (f" / devices={self.devices}" if self.devices > 1 else "")
+        shared = f"devices={self.devices}" + (f" x num_nodes={self.num_nodes}" if self.num_nodes > 1 else "")
+        if self.batch_size % self.processes:
+            raise BadInput(f"{shared} must divide batch_size={self.batch_size}")
+        if self.micro_batch_size and self.batch_size // self.processes % self.micro_batch_size:
+            of = f"batch_size={self.batch_size}" + (f" / {shared}" if self.processes > 1 else "")
             raise BadInput(f"micro_batch_size={self.micro_batch_size} must divide {of}")
         if self.devices > 1 and ":" in self.device:
             raise BadInput(f"device={self.device!r} is one device, but devices={self.devices}; leave the number away")
@@ -191,6 +199,11 @@ class TrainConfig:
                 "resume and dry_run exclude each other: a dry run starts anew and leaves nothing to go on from"
             )
         check_format(self.name_format, "s")
+
+    @property
+    def processes(self) -> int:
+        """Which share the batch, one for each device."""
+        return self.devices * self.num_nodes
 
     def operator_options(self) -> dict[str, Any]:
         """The options of the operator by their names in `safari`."""

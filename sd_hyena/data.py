@@ -31,6 +31,7 @@ from sd_hyena.pipeline import condition, encoded, resized, split_prompts
 from sd_hyena.stages import Layerwise, Stage
 from sd_hyena.teacher import Condition
 from sd_hyena.tiling import batches
+from sd_hyena.vae_file import vae_sha256
 from sd_hyena.weights_file import read_weights
 
 VALIDATION_SEED = 2**33  # outside what a user can choose
@@ -145,18 +146,18 @@ class Lessons(L.LightningDataModule):
         super().__init__()
         self.stage, self.teacher, self.scheduler, self.config = stage, stage.teacher, scheduler, config
         self.validation_size = validation_size
-        self.micro_batch_size = config.micro_batch_size or config.batch_size // config.devices
+        self.micro_batch_size = config.micro_batch_size or config.batch_size // config.processes
         self.training_bank, self.validation_bank = bank.split()
         self.latent_size = tuple(bank.latents.shape[-2:])
 
     @property
     def accumulate(self) -> int:
         """Micro-batches in a step, on each device."""
-        return self.config.batch_size // self.config.devices // self.micro_batch_size
+        return self.config.batch_size // self.config.processes // self.micro_batch_size
 
     def halve(self) -> bool:
         """Halve the micro-batch to a divisor of the batch; False if it is 1 already."""
-        share = self.config.batch_size // self.config.devices
+        share = self.config.batch_size // self.config.processes
         smaller = [n for n in range(1, self.micro_batch_size // 2 + 1) if share % n == 0]
         if smaller:
             self.micro_batch_size = smaller[-1]
@@ -225,6 +226,8 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
     }
     if what["data"] == "noise":
         what["data"] = "samples"  # for validation
+    if config.vae:
+        what["vae"] = vae_sha256(config.vae)
     captions = captions_of(prompts, config.num_samples)
     key = hashlib.sha256(json.dumps([what, captions, model_sha256]).encode()).hexdigest()[:16]
     path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,12 @@ def _disk(config: DoctorConfig) -> Iterator[str]:
 
 
 def _model(config: DoctorConfig) -> Iterator[str]:
-    from sd_hyena.pipeline import model_path, model_sha256
+    from sd_hyena.pipeline import model_sha256
     from sd_hyena.sites import find_sites
 
-    path = model_path(config.model)
+    path, unet = _looked_at(config.model)
     yield f"{path}, hash {model_sha256(path)[:10]}"
-    sites = find_sites(_unet(path))
+    sites = find_sites(unet)
     for level in sorted({site.level for site in sites}):
         found = [site for site in sites if site.level == level]
         yield f"level{level}, {found[0].channels} channels: {' '.join(site.short for site in found)}"
@@ -107,11 +108,11 @@ def _model(config: DoctorConfig) -> Iterator[str]:
 def _expectations(config: DoctorConfig) -> Iterator[str]:
     """Counted operations, and the time they take at the rate of this machine's matrix products: a lower bound."""
     from sd_hyena.cost import attention_flops, student_flops, unet_flops
-    from sd_hyena.pipeline import model_path, pick_device
+    from sd_hyena.pipeline import pick_device
     from sd_hyena.sites import find_sites
     from sd_hyena.student import spec_for
 
-    unet, train, rate = _unet(model_path(config.model)), TrainConfig(), _rate(pick_device(config.device))
+    (_, unet), train, rate = _looked_at(config.model), TrainConfig(), _rate(pick_device(config.device))
     sites = find_sites(unet)
     finest = [site for site in sites if site.level == min(site.level for site in sites)]
     yield f"{rate / 1e9:.0f} GFLOP/s in matrix products; one sample, no guidance"
@@ -127,16 +128,19 @@ def _expectations(config: DoctorConfig) -> Iterator[str]:
         )
 
 
-def _unet(path: Path) -> Any:
-    """The model's UNet without weights."""
+@cache
+def _looked_at(model: str) -> tuple[Path, Any]:
+    """A model's path, once its files are checked, and its UNet without weights. Raises BadInput."""
     import torch
     from diffusers import UNet2DConditionModel
 
+    from sd_hyena.pipeline import model_path
     from sd_hyena.single_file import configuration_of
 
+    path = model_path(model)
     folder = configuration_of(path) if path.is_file() else path
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+        return path, UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
 
 
 def _rate(device: Any) -> float:

@@ -16,6 +16,8 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sd_hyena.ranks import TOLD
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -148,13 +150,14 @@ def joined(device: torch.device) -> Iterator[Group]:
 
 
 def may_speak() -> bool:
-    """Whether no other process has said why they end; from now on one has."""
-    if not launched():
+    """Whether no other process of a run has said why they end; from now on one has."""
+    where = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not (launched() or TOLD in os.environ) or None in where:
         return True
-    from torch.distributed import rendezvous
+    from torch.distributed import TCPStore
 
-    try:
-        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=5)))
+    try:  # the store by which they found each other
+        store = TCPStore(where[0], int(where[1]), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
         return store.add(f"sd_hyena/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (RuntimeError, ValueError):  # nobody is left to ask
         return True

@@ -38,7 +38,7 @@ class CardConfig:
     debug: bool = option(False, "show the traceback of an error")
 
     def __post_init__(self):
-        if Path(self.students).suffix != ".safetensors" or not Path(self.students).is_file():
+        if self.students and (Path(self.students).suffix != ".safetensors" or not Path(self.students).is_file()):
             raise BadInput(f"students={self.students!r} is no .safetensors file; train.py writes out/hyena.safetensors")
         if self.report and not Path(self.report).is_file():
             raise BadInput(f"report={self.report!r} is no file; python -m sd_hyena.evaluation writes report.json")
@@ -57,6 +57,8 @@ def main(config: CardConfig) -> None:
     from sd_hyena.atomic_file import replacing
     from sd_hyena.checkpoint import load_students
 
+    if not config.students:
+        raise BadInput("no students given; name the file of train.py, e.g. out/hyena.safetensors")
     path = Path(config.students)
     file = load_students(path)
     card = path.with_suffix(".md")

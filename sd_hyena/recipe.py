@@ -51,8 +51,10 @@ def read_recipe(arguments: list[str]) -> list[Stage]:
         decided = [name for name in DECIDED if getattr(found, name)]
         if decided:
             raise BadInput(f"a recipe starts, goes on and hands over by itself: leave {', '.join(decided)} away")
-        if found.target == "auto" or found.devices > 1:
-            raise BadInput("a recipe names its sites and runs on one device: no target=auto, no devices > 1")
+        if found.target == "auto" or found.processes > 1:
+            raise BadInput(
+                "a recipe names its sites and runs on one device: no target=auto, no devices or num_nodes > 1"
+            )
     return steps
 
 

@@ -60,6 +60,7 @@ from sd_hyena.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.student import build_student, cast, spec_for
 from sd_hyena.teacher import Teacher
 from sd_hyena.timing import block_seconds, wait_for
+from sd_hyena.vae_file import check_vae
 
 T = TypeVar("T")
 PILOT_STEPS = 50
@@ -81,9 +82,13 @@ def train(config: TrainConfig) -> Outcome:
     if config.target == "auto":
         config = _with_chosen_sites(config)
     ranks.check_launched_by_us()
+    path = model_path(config.teacher_model)
+    if config.vae:
+        check_vae(config.vae)
+    if config.processes > 1:
+        ranks.meet(config.num_nodes)
     if ranks.rank():
         config = dataclasses.replace(config, **ranks.told()["options"])
-    path = model_path(config.teacher_model)
     writable_folder(config.out_dir)
     writable_folder(config.log_dir, "log_dir")
     resumed = find_resumable(config) if config.resume else None
@@ -99,7 +104,7 @@ def train(config: TrainConfig) -> Outcome:
     device = _own_device(config)
     prompts = prompts_of(path, config.prompts)
 
-    pipe = load_pipeline(path, device, _teacher_dtype(config, device))
+    pipe = load_pipeline(path, device, _teacher_dtype(config, device), config.vae)
     set_scheduler(pipe, "ddim")
     sites = select(find_sites(pipe.unet), config.target)
     teacher = Teacher(pipe.unet, sites)
@@ -141,7 +146,7 @@ def train(config: TrainConfig) -> Outcome:
     if ranks.rank() == 0:
         _with_smaller_batches(data, lambda: _print_estimate(module, data, config, device))
         print(f"watch it: tensorboard --logdir {config.log_dir}")
-        if config.devices > 1:
+        if config.processes > 1:
             resume = str(resumed[0]) if resumed else ""
             options = {"seed": seed, "micro_batch_size": data.micro_batch_size, "resume": resume}
             ranks.tell(folder=str(folder), options=options)
@@ -176,7 +181,7 @@ def _with_chosen_sites(config: TrainConfig) -> TrainConfig:
     """Run the pilot of `-t auto` and name the sites it chooses; they start from its students."""
     path = model_path(config.teacher_model)
     device = _own_device(config)
-    unet = load_pipeline(path, torch.device("cpu"), torch.float32).unet
+    unet = load_pipeline(path, torch.device("cpu"), torch.float32, config.vae).unet
     latent_size = (config.height // 8, config.width // 8)
     total, candidates = unet_flops(unet, latent_size), []
     for site in find_sites(unet):
@@ -217,8 +222,8 @@ def _own_device(config: TrainConfig) -> torch.device:
     if config.devices > 1 and device.type == "cuda":
         if config.devices > torch.cuda.device_count():
             raise BadInput(f"devices={config.devices}, but this machine has {torch.cuda.device_count()} GPUs")
-        return torch.device("cuda", ranks.rank())
-    if config.devices > 1 and device.type != "cpu":
+        return torch.device("cuda", ranks.local_rank())
+    if config.processes > 1 and device.type not in ("cpu", "cuda"):
         raise BadInput(f"devices={config.devices} needs GPUs or --device cpu, not {device}")
     return device
 
@@ -283,7 +288,7 @@ def _fit(
         return trainer
 
     def may_repeat() -> bool:
-        alone = config.devices == 1  # of several ranks one cannot go back by itself
+        alone = config.processes == 1  # of several ranks one cannot go back by itself
         return alone and (checkpoints.step is None or checkpoints.out_of_memory is not None)
 
     return _with_smaller_batches(data, fit, may_repeat)
@@ -324,6 +329,7 @@ def _trainer(
     return L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=config.devices if device.index is None else [device.index],
+        num_nodes=config.num_nodes,
         strategy=config.strategy,
         use_distributed_sampler=False,  # every rank validates on the same few states
         precision=_precision(config, device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.model_part import filled
-from sd_hyena.weights_file import check_weights, read_checkpoint
+from sd_hyena.weights_file import check_weights, read_checkpoint, sha256
 from sd_hyena.weights_kind import VAE, kind_of
 
 FORMS = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
@@ -33,6 +34,13 @@ def check_vae(given: str) -> None:
         raise BadInput(f"vae={given!r} does not exist; {FORMS}")
     elif (kind := kind_of(read_checkpoint(path))) is not VAE:
         raise BadInput(f"vae={given!r} looks like {kind}")
+
+
+def vae_sha256(given: str) -> str:
+    """The hash of a file, or of a folder's weights."""
+    path = Path(given)
+    files = sorted(path.glob("diffusion_pytorch_model*")) if path.is_dir() else [path]
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
 def load_vae(given: str, model: Path, dtype: torch.dtype) -> nn.Module:

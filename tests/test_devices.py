@@ -3,15 +3,21 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
 
+from sd_hyena import training
 from sd_hyena.checkpoint import load_students
+from sd_hyena.config import TrainConfig
+from sd_hyena.distill import PATIENCE, Distillation
 from tests.conftest import IN01, ROOT, command
+from tests.faults.conftest import TRAIN, ended, start
 from tests.test_training import curve
 
 OPTIONS = "-W 64 -n 6 -b 4 --num_samples 4 --sample_steps 2 --hyena_emb_dim 5 -r 1e-2 --warmup_steps 2".split()
@@ -100,3 +106,91 @@ def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, 
     given = arguments(folder, "bidirectional", "--devices", 2, "-n", 50)[1:]
     done = command(script, *given, timeout=120)
     assert done.returncode != 0 and "injected" in done.stderr
+
+
+def free_ports() -> int:
+    """A port that is free, and the one after it."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            with suppress(OSError):
+                other.bind(("127.0.0.1", one.getsockname()[1] + 1))
+                return one.getsockname()[1]
+
+
+def machines(folder, *arguments, fault=lambda node: None):
+    """Two machines of one process each, as their users start them; how each ended."""
+    port, children = free_ports(), []
+    for node in (1, 0):  # the one that has to wait comes first
+        own = folder / f"machine-{node}"
+        own.mkdir()
+
+        def started(node=node):
+            signal.alarm(200)  # no test waits for one that hangs
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK=str(node))
+            fault(node)
+
+        given = [*TRAIN, "--num_nodes", 2, "--device", "cpu", "-o", folder / "out", "-l", folder / "logs", *arguments]
+        children.append(start(own, TrainConfig, *given, fault=started))
+    second, first = (child.end() for child in children)
+    return first, second
+
+
+def test_two_machines_train_the_student_of_one_and_the_first_one_speaks(folder, tmp_path_factory):
+    alone = tmp_path_factory.mktemp("alone")
+    shutil.copytree(folder / "out" / "cache", alone / "out" / "cache")
+    assert ended(alone, TrainConfig, *TRAIN, "--micro_batch_size", 3).code == 0
+    first, second = machines(folder)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert second.out == "" and first.out.count("next: ") == 1
+    assert len([path for path in (folder / "out").iterdir() if (path / "config.yaml").exists()]) == 1
+    ours, theirs = (
+        load_students(one / "out" / "hyena.safetensors").students[IN01].state_dict() for one in (folder, alone)
+    )
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_one_machine_that_are_not_finite_reach_the_weights_of_none_and_stop_both(folder):
+    """Each takes the other's gradients, so both pass over the same steps."""
+
+    def fault(node):
+        original = Distillation.training_step
+
+        def step(self, batch, batch_idx):
+            loss = original(self, batch, batch_idx)
+            return loss * float("nan") if node == 1 and self.global_step >= 4 else loss
+
+        Distillation.training_step = step
+
+    first, second = machines(folder, "-n", 4 + 2 * PATIENCE, fault=fault)
+    assert (first.code, second.code) == (1, 1), first.err + second.err
+    said = [line for one in (first, second) for line in one.err.splitlines() if line.startswith("error: ")]
+    assert said and all(f"not finite for {PATIENCE} steps" in line for line in said)
+    (newest, *_) = sorted((folder / "out").glob("*/checkpoints/*"), reverse=True)
+    state = torch.load(newest, weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_a_machine_whose_first_one_dies_before_the_run_begins_ends_too(folder):
+    def fault(node):
+        if node == 0:
+            training.make_bank = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+    first, second = machines(folder, fault=fault)
+    assert first.code == -signal.SIGKILL and second.code == 1
+    assert second.last_line == "error: RuntimeError: the first machine has ended before the run began"
+
+
+@pytest.mark.parametrize(
+    "environment, more, said",
+    [
+        ({}, ["--num_nodes", 2], "needs MASTER_ADDR, MASTER_PORT, NODE_RANK"),
+        ({"NODE_RANK": "1"}, ["--devices", 2], "NODE_RANK=1 is set, but num_nodes=1"),
+        (dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="1", NODE_RANK="2"), ["--num_nodes", 2], "one from 0 to 1"),
+        ({}, ["--num_nodes", 4], "devices=1 x num_nodes=4 must divide batch_size=6"),
+    ],
+)
+def test_machines_that_cannot_meet_are_refused_in_one_line(tmp_path, environment, more, said):
+    done = ended(tmp_path, TrainConfig, *TRAIN, "--device", "cpu", *more, fault=lambda: os.environ.update(environment))
+    assert done.code == 2 and said in done.err and done.err.count("\n") == 1, done.err

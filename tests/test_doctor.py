@@ -3,10 +3,10 @@ import shutil
 import pytest
 from safetensors.torch import save_file
 
-from sd_hyena import doctor
+from sd_hyena import doctor, pipeline
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.doctor import DoctorConfig, Unwell
-from sd_hyena.pipeline import model_sha256
+from sd_hyena.pipeline import model_path, model_sha256
 from tests import ldm
 from tests.conftest import command
 
@@ -16,11 +16,15 @@ def small(monkeypatch):
     monkeypatch.setattr(doctor, "SIZES", (64, 512))
 
 
-def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys):
+def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys, monkeypatch):
+    looked = []
+    monkeypatch.setattr(pipeline, "model_path", lambda given: looked.append(given) or model_path(given))
+    doctor._looked_at.cache_clear()
     doctor.main(DoctorConfig(out_dir=str(tmp_path / "out"), device="cpu"))
     said = capsys.readouterr().out
     assert model_sha256(SHIPPED_MODEL)[:10] in said and "level0, 32 channels: IN01 IN02 OUT09 OUT10 OUT11" in said
     assert "512 px" in said and said.endswith("all in order\n")
+    assert looked == [""]  # a large model is looked at once
 
 
 def test_students_are_expected_to_save_more_the_larger_the_image(tmp_path, capsys):

@@ -32,6 +32,7 @@ def drawn(tmp_path, monkeypatch, shared_pipe):
 
     def draw(size: int, folder, *arguments, fault=lambda rank: None) -> list[Ended]:
         def launched(rank: int):
+            signal.alarm(200)  # no test waits for one that hangs
             environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
             environment |= {"MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
             os.environ.update({name: str(value) for name, value in environment.items()})

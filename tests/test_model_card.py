@@ -134,9 +134,7 @@ def test_a_strangers_words_do_nothing_in_the_card():
     assert "<script>" not in card and "\n# Heading" not in card and "[a](b)" not in card
     assert card.count("---\n") == 2 and "z |" not in card
     for broken in ({"config": 3, "metrics": [], "versions": None}, {}):
-        assert "# x: Hyena" in card_of(
-            StudentFile({IN01: build_student(spec)}, broken), "x.safetensors", CardConfigOf()
-        )
+        assert "# x: Hyena" in card_of(StudentFile({IN01: build_student(spec)}, broken), "x.safetensors")
 
 
 def test_without_a_network_there_is_one_line_and_the_card_is_written(students):
