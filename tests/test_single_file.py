@@ -513,6 +513,19 @@ def test_a_file_without_a_vae_needs_one(files, other_vae, tmp_path):
     assert drawn(tmp_path, model=str(path), vae=str(other_vae / "bare.ckpt")).std() > 0
 
 
+def test_a_student_is_trained_with_another_vae_and_on_its_latents(other_vae, tmp_path):
+    options = dict(width=64, n_steps=1, batch_size=2, num_samples=2, sample_steps=1, validate_every_n_steps=0, seed=1)
+    options |= dict(device="cpu", out_dir=str(tmp_path / "out"), log_dir=str(tmp_path / "logs"))
+    for vae in ("", str(other_vae / "bare.ckpt"), str(other_vae / "vae")):
+        outcome = train(TrainConfig(**options, vae=vae))
+        assert load_students(outcome.exported).training["config"]["vae"] == vae
+    own, *other = sorted((tmp_path / "out" / "cache").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    own, one, same = (load_file(path)["latents"] for path in (own, *other))
+    assert torch.equal(one, same) and not torch.equal(own, one)
+    with pytest.raises(BadInput, match="vae='/nowhere' does not exist"):
+        train(TrainConfig(**options, vae="/nowhere"))
+
+
 def test_a_vae_of_other_sizes_or_of_another_kind_is_refused(tmp_path):
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
     save_file(ldm.of_vae(vae, ""), tmp_path / "small.safetensors")
