@@ -53,7 +53,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     embeddings = read_embeddings(config.embeddings)
     if said := str(arrangement):
         say(said)
-    device = pick_device(own_device(str(pick_device(config.device))))
+    device = pick_device(own_device(config.device))
     check_offload(config.offload, device)
     check_optimize(config.optimizations, device)
     dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)

@@ -60,7 +60,7 @@ class Group:
     def tried(self, do: Callable[[], T]) -> T:
         """`do()`; where it fails in one process it fails in all, and all know of it, so that they can go on together.
 
-        Raises what `do` raises, elsewhere ProcessFailed ("out of memory" in its message if that was it) or NotFinite.
+        One alone raises what `do` raises, several ProcessFailed ("out of memory" in its message if that was it) or NotFinite.
         """
         result = failure = None
         try:
@@ -128,7 +128,11 @@ def launched() -> bool:
 
 def own_device(name: str) -> str:
     """The name of the device for this process: of several GPUs its own."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if launched() and name == "cuda" else name
+    if not launched() or name not in ("auto", "cuda"):
+        return name
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else name
 
 
 @contextmanager
