@@ -14,7 +14,7 @@ from PIL import Image
 from sd_hyena import job
 from sd_hyena.config import GenerateConfig
 from sd_hyena.generation import generate
-from sd_hyena.group import Group
+from sd_hyena.group import Group, own_device
 from sd_hyena.image_file import read_metadata
 from sd_hyena.tiled_unet import _TiledUNet
 from tests.conftest import command
@@ -182,6 +182,16 @@ def test_one_process_alone_needs_nobody():
     assert list(alone.map(lambda x: 2 * x, [1, 2])) == [2, 4] and alone.gathered("x") == ["x"] and alone.agreed(3) == 3
     with pytest.raises(ValueError, match="as it is"):
         alone.tried(raising(ValueError("as it is")))
+
+
+def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device("auto") == "auto" and own_device("cuda") == "cuda"
+    for name, value in dict(RANK=5, LOCAL_RANK=1, WORLD_SIZE=8).items():
+        monkeypatch.setenv(name, str(value))
+    assert [own_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device("auto") == "auto"
 
 
 def test_torchrun_starts_it(tmp_path, alone):
