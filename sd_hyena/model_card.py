@@ -44,7 +44,7 @@ class CardConfig:
             raise BadInput(f"report={self.report!r} is no file; python -m sd_hyena.evaluation writes report.json")
         for name in ("push", "base_model"):
             value = getattr(self, name)
-            if value and not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", value, re.ASCII):
+            if value and not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", value, re.ASCII):
                 raise BadInput(f"{name}={value!r} must be USER/NAME of a repository of the Hugging Face Hub")
         if not re.fullmatch(r"[\w.-]{1,96}", self.license, re.ASCII):
             raise BadInput(f"license={self.license!r} must be one of the Hub's identifiers, e.g. mit")
