@@ -13,7 +13,8 @@ from benchmarks.contest import contest
 from benchmarks.methods import Method
 from benchmarks.row import Row
 from benchmarks.setting import Ceilings, Setting
-from safari.fftconv import long_conv, long_conv2d, separable_conv2d
+from safari.fftconv import long_conv, long_conv2d
+from safari.toeplitz import separable_conv2d
 from sd_hyena.cost import flops
 
 CHANNELS, REACH = 320, 64  # of IN01; cells

@@ -31,6 +31,9 @@ LARGEST_MATH = 16384  # tokens: it holds all scores
 WINDOW = 32  # cells, HyperTile's 256 px
 STUDENTS = {
     "hyena2d": {},
+    "hyena2d 64 landmarks": {"landmarks": 64},
+    "landmarks": {"operator": "landmarks"},
+    "64 landmarks": {"operator": "landmarks", "landmarks": 64},
     "hyena2d rank 1": {"hyena2d_long": "separable", "hyena2d_rank": 1},
     "hyena2d rank 4": {"hyena2d_long": "separable", "hyena2d_rank": 4},
     "hyena2d rank 8": {"hyena2d_long": "separable", "hyena2d_rank": 8},
