@@ -13,8 +13,8 @@ from benchmarks.methods import ATTENTION, methods
 from benchmarks.row import Row
 from benchmarks.setting import Ceilings, Setting
 
-SHOWN_METHODS = (ATTENTION, "hyena2d", "hyena2d rank 1", "hyena2d full", "hyena2d rank 4", "hyena2d hedgehog")
-SHOWN_METHODS = (*SHOWN_METHODS, "linear attention", "safari, published", "hypertile 256 px")
+OURS = ("hyena2d", "landmarks", "64 landmarks", "hyena2d rank 4", "hyena2d full", "hyena2d hedgehog")
+SHOWN_METHODS = (ATTENTION, *OURS, "linear attention", "safari, published", "hypertile 256 px")
 
 
 def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:

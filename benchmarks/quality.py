@@ -160,6 +160,7 @@ def main(
                 "steps": row["steps"],
                 **{site: round(v["relative_mse"], 4) for site, v in row["sites"].items()},
                 "prediction": round(row["prediction"]["both"], 5),
+                "as_noise": round(row["prediction"]["as_noise"], 5),
                 "guided_5": round(row["prediction"]["guided_5"], 5),
                 "psnr_median": round(image["psnr_median"], 1),
                 "psnr_mean": round(image["psnr_mean"], 1),

@@ -1,5 +1,7 @@
 """Operations are counted as a person would count them."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,7 +33,8 @@ def test_linear_attention_grows_with_the_tokens_and_attention_with_their_square(
 
 
 def test_transforms_are_counted_over_the_axes_they_transform():
-    """16 channels; u and its way back 2-D on 80 x 80 points, the filter too; 2.5 n log2 n each."""
+    """16 channels on 80 x 80 points: the filter in two dimensions; u and its way back along 40 rows that are not zero
+    or read, and along 41 columns; 2.5 n log2 n each."""
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode():
@@ -41,7 +44,7 @@ def test_transforms_are_counted_over_the_axes_they_transform():
         assert flops(lambda: torch.fft.irfft(x[..., :17].to(torch.complex64), 32)) == int(2.5 * 3 * 8 * 32 * 5)
     full, none = (student_flops(spec("hyena2d", heads=2, long=kind), (40, 40)) for kind in ("full", "none"))
     n = 80  # the smallest fast length of 40 + 39
-    transforms = 3 * int(2.5 * 16 * n * n * torch.tensor(float(n * n)).log2())
+    transforms = 2.5 * 16 * (n * n * math.log2(n * n) + 2 * (40 * n + n * (n // 2 + 1)) * math.log2(n))
     assert full - none == pytest.approx(transforms + 2 * 79 * 79 * (32 * 32 + 32 * 32 + 32 * 16), rel=0.02)
 
 

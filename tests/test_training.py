@@ -110,8 +110,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(folder, tmp_path_fac
     )
     other = tmp_path_factory.mktemp("other")
     shutil.copytree(folder / "out" / "cache", other / "out" / "cache")
-    train(config(folder, n_steps=1))
-    train(config(other, n_steps=1, micro_batch_size=2))
+    for given in ({"out_dir": str(folder / "out")}, {"out_dir": str(other / "out"), "micro_batch_size": 2}):
+        # Hedgehog: an inverse between landmarks multiplies the rounding that is left.
+        train(config(folder, n_steps=1, hyena2d_content="hedgehog", **given))
     whole, accumulated = gradients
     for name in whole:
         scale = whole[name].abs().max()
