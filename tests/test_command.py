@@ -133,17 +133,14 @@ def test_a_signal_saves_and_exits_with_its_code_and_resume_finishes(tmp_path, nu
         str(tmp_path / "logs"),
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    progress = tmp_path / "progress"
-    with progress.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+    said = tmp_path / "said"
+    with said.open("w") as out:
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, stdout=out, stderr=out)
     deadline = time.monotonic() + 120
-    while "50/20000" not in progress.read_text() and time.monotonic() < deadline:
+    while "50/20000" not in said.read_text() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == code and "go on with --resume" in said
+    assert process.wait(timeout=120) == code and "go on with --resume" in said.read_text()
     (checkpoint,) = (tmp_path / "out").glob("*/checkpoints/step-*.ckpt")
     step = int(checkpoint.stem.split("-")[1])
     assert 0 < step < 20000
