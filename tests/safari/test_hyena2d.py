@@ -410,7 +410,9 @@ def test_weights_in_half_precision_beside_filters_in_float32_are_close_to_float3
     y = apply(module, [t.to(dtype) for t in inputs], (9, 13))
     assert y.dtype == dtype
     error = torch.linalg.norm(y.float() - expected) / torch.linalg.norm(expected)
-    assert error < 16 * torch.finfo(dtype).eps  # the inverse between landmarks multiplies rounding
+    with_landmarks = module.content is not None and hasattr(module.content, "seek")
+    limit = 16 if with_landmarks else 8  # the inverse between landmarks multiplies rounding
+    assert error < limit * torch.finfo(dtype).eps
 
 
 def test_at_the_start_the_short_filters_are_the_identity_and_the_local_filter_is_silent():
