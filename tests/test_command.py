@@ -120,18 +120,8 @@ def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_exits_with_its_code_and_resume_finishes(tmp_path, number, code):
-    arguments = [
-        "train.py",
-        "-n",
-        "20000",
-        "-s",
-        "0",
-        *SMALL,
-        "-o",
-        str(tmp_path / "out"),
-        "-l",
-        str(tmp_path / "logs"),
-    ]
+    rest = ["-s", "0", *SMALL, "-o", str(tmp_path / "out"), "-l", str(tmp_path / "logs")]
+    arguments = ["train.py", "-n", "20000", *rest]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     said = tmp_path / "said"
     with said.open("w") as out:
@@ -144,7 +134,7 @@ def test_a_signal_saves_and_exits_with_its_code_and_resume_finishes(tmp_path, nu
     (checkpoint,) = (tmp_path / "out").glob("*/checkpoints/step-*.ckpt")
     step = int(checkpoint.stem.split("-")[1])
     assert 0 < step < 20000
-    again = command(*arguments[:2], str(step + 2), *arguments[3:], "--resume", "auto")
+    again = command("train.py", "-n", str(step + 2), *rest, "--resume", "auto")
     assert again.returncode == 0, again.stderr
     assert sorted(p.stem for p in checkpoint.parent.glob("*.ckpt"))[-1] == f"step-{step + 2:05d}"
 

@@ -173,9 +173,23 @@ def test_numbers_of_one_machine_that_are_not_finite_reach_the_weights_of_none_an
 
 
 def test_a_machine_whose_first_one_dies_before_the_run_begins_ends_too(folder):
+    arrived = folder / "arrived"
+
     def fault(node):
+        class Seen(torch.distributed.TCPStore):
+            def wait(self, *arguments):
+                arrived.touch()
+                return super().wait(*arguments)
+
+        def die(*_):
+            while not arrived.exists():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+
         if node == 0:
-            training.make_bank = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            training.make_bank = die
+        else:
+            torch.distributed.TCPStore = Seen
 
     first, second = machines(folder, fault=fault)
     assert first.code == -signal.SIGKILL and second.code == 1

@@ -434,9 +434,10 @@ def test_options_survive_the_run_in_its_config_file(folder):
 
 def test_auto_runs_a_pilot_shows_its_choice_and_trains_the_chosen_sites_from_it(folder, capsys, monkeypatch):
     monkeypatch.setattr(training, "speedup", lambda *_, **__: 2.0)  # at so small a size attention is faster everywhere
+    monkeypatch.setattr(training, "PILOT_STEPS", 10)
     given = config(folder, target="auto", budget="1.0001x", n_steps=2, width=256, batch_size=2, num_samples=2)
     exported = train(dataclasses.replace(given, validate_every_n_steps=0, hyena2d_rank=1)).exported
     printed = capsys.readouterr().out
-    assert "pilot: every site that a student makes cheaper, 50 steps" in printed and "times cheaper" in printed
+    assert "pilot: every site that a student makes cheaper, 10 steps" in printed and "times cheaper" in printed
     chosen = load_students(exported).students
     assert 1 <= len(chosen) < 16 and all("attn1" in name for name in chosen)
