@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 
+from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.sites import find_sites
+from sd_hyena.sites import find_sites, select
 from sd_hyena.student import ONE_DIMENSIONAL, Projections, StudentSpec, build_student, cast, spec_for
 from tests.conftest import IN01
 
@@ -33,6 +36,7 @@ EVERY = [
     ("bidirectional", {}),
     ("pointwise", {}),
     ("hyena2d", {"heads": 2, "window": 2}),
+    ("landmarks", {"heads": 2, "landmarks": 3}),
     ("linear", {"heads": 2, "feature_map": "elu"}),
     ("windows", {"heads": 2, "window": 2}),
 ]
@@ -133,6 +137,24 @@ def test_a_change_folded_into_the_projections_gives_the_same_answer(projections,
         y = student(x, projections, (3, 5))
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
     assert not {*projections[:3], projections.to_out[0], *student.change, student.change_out} & {*calls}
+
+
+@pytest.mark.parametrize("operator", ["hyena2d", "landmarks", "linear"])
+@pytest.mark.parametrize("name", ["IN01", "OUT10"])
+def test_stored_in_bfloat16_a_student_is_within_a_hundredth_of_itself(unet, operator, name):
+    (site,) = select(find_sites(unet), name)
+    torch.manual_seed(0)
+    config, attention = TrainConfig(operator=operator), copy.deepcopy(unet.get_submodule(site.name)).float()
+    student = build_student(spec_for(site, operator, config.operator_options(), (12, 17)))
+    for parameter in student.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    x = torch.randn(2, 12 * 17, site.channels).bfloat16()
+    with torch.no_grad():
+        expected = student(x.float(), Projections.of(attention), (12, 17))
+        stored = cast(copy.deepcopy(student), x)
+        y = stored(x, Projections.of(attention.bfloat16()), (12, 17))
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - expected).norm() < 1e-2 * expected.norm()
 
 
 class Doubled(torch.nn.Linear):
