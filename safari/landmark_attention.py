@@ -55,6 +55,7 @@ class LandmarkAttention(nn.Module):
         e = self.seek.shape[-1]
         heads = slice(channels.start // e, channels.stop // e)
         q, k, v = (t.unflatten(1, (-1, e)).mT.contiguous() for t in (q, k, v))
+        k = k - k.mean(dim=-2, keepdim=True)  # no softmax above sees it, but rounding does
         attend = F.scaled_dot_product_attention
         c, a_q, a_k, b_q, b_k = (t[heads].to(k.dtype) for t in (self.seek, self.a_q, self.a_k, self.b_q, self.b_k))
         c = c.expand(len(k), -1, -1, -1)

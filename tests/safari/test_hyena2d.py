@@ -135,11 +135,11 @@ def test_a_full_filter_too_large_to_keep_is_made_anew_for_some_channels_at_a_tim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", ["separable", "full", "axial_1d"])
+@pytest.mark.parametrize("long", ["none", "full"])
 def test_a_million_tokens_with_a_mean_are_finite_and_exact(long):
     torch.manual_seed(0)
-    module = Hyena2d(4, 2, long=long).requires_grad_(False)
-    inputs = [torch.randn(1, 2**20, 4) + 10 for _ in range(4)]
+    module = Hyena2d(40, 1, long=long, landmarks=64).requires_grad_(False)
+    inputs = [torch.randn(1, 2**20, 40) + 10 for _ in range(4)]
     y = apply(module, inputs, (1024, 1024))
     exact = apply(copy.deepcopy(module).double(), [t.double() for t in inputs], (1024, 1024))
     assert y.isfinite().all() and (y - exact).abs().max() < 1e-4 * exact.abs().max()
