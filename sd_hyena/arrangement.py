@@ -120,7 +120,8 @@ class Arrangement:
         with ExitStack() as stack:
             if self.vae:
                 stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae)))
-            for network in filter(None, (pipe.unet, getattr(pipe, "controlnet", None))):
+            controlnet = getattr(pipe, "controlnet", None)
+            for network in filter(None, (pipe.unet, *getattr(controlnet, "nets", (controlnet,)))):
                 for block in self._around_attention(network):
                     stack.enter_context(block)
             if self.inversion:  # before the tiles, which then tile it too

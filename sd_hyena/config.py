@@ -12,10 +12,12 @@ import re
 import secrets
 import sys
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sd_hyena import given_path
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import check_format
 
@@ -40,9 +42,15 @@ LARGEST_SIDE = 16384
 LARGEST_CONFIG = 1 << 20  # bytes of a YAML file
 
 
-def option(default: Any, help: str, *flags: str, free: bool = False) -> Any:
-    """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one."""
-    return field(default=default, metadata={"help": help, "flags": flags, "free": free})
+def option(
+    default: Any, help: str, *flags: str, free: bool = False, path: Callable[[str, str], object] | None = None
+) -> Any:
+    """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
+
+    `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
+    all files and flags have had their say, and not of an empty value.
+    """
+    return field(default=default, metadata={"help": help, "flags": flags, "free": free, "path": path})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +62,9 @@ class TrainConfig:
         "the teacher: diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
         "-m",
         free=True,
+        path=given_path.model,
     )
-    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file")
+    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
     target: str = option(
         "IN01",
         "sites: names (IN01,OUT11), level0, level1, all, a pattern (OUT*), or auto: chosen by a short pilot",
@@ -120,18 +129,24 @@ class TrainConfig:
     )
     data_path: str = option("", "the folder for --data images, the .safetensors file for --data latents")
     prompts: str = option(
-        "", "text file, one prompt a line; default: the model's own list, or a list for natural images"
+        "",
+        "text file, one prompt a line; default: the model's own list, or a list for natural images",
+        path=given_path.plain_file,
     )
     num_samples: int = option(32, "images the teacher draws for --data samples and trajectories, once; they are cached")
     sample_steps: int = option(20, "denoising steps of each of them")
     cfg_scale: float = option(5.0, "their guidance", "-c")
-    log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True)
-    out_dir: str = option("out", "config, checkpoints and students go to OUT_DIR/RUN", "-o", free=True)
+    log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True, path=given_path.folder)
+    out_dir: str = option(
+        "out", "config, checkpoints and students go to OUT_DIR/RUN", "-o", free=True, path=given_path.folder
+    )
     cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
     name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
     seed: int = option(-1, "-1 draws one and records it", "-d")
-    pretrained_weight: str = option("", "a student to start from", "-p")
-    resume: str = option("", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True)
+    pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file)
+    resume: str = option(
+        "", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True, path=given_path.run
+    )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
         "auto", "auto: bf16 where the device has it", free=True
     )
@@ -193,7 +208,6 @@ class TrainConfig:
             raise BadInput(f"device={self.device!r} is one device, but devices={self.devices}; leave the number away")
         if self.data in ("images", "latents") and not (self.data_path and Path(self.data_path).exists()):
             raise BadInput(f"data={self.data} needs data_path; {self.data_path!r} does not exist")
-        _check_files(self, "prompts", "pretrained_weight")
         if self.resume and self.dry_run:
             raise BadInput(
                 "resume and dry_run exclude each other: a dry run starts anew and leaves nothing to go on from"
@@ -219,9 +233,19 @@ class TrainConfig:
 class GenerateConfig:
     """Generate images with trained students swapped in for self-attentions."""
 
-    model: str = option("", "diffusers folder, .safetensors or .ckpt file; default: the small one that ships", "-m")
-    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file")
-    hyena: str = option("", "trained students; a,b are alternatives numbered by {h}, a+b are used together", "-y")
+    model: str = option(
+        "",
+        "diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
+        "-m",
+        path=given_path.model,
+    )
+    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
+    hyena: str = option(
+        "",
+        "trained students; a,b are alternatives numbered by {h}, a+b are used together",
+        "-y",
+        path=given_path.students,
+    )
     target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t")
     prompt: str | None = option(
         None, "(more:1.2) [less] BREAK, of any length; default: the model's first example prompt", "-p"
@@ -231,7 +255,9 @@ class GenerateConfig:
         1, "the layer of the text encoder to read, from the last, 1; SDXL reads the second by itself"
     )
     embeddings: str = option(
-        "", "textual inversions: files (word.pt, word.safetensors) and folders, separated by commas"
+        "",
+        "textual inversions: files (word.pt, word.safetensors) and folders, separated by commas",
+        path=given_path.embeddings,
     )
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
@@ -243,7 +269,7 @@ class GenerateConfig:
     seed: int = option(-1, "of the first image, image i has seed + i; -1 draws one and records it", "-k")
     scheduler: Scheduler = option("ddim", "sampler")
     karras: bool = option(False, "Karras' noise levels (euler, heun, lms, dpm++, unipc)")
-    out_dir: str = option("./", "where the images go", "-o")
+    out_dir: str = option("./", "where the images go", "-o", path=given_path.folder)
     name_format: str = option(
         "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f"
     )
@@ -251,7 +277,7 @@ class GenerateConfig:
     from_image: str = option(
         "", "repeat an image of ours or a PNG of A1111: its options, with other flags on top", "--from"
     )
-    init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT")
+    init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file)
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1")
     noise_inversion: int = option(
         0, "steps that look for the noise that INIT_IMAGE itself comes from, so that it is kept, e.g. 10; 0: any noise"
@@ -259,11 +285,13 @@ class GenerateConfig:
     retouch: float = option(1.0, "of the noise inversion: above 1 smooths, 3 for drawings")
     renoise_strength: float = option(1.0, "of the noise inversion: fresh noise where the picture is smooth, 0 to 2")
     renoise_kernel: int = option(64, "of the noise inversion: radius in px that counts as smooth")
-    mask: str = option("", "white where the picture is drawn anew (inpainting)")
-    control_image: str = option("", "picture that the ControlNet reads: edges, depth, ...")
-    controlnet: str = option("", "diffusers folder of a ControlNet")
-    control_scale: float = option(1.0, "how strongly it acts")
-    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors")
+    mask: str = option("", "white where the picture is drawn anew (inpainting)", path=given_path.plain_file)
+    control_image: str = option(
+        "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
+    )
+    controlnet: str = option("", "diffusers folder of a ControlNet; several a,b", path=given_path.controlnets)
+    control_scale: float | str = option(1.0, "how strongly it acts; of several 1,0.5 or one for all")
+    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras)
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
         "auto", "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece"
     )
@@ -271,7 +299,11 @@ class GenerateConfig:
     tile_height: int = option(0, "likewise")
     overlap: int | None = option(None, "cells that tiles share; default: half a tile, with spot none")
     tile_batch_size: int = option(4, "tiles at once")
-    regions: str = option("", "JSON file of rectangles with their own prompts (bbox_controls), or a PNG of ours")
+    regions: str = option(
+        "",
+        "JSON file of rectangles with their own prompts (bbox_controls), or a PNG of ours",
+        path=given_path.plain_file,
+    )
     draw_background: bool = option(False, "draw tiles below the regions too")
     tiled_vae: Literal["off", "auto", "exact", "fast", "two_pass", "classic", "blend"] = option(
         "auto", "how the VAE works in tiles; exact changes nothing; auto: exact above 1024 px"
@@ -332,11 +364,10 @@ class GenerateConfig:
             raise BadInput(
                 f"karras: {self.scheduler} has no Karras noise levels; use euler, heun, lms, dpm++_2m or unipc"
             )
-        for name in filter(
-            None, (part.strip() for alternative in self.hyena.split(",") for part in alternative.split("+"))
-        ):
-            if not Path(name).is_file():
-                raise BadInput(f"hyena={name!r} is no file; train.py writes out/hyena.pt")
+        if len(self.controls) != len(given_path.several(self.control_image)):
+            raise BadInput(
+                f"control_image={self.control_image!r} must be as many pictures as controlnet={self.controlnet!r} has folders"
+            )
         for step in self.optimizations:
             if step not in OPTIMIZATIONS:
                 raise BadInput(f"optimize={step!r} is none of {', '.join(OPTIMIZATIONS)}")
@@ -351,6 +382,20 @@ class GenerateConfig:
             raise BadInput(f"optimize=bf16 and dtype={self.dtype} contradict each other; leave one away")
 
     @property
+    def controls(self) -> list[tuple[str, float]]:
+        """Folder and strength of each ControlNet. Raises BadInput."""
+        folders = given_path.several(self.controlnet)
+        try:
+            scales = [float(part) for part in str(self.control_scale).split(",")]
+        except ValueError:
+            scales = [-1.0]
+        if not all(0 <= scale <= 1000 for scale in scales) or len(scales) not in (1, len(folders)):
+            raise BadInput(
+                f"control_scale={self.control_scale!r} must be a number from 0 to 1000, or one for each ControlNet: 1,0.5"
+            )
+        return list(zip(folders, scales if len(scales) > 1 else scales * len(folders), strict=True))
+
+    @property
     def optimizations(self) -> tuple[str, ...]:
         """The steps of `optimize`."""
         return tuple(filter(None, (part.strip() for part in self.optimize.split(","))))
@@ -363,7 +408,7 @@ def parse(
     config_class: type[Config], arguments: list[str] | None = None, given: dict[str, Any] | None = None
 ) -> Config:
     """Read the command line; flags win over the YAML file behind `--config` and the image behind `--from`, and these
-    over `given`.
+    over `given`. Only what is left then has to hold together, and to name files that are there.
 
     Raises BadInput.
     """
@@ -372,14 +417,23 @@ def parse(
     for flag, read in (("--config", _read_yaml), ("--from_image", _read_image), ("--from", _read_image)):
         for value in _taken(arguments, flag, keep=read is _read_image):
             stored |= read(value)
-    from_dict(config_class, stored)
+    _check_types(config_class, stored)
     parser = build_parser(config_class)
     parser.set_defaults(stored)
     try:
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
         raise BadInput(f"{_first_line(error)}; see --help") from None
-    return from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)})
+    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)})
+    check_paths(config)
+    return config
+
+
+def check_paths(config: Any) -> None:
+    """Look at what the options name, without torch. Raises BadInput."""
+    for f in dataclasses.fields(config):
+        if f.metadata["path"] and getattr(config, f.name):
+            f.metadata["path"](getattr(config, f.name), f.name)
 
 
 def build_parser(config_class: type):
@@ -421,6 +475,12 @@ def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
 
 def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Build a config from names and values; strict on both. Raises BadInput."""
+    types = _check_types(config_class, values)
+    return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
+
+
+def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields' types, once each value is of its own. What values mean together is for the whole config to say."""
     types = typing.get_type_hints(config_class)
     unknown = sorted(set(values) - set(types))
     if unknown:
@@ -428,7 +488,7 @@ def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     for name, value in values.items():
         if not _is_of_type(value, types[name]):
             raise BadInput(f"{name}={value!r} must be {getattr(types[name], '__name__', types[name])}")
-    return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
+    return types
 
 
 def to_dict(config) -> dict[str, Any]:
@@ -564,10 +624,3 @@ def check_text(config, *names: str) -> None:
             (getattr(config, name) or "").encode()
         except UnicodeEncodeError:
             raise BadInput(f"{name}={getattr(config, name)!r} is no Unicode text; write it in UTF-8") from None
-
-
-def _check_files(config, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value and not Path(value).is_file():
-            raise BadInput(f"{name}={value!r} is no file")

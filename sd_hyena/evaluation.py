@@ -16,8 +16,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from sd_hyena import given_path
 from sd_hyena.command import run
-from sd_hyena.config import LARGEST_SIDE, SHIPPED_MODEL, DType, option
+from sd_hyena.config import LARGEST_SIDE, SHIPPED_MODEL, DType, check_paths, option
 from sd_hyena.errors import BadInput
 
 WORSE = 1.5  # times the error at the first size, from which a size needs attention, or training of its own
@@ -27,9 +28,16 @@ WORSE = 1.5  # times the error at the first size, from which a size needs attent
 class EvaluationConfig:
     """Measure trained students against their teacher at several sizes."""
 
-    students: str = option("", "files of train.py, also as plain arguments; a,b are compared, a+b are used together")
+    students: str = option(
+        "",
+        "files of train.py, also as plain arguments; a,b are compared, a+b are used together",
+        path=given_path.students,
+    )
     model: str = option(
-        "", "the teacher: diffusers folder, .safetensors or .ckpt file; default: the small one that ships", "-m"
+        "",
+        "the teacher: diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
+        "-m",
+        path=given_path.model,
     )
     sizes: str = option("", "e.g. 256,512,768x384; default: the model's own size, twice that, and a rectangle")
     guidance: str = option("1,5,10", "scales of guidance")
@@ -38,18 +46,17 @@ class EvaluationConfig:
     steps: int = option(25, "denoising steps of an image", "-s")
     seed: int = option(10_000, "of the first image and state", "-k")
     prompts: str = option(
-        "", "text file, of whose last quarter they are taken, where training takes none; default: the model's own"
+        "",
+        "text file, of whose last quarter they are taken, where training takes none; default: the model's own",
+        path=given_path.plain_file,
     )
     judge: str = option("", "module:function(image, caption) -> bool, whether an image shows its caption")
-    out_dir: str = option("out/evaluation", "where the report goes", "-o")
+    out_dir: str = option("out/evaluation", "where the report goes", "-o", path=given_path.folder)
     device: str = option("auto", "auto, cpu, cuda, mps")
     dtype: DType = option("auto", "auto: float16 on a GPU")
     debug: bool = option(False, "show the traceback of an error")
 
     def __post_init__(self):
-        for name in filter(None, re.split("[,+]", self.students)):
-            if not Path(name).is_file():
-                raise BadInput(f"students={name!r} is no file; train.py writes out/hyena.pt")
         if min(self.images, self.states, self.steps) < 1:
             raise BadInput(f"{self.images=}, {self.states=} and {self.steps=} must be at least 1".replace("self.", ""))
         self.parsed_sizes(), self.scales()
@@ -289,12 +296,14 @@ def advice(measured: dict[str, dict[str, Any]]) -> list[str]:
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded."""
+    check_paths(config)
+    if not config.students:
+        raise BadInput("no students given; name a file of train.py, e.g. out/hyena.pt")
+    _judge(config.judge)
     from sd_hyena.alternatives import load_alternatives
     from sd_hyena.file_names import writable_folder
     from sd_hyena.report import Report
 
-    if not config.students:
-        raise BadInput("no students given; name a file of train.py, e.g. out/hyena.pt")
     folder = writable_folder(config.out_dir)
     examiner = Examiner(config)
     report = Report(folder, examiner.facts)

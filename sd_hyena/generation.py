@@ -12,7 +12,7 @@ import torch
 
 from sd_hyena.alternatives import Alternative, check_sizes, keep_attention, load_alternatives
 from sd_hyena.arrangement import Arrangement
-from sd_hyena.config import GenerateConfig, drawn_seed
+from sd_hyena.config import GenerateConfig, check_paths, drawn_seed
 from sd_hyena.file_names import writable_folder
 from sd_hyena.group import Group, joined, own_device
 from sd_hyena.job import Job
@@ -45,6 +45,7 @@ def generate(config: GenerateConfig) -> list[Path]:
 
     Raises BadInput before anything is drawn, NotDrawn if an image failed.
     """
+    check_paths(config)
     path = model_path(config.model)
     if config.vae:
         check_vae(config.vae)

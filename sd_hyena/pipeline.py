@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd_hyena import given_path
 from sd_hyena.config import SHIPPED_MODEL, WITHOUT_KARRAS
 from sd_hyena.errors import BadInput
 from sd_hyena.inpainting import complete_inputs, is_inpainting
@@ -21,16 +22,6 @@ from sd_hyena.vae_file import load_vae
 from sd_hyena.weights_file import check_weights, sha256
 
 NATURAL_PROMPTS = Path(__file__).with_name("prompts.txt")
-PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
-    "StableDiffusionPipeline": "StableDiffusionPipeline",
-    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline": "StableDiffusionXLPipeline",
-    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
-}
-FORMS = (
-    "give a diffusers folder (with model_index.json), a .safetensors or a .ckpt file of Stable Diffusion 1.x, 2.x, SDXL"
-)
 UNET_FILES = (  # which diffusers looks for, with the variant that it has to be told of
     (None, "diffusion_pytorch_model.safetensors"),
     (None, "diffusion_pytorch_model-*-of-*.safetensors"),
@@ -47,23 +38,10 @@ TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
 
 def model_path(given: str) -> Path:
     """The folder or file of a model, checked without building it. Raises BadInput."""
-    path = Path(given) if given else SHIPPED_MODEL
-    if not path.exists():
-        raise BadInput(f"model {str(path)!r} does not exist; {FORMS}")
+    path = given_path.model(given or str(SHIPPED_MODEL))
     if path.is_file():
-        if path.stat().st_size == 0:
-            raise BadInput(f"model {str(path)!r} is an empty file; {FORMS}")
         check_single_file(path)
         return path
-    index = path / "model_index.json"
-    if not index.is_file():
-        raise BadInput(f"model {str(path)!r} has no model_index.json; {FORMS}")
-    try:
-        kind = json.loads(index.read_text("utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError, OSError):
-        raise BadInput(f"model {str(path)!r}: model_index.json is damaged; {FORMS}") from None
-    if kind not in PIPELINES:
-        raise BadInput(f"model {str(path)!r} looks like a {kind}; known are {', '.join(PIPELINES)}")
     for weights in (*path.glob("*/*.safetensors"), *path.glob("*/*.bin")):
         check_weights(weights)
     return path
@@ -103,7 +81,7 @@ def _align(pipe: Any) -> None:
 def _load_folder(path: Path, dtype: torch.dtype, vae: str) -> Any:
     import diffusers
 
-    kind = PIPELINES[json.loads((path / "model_index.json").read_text("utf-8"))["_class_name"]]
+    kind = given_path.PIPELINES[json.loads((path / "model_index.json").read_text("utf-8"))["_class_name"]]
     given = dict(safety_checker=None, requires_safety_checker=False) if kind == "StableDiffusionPipeline" else {}
     if vae:
         given["vae"] = load_vae(vae, path / "vae", dtype)

@@ -18,6 +18,7 @@ import torch
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+from sd_hyena import given_path
 from sd_hyena.atomic_file import replacing
 from sd_hyena.checkpoint import versions, write_students
 from sd_hyena.command import Interrupted
@@ -156,10 +157,7 @@ def find_resumable(config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
         path = Path(config.resume)
         candidates = _newest_first(path) if path.is_dir() else [path]
         if not candidates or not candidates[0].is_file() or not (candidates[0].parent.parent / "config.yaml").is_file():
-            raise BadInput(
-                f"resume={config.resume!r} is no checkpoint in a run's folder; give auto, a run (OUT_DIR/RUN) or one of "
-                f"its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
-            )
+            raise BadInput(f"resume={config.resume!r} is no checkpoint in a run's folder; {given_path.RUNS}")
         return candidates[0], _read_checkpoint(candidates[0])
     runs = [run for run in Path(config.out_dir).glob("*") if (run / "config.yaml").is_file()]
     for run in sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime_ns, reverse=True):

@@ -1,21 +1,20 @@
-"""What a picture starts from: noise, another picture, a part of one; and a ControlNet or LoRAs beside it."""
+"""What a picture starts from: noise, another picture, a part of one; and ControlNets or LoRAs beside it."""
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
+from sd_hyena import given_path
 from sd_hyena.config import GenerateConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.image_file import read_picture
 from sd_hyena.inpainting import is_inpainting, paint_masks
-from sd_hyena.weights_file import check_safetensors, read_checkpoint
-from sd_hyena.weights_kind import LORA, NOTHING_KNOWN, kind_of
+from sd_hyena.weights_file import check_safetensors, check_weights
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,20 @@ class Task:
     """The pictures, as the canvas has them, and the LoRAs with their weights that a config names."""
 
     config: GenerateConfig
-    pictures: dict[str, Image.Image]  # by option: init_image, mask, control_image
+    pictures: dict[str, Image.Image]  # by option: init_image, mask
+    hints: tuple[Image.Image, ...]  # one for each ControlNet
     loras: tuple[tuple[Path, float], ...]
 
     @classmethod
     def of(cls, config: GenerateConfig) -> Task:
         """Read the pictures and look at the weights, before a model is loaded. Raises BadInput."""
-        names = [name for name in ("init_image", "mask", "control_image") if getattr(config, name)]
-        if config.controlnet:
-            _check_controlnet(config.controlnet)
-        return cls(config, {name: _picture(config, name) for name in names}, tuple(_loras(config.lora)))
+        for folder in given_path.controlnets(config.controlnet):
+            for weights in folder.glob("diffusion_pytorch_model*"):
+                check_weights(weights)
+        names = [name for name in ("init_image", "mask") if getattr(config, name)]
+        pictures = {name: _picture(config, name, getattr(config, name)) for name in names}
+        hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
+        return cls(config, pictures, tuple(hints), tuple(_loras(config.lora)))
 
     def prepared(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
         """The diffusers pipeline for the task, made of `pipe`'s own parts, and what its call needs. Raises BadInput."""
@@ -50,20 +53,21 @@ class Task:
                 paint_masks(pipe.unet)
         if kind is not d.AutoPipelineForImage2Image:  # which takes the picture's size
             given |= {"width": self.config.width, "height": self.config.height}
-        if self.config.controlnet:
-            controlnet = d.ControlNetModel.from_pretrained(self.config.controlnet, local_files_only=True)
-            parts["controlnet"] = controlnet.to(pipe.device, pipe.unet.dtype)
-            name = "control_image" if "image" in given else "image"
-            given |= {name: self.pictures["control_image"], "controlnet_conditioning_scale": self.config.control_scale}
+        if nets := _controlnets(self.config, pipe.unet):
+            hints, scales = list(self.hints), [scale for _, scale in self.config.controls]
+            several = len(nets) > 1
+            parts["controlnet"] = d.MultiControlNetModel(nets) if several else nets[0]
+            given["control_image" if "image" in given else "image"] = hints if several else hints[0]
+            given["controlnet_conditioning_scale"] = scales if several else scales[0]
         if parts or self.pictures:
             pipe = kind.from_pipe(pipe, **parts)
             pipe.set_progress_bar_config(disable=True)
         return pipe, given
 
 
-def _picture(config: GenerateConfig, name: str) -> Image.Image:
+def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
     """A picture at the canvas's size, RGB. Raises BadInput."""
-    path, size = getattr(config, name), (config.width, config.height)
+    size = (config.width, config.height)
     try:
         image = read_picture(path)
     except BadInput as error:
@@ -76,32 +80,30 @@ def _picture(config: GenerateConfig, name: str) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _check_controlnet(path: str) -> None:
-    needed = "give a diffusers folder of a ControlNetModel"
-    try:
-        kind = json.loads((Path(path) / "config.json").read_text("utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"controlnet={path!r} has no readable config.json; {needed}") from None
-    if kind != "ControlNetModel":
-        raise BadInput(f"controlnet={path!r} is a {kind}; {needed}")
+def _controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
+    """Those that the config names, where and in the precision that the UNet is. Raises BadInput."""
+    from diffusers import ControlNetModel
+
+    found, width = [], unet.config.cross_attention_dim
+    for folder, _ in config.controls:
+        try:
+            controlnet = ControlNetModel.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BadInput(f"controlnet={folder!r} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+        if controlnet.config.cross_attention_dim != width:
+            raise BadInput(
+                f"controlnet={folder!r} reads text of width {controlnet.config.cross_attention_dim}, this model's is {width}; "
+                "give one that was trained for it"
+            )
+        found.append(controlnet.to(unet.device, unet.dtype))
+    return found
 
 
 def _loras(entries: str) -> list[tuple[Path, float]]:
-    """FILE or FILE:WEIGHT, separated by commas. Raises BadInput."""
-    found = []
-    for entry in filter(None, (part.strip() for part in entries.split(","))):
-        path, weight = entry, 1.0
-        name, _, number = entry.rpartition(":")
-        if name:
-            with suppress(ValueError):  # C:\lora.safetensors
-                path, weight = name, float(number)
-        if not Path(path).is_file():
-            raise BadInput(f"lora={entry!r} is no file; give FILE.safetensors or FILE.safetensors:WEIGHT")
-        check_safetensors(Path(path))
-        kind = kind_of(read_checkpoint(path))
-        if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, diffusers may know
-            raise BadInput(f"lora={path!r} looks like {kind}")
-        found.append((Path(path), weight))
+    """Files and weights, the files whole. Raises BadInput."""
+    found = given_path.loras(entries)
+    for path, _ in found:
+        check_safetensors(path)
     return found
 
 

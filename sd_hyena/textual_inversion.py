@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sd_hyena import given_path
 from sd_hyena.errors import BadInput
 from sd_hyena.pipeline import text_encoders
 from sd_hyena.weights_file import read_pickle, read_weights
 
-PICKLES = (".pt", ".bin")
-SUFFIXES = (*PICKLES, ".safetensors")
 SDXL = ("clip_l", "clip_g")  # keys of a file for both of its text encoders
 
 
@@ -40,7 +39,7 @@ class Embedding:
 def read_embeddings(entries: str) -> list[Embedding]:
     """The embeddings of files and folders, separated by commas; folders with all below. Raises BadInput."""
     found: dict[str, Embedding] = {}
-    for path, asked in _files(entries):
+    for path, asked in given_path.embeddings(entries):
         embedding = Embedding(path, _vectors(path), asked)
         word = embedding.word.lower()  # tokenizers of CLIP are blind to case
         if word in found:
@@ -84,19 +83,8 @@ def _listed(widths: Sequence[int]) -> str:
     return " and ".join(map(str, widths))
 
 
-def _files(entries: str) -> Iterator[tuple[Path, bool]]:
-    for entry in filter(None, (part.strip() for part in entries.split(","))):
-        path = Path(entry)
-        if path.is_dir():
-            yield from ((file, False) for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES)
-        elif path.is_file() and path.suffix.lower() in SUFFIXES:
-            yield path, True
-        else:
-            raise BadInput(f"embeddings={entry!r} is no folder and no file that ends in {', '.join(SUFFIXES)}")
-
-
 def _vectors(path: Path) -> tuple[Tensor, ...]:
-    content = read_pickle(path) if path.suffix.lower() in PICKLES else read_weights(path)[0]
+    content = read_pickle(path) if path.suffix.lower() in given_path.PICKLED else read_weights(path)[0]
     if isinstance(content, dict) and "string_to_param" in content:  # A1111's
         content = content["string_to_param"]
     values = list(content.values()) if isinstance(content, dict) else [content]

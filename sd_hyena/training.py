@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from sd_hyena import ranks
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
-from sd_hyena.config import TrainConfig, drawn_seed
+from sd_hyena.config import TrainConfig, check_paths, drawn_seed
 from sd_hyena.cost import attention_flops, student_flops, unet_flops
 from sd_hyena.crossover import speedup
 from sd_hyena.data import Lessons, make_bank
@@ -79,6 +79,7 @@ class Outcome:
 def train(config: TrainConfig) -> Outcome:
     """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
     quiet_libraries()
+    check_paths(config)
     if config.target == "auto":
         config = _with_chosen_sites(config)
     ranks.check_launched_by_us()

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sd_hyena import given_path
 from sd_hyena.errors import BadInput
 from sd_hyena.model_part import filled
 from sd_hyena.weights_file import check_weights, read_checkpoint, sha256
 from sd_hyena.weights_kind import VAE, kind_of
 
-FORMS = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
-
 
 def check_vae(given: str) -> None:
     """Raise BadInput for what is no VAE; builds nothing."""
-    path = Path(given)
+    path = given_path.vae(given)
     if path.is_dir():
-        try:
-            kind = json.loads((path / "config.json").read_text("utf-8"))["_class_name"]
-        except (OSError, ValueError, LookupError, TypeError):
-            raise BadInput(f"vae={given!r} has no readable config.json; {FORMS}") from None
-        if kind != "AutoencoderKL":
-            raise BadInput(f"vae={given!r} is a {kind}; {FORMS}")
         for weights in path.glob("diffusion_pytorch_model*"):
             check_weights(weights)
-    elif not path.is_file():
-        raise BadInput(f"vae={given!r} does not exist; {FORMS}")
     elif (kind := kind_of(read_checkpoint(path))) is not VAE:
         raise BadInput(f"vae={given!r} looks like {kind}")
 

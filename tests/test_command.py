@@ -8,9 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
 
-from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena import generation, training
+from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, TrainConfig
 from tests.conftest import ROOT, command
+from tests.faults.conftest import ended
 
 SMALL = "-W 64 -b 2 --num_samples 2 --sample_steps 2 --validate_every_n_steps 0 -d 1".split()
 
@@ -43,15 +46,65 @@ def test_help_lists_every_option_without_loading_anything_heavy(name):
     assert done.returncode == 0 and COMMANDS[name] in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["train.py", "-W", "65"], ["generate.py", "-y", "/nowhere.pt"], ["train.py", "--foo"]]
-)
-def test_bad_options_exit_2_with_one_line_before_torch_is_loaded(arguments):
-    done = command("-X", "importtime", *arguments)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+BAD = {  # what is typed, at a folder of such files -> what is answered
+    "train.py -W 65": "multiple of 8",
+    "train.py --foo": "--foo",
+    "train.py -m missing": "model 'missing' does not exist; give a diffusers folder",
+    "train.py -m empty.safetensors": "is an empty file",
+    "train.py -m empty": "has no model_index.json",
+    "train.py -m damaged": "model_index.json is damaged",
+    "train.py -m lora.safetensors": "looks like a LoRA; give it as --lora",
+    "train.py -m lora.txt": "expected a .safetensors or .ckpt file",
+    "train.py --vae lora.safetensors": "vae='lora.safetensors' looks like a LoRA",
+    "train.py -p missing": "pretrained_weight='missing' is no file",
+    "train.py --prompts missing": "prompts='missing' is no file",
+    "train.py --resume missing": "resume='missing' is no checkpoint",
+    "train.py -o lora.txt/out": "out_dir='lora.txt/out' cannot be written to (Not a directory)",
+    "generate.py -m missing": "model 'missing' does not exist",
+    "generate.py -y lora.txt+missing": "hyena='missing' is no file",
+    "generate.py --vae missing": "vae='missing' does not exist",
+    "generate.py --lora lora.safetensors,missing:0.5": "lora='missing:0.5' is no file",
+    "generate.py --lora damaged.safetensors": "not a valid safetensors file: 'damaged.safetensors'",
+    "generate.py --embeddings lora.txt": "embeddings='lora.txt' is no folder and no file that ends in",
+    "generate.py --controlnet empty --control_image lora.txt": "controlnet='empty' has no readable config.json",
+    "generate.py --controlnet empty --control_image missing": "control_image='missing' is no file",
+    "generate.py --init_image missing": "init_image='missing' is no file",
+    "generate.py --regions missing": "regions='missing' is no file",
+    "sd_hyena.evaluation lora.txt -m missing": "model 'missing' does not exist",
+    "sd_hyena.evaluation missing": "students='missing' is no file",
+    "sd_hyena.evaluation": "no students given",
+    "sd_hyena.evaluation lora.txt --judge nowhere:x": "judge='nowhere:x' cannot be imported",
+    "generate.py -o lora.txt": "out_dir='lora.txt' cannot be written to (Not a directory); name a folder you own",
+}
+
+
+def test_bad_input_is_answered_in_one_line_each_before_torch_is_loaded(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model_index.json").write_text("[")
+    (tmp_path / "lora.txt").write_text("x")
+    (tmp_path / "empty.safetensors").touch()
+    header = b'{"lora_unet_x.lora_down.weight":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    for name, text in (("lora", header), ("damaged", b'{"a":1,"a":2}')):
+        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    code = (
+        "import runpy, sys\nheavy = {'torch', 'diffusers', 'transformers', 'lightning'}\n"
+        "for line in sys.argv[1:]:\n"
+        "    sys.argv = line.split()\n"
+        "    name = sys.argv[0]\n"
+        "    try:\n"
+        f"        if name.endswith('.py'): runpy.run_path(r'{ROOT}/' + name, run_name='__main__')\n"
+        "        else: runpy.run_module(name, run_name='__main__', alter_sys=True)\n"
+        "    except SystemExit as end: print(end.code)\n"
+        "    assert not heavy & sys.modules.keys(), line\n"
+    )
+    done = command("-c", code, *BAD, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert done.stdout.split() == ["2"] * len(BAD) == ["2"] * len(said)
+    for typed, line in zip(BAD, said, strict=True):
+        assert line.startswith("error: ") and BAD[typed] in line, (typed, line)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_none_is_named_with_what_is_accepted(tmp_path):
@@ -65,29 +118,29 @@ def test_a_model_that_is_none_is_named_with_what_is_accepted(tmp_path):
 
 
 def test_an_output_folder_that_cannot_be_is_refused_before_a_model_is_loaded(tmp_path):
-    (tmp_path / "file").touch()
-    for arguments in (
-        ["train.py", "-o", tmp_path / "file"],
-        ["train.py", "-l", "/proc/x"],
-        ["generate.py", "-o", tmp_path / "file"],
+    (tmp_path / "loop").symlink_to("loop")
+    for config_class, flag, folder in (
+        (TrainConfig, "-l", "/proc/x"),
+        (TrainConfig, "-o", "loop"),
+        (GenerateConfig, "-o", "loop/x"),
     ):
-        done = command("-X", "importtime", *arguments)
-        assert done.returncode == 2 and re.search("^error: .*name a folder you own$", done.stderr, re.MULTILINE)
-        assert "diffusers.pipelines.stable_diffusion" not in done.stderr
+        module = training if config_class is TrainConfig else generation
+        done = ended(
+            tmp_path, config_class, flag, folder, fault=lambda module=module: setattr(module, "load_pipeline", None)
+        )
+        assert done.code == 2 and re.fullmatch("error: .*name a folder you own\n", done.err), done.err
 
 
 def test_an_unknown_target_lists_the_sites(tmp_path):
-    done = command("train.py", "-t", "IN03", *SMALL, "-o", tmp_path / "out", "-l", tmp_path / "logs")
-    assert done.returncode == 2 and "IN01 IN02" in one_line(done)
+    done = ended(tmp_path, TrainConfig, "-t", "IN03", *SMALL)
+    assert done.code == 2 and re.fullmatch("error: .*IN01 IN02.*\n", done.err), done.err
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    done = command("train.py", "--device", "cuda", "-o", tmp_path)
-    assert done.returncode == 2 and "try auto or cpu" in one_line(done)
+    done = ended(tmp_path, TrainConfig, "--device", "cuda")
+    assert done.code == 2 and re.fullmatch("error: .*try auto or cpu\n", done.err), done.err
 
 
 def test_debug_shows_the_traceback():

@@ -2,9 +2,11 @@ import dataclasses
 
 import pytest
 import yaml
+from PIL import Image
 
-from sd_hyena.config import GenerateConfig, TrainConfig, build_parser, from_dict, parse, to_dict
+from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, TrainConfig, build_parser, from_dict, parse, to_dict
 from sd_hyena.errors import BadInput
+from sd_hyena.image_file import write_image
 
 
 @pytest.mark.parametrize("config_class", [TrainConfig, GenerateConfig])
@@ -16,14 +18,18 @@ def test_every_option_has_help_and_its_default_is_valid(config_class):
 
 
 def test_the_ancestors_short_flags_mean_what_they_meant():
-    flags = "-m m -t IN02 -b 2 -r 1e-4 -n 5 -W 128 -H 192 -s 3 -l L -o O -f x{s:03d} -d 9".split()
+    flags = f"-m {SHIPPED_MODEL} -t IN02 -b 2 -r 1e-4 -n 5 -W 128 -H 192 -s 3 -l L -o O -f x{{s:03d}} -d 9".split()
     config = parse(TrainConfig, flags)
-    expected = dict(teacher_model="m", target="IN02", batch_size=2, lr=1e-4, n_steps=5, width=128, height=192)
+    expected = dict(
+        teacher_model=str(SHIPPED_MODEL), target="IN02", batch_size=2, lr=1e-4, n_steps=5, width=128, height=192
+    )
     expected |= dict(save_every_n_steps=3, log_dir="L", out_dir="O", name_format="x{s:03d}", seed=9)
     assert {k: getattr(config, k) for k in expected} == expected
-    flags = "-m m -t IN02 -p hi -q no -W 128 -H 192 -n 2 -s 3 -c 0 -i 4 -k 9 -o O -f x{n:03d}_{h}_{b}_{i}".split()
+    flags = f"-m {SHIPPED_MODEL} -t IN02 -p hi -q no -W 128 -H 192 -n 2 -s 3 -c 0 -i 4 -k 9 -o O -f x{{n:03d}}_{{h}}_{{b}}_{{i}}".split()
     config = parse(GenerateConfig, flags)
-    expected = dict(model="m", target="IN02", prompt="hi", negative_prompt="no", width=128, height=192, num_images=2)
+    expected = dict(
+        model=str(SHIPPED_MODEL), target="IN02", prompt="hi", negative_prompt="no", width=128, height=192, num_images=2
+    )
     expected |= dict(steps=3, cfg_scale=0.0, iteration=4, seed=9, out_dir="O", name_format="x{n:03d}_{h}_{b}_{i}")
     assert {k: getattr(config, k) for k in expected} == expected
 
@@ -51,6 +57,53 @@ def test_a_yaml_file_is_read_and_flags_win_over_it(tmp_path):
     (tmp_path / "c.yaml").write_text("\ufefftarget: IN04\r\nlr: 1e-4\r\nn_steps: 7\r\n", "utf-8")
     config = parse(TrainConfig, ["--config", str(tmp_path / "c.yaml"), "-n", "9"])
     assert (config.target, config.lr, config.n_steps) == ("IN04", 1e-4, 9)
+
+
+def test_what_is_stored_and_gone_matters_only_if_no_flag_replaces_it(tmp_path):
+    """A YAML file or a picture of another day names students, a model and a mask; the flags name others."""
+    here = tmp_path / "here.pt"
+    here.touch()
+    gone = dict(hyena="/gone.pt", model="/gone", vae="/gone.vae", regions="/gone.json", controlnet="/a,/b")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(gone | {"mask": "/gone.png", "scheduler": "ddim"}))
+    stored = to_dict(GenerateConfig(**gone, control_image="/a.png,/b.png", control_scale="1,0.5"))
+    write_image(tmp_path / "x.png", Image.new("RGB", (4, 4)), "", {"config": stored})
+    none = [
+        "--regions",
+        "",
+        "--vae",
+        "",
+        "--controlnet",
+        "",
+        "--control_image",
+        "",
+        "--control_scale",
+        "1",
+        "--mask",
+        "",
+    ]
+    flags = ["-y", str(here), "-m", str(SHIPPED_MODEL), *none]
+    for source in (["--config", str(tmp_path / "c.yaml")], ["--from", str(tmp_path / "x.png")]):
+        config = parse(GenerateConfig, [*source, *flags])
+        assert (config.hyena, config.model, config.mask) == (str(here), str(SHIPPED_MODEL), "")
+        here.unlink()  # while images are drawn: what a picture records is a copy
+        assert dataclasses.replace(config, seed=1).hyena == str(here)
+        here.touch()
+        with pytest.raises(BadInput, match=r"hyena='/gone\.pt' is no file"):
+            parse(GenerateConfig, [*source, *flags[2:]])
+        with pytest.raises(BadInput, match=r"regions='/gone\.json' is no file"):
+            parse(GenerateConfig, [*source, *flags[:4], *none[2:]])
+
+
+def test_a_picture_that_says_a_number_for_the_controlnet_is_read_as_before(tmp_path):
+    assert GenerateConfig().controls == [] and GenerateConfig(controlnet="a", control_image="b").controls == [
+        ("a", 1.0)
+    ]
+    for scale, expected in ((0.5, [0.5, 0.5]), (1, [1.0, 1.0]), ("1,.25", [1.0, 0.25])):
+        config = from_dict(GenerateConfig, dict(controlnet="a,b", control_image="c.png, d.png", control_scale=scale))
+        assert config.controls == list(zip("ab", expected, strict=True))
+    (tmp_path / "a, b.png").touch()
+    named = GenerateConfig(controlnet="a", control_image=str(tmp_path / "a, b.png"))
+    assert named.controls == [("a", 1.0)]
 
 
 def test_print_config_gives_a_file_that_means_the_same(tmp_path, capsys):
@@ -91,7 +144,8 @@ def test_bad_training_options_are_answered_in_one_line_that_names_the_value(flag
 
 BAD_GENERATION = [
     "-W 0", "-W 65", "-s 0", "-s -1", "-n 0", "-c nan", "-c -1", "-i 0", "-k -2", "-k 4294967296", "--scheduler magic",
-    "--karras --scheduler ddim", "--dtype int8", "-y /nowhere.pt", "--attention_backend magic", "--from /nowhere.png",
+    "--karras --scheduler ddim", "--dtype int8", "--control_scale nan", "--control_scale -1", "--control_scale 1,2",
+    "--control_scale x", "--control_scale ,", "-y /nowhere.pt", "--attention_backend magic", "--from /nowhere.png",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from sd_hyena.evaluation import EvaluationConfig, Examiner, advice, evaluate
 from sd_hyena.pipeline import load_pipeline
 from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.student import StudentSpec, build_student
-from tests.conftest import IN01, command
+from tests.conftest import IN01
 
 SMALL = dict(sizes="64,96x64", guidance="1,5", images=2, states=3, steps=2, device="cpu")
 
@@ -145,17 +145,8 @@ def test_advice_names_the_sizes_at_which_attention_is_faster_or_the_prediction_s
         (dict(guidance="0.5"), "guidance"),
         (dict(sizes="99999999"), "sizes"),
         (dict(images=0), "images=0"),
-        (dict(students="/nowhere.pt"), "no file"),
     ],
 )
 def test_bad_input_is_named(options, said):
     with pytest.raises(BadInput, match=said):
         EvaluationConfig(**options)
-
-
-def test_a_judge_that_is_none_is_refused_before_a_model_is_loaded(report, tmp_path):
-    student = report[0] / "same.safetensors"
-    done = command("-m", "sd_hyena.evaluation", student, "--judge", "nowhere:x", "-o", tmp_path / "r")
-    assert done.returncode == 2 and "judge='nowhere:x'" in done.stderr and done.stderr.count("\n") == 1
-    done = command("-m", "sd_hyena.evaluation")
-    assert done.returncode == 2 and "no students given" in done.stderr

@@ -12,7 +12,7 @@ from sd_hyena.config import SCHEDULERS, SHIPPED_MODEL, WITHOUT_KARRAS, GenerateC
 from sd_hyena.errors import BadInput
 from sd_hyena.infotext import options, parameters
 from sd_hyena.pipeline import model_sha256
-from tests.conftest import command
+from tests.faults.conftest import ended
 
 
 def a1111(text: str) -> dict[str, str]:
@@ -199,12 +199,12 @@ def test_values_beyond_our_rules_are_one_line_too(tmp_path, text):
 
 def test_the_command_draws_an_a1111_image_again_and_writes_what_it_read(tmp_path):
     text = "a (red:1.2) circle\nNegative prompt: [blue]\nSteps: 2, Sampler: Euler, CFG scale: 3, Seed: 7, Size: 72x64, Clip skip: 2"
-    done = command("generate.py", "--from", png(tmp_path / "x.png", text), "-o", tmp_path / "again")
-    assert done.returncode == 0, done.stderr
+    done = ended(tmp_path, GenerateConfig, "--from", png(tmp_path / "x.png", text), "-o", tmp_path / "again")
+    assert done.code == 0, done.err
     with Image.open(tmp_path / "again" / "image_000.png") as image:
         assert image.size == (72, 64)
         read = a1111(image.info["parameters"])
     expected = a1111(text) | {"Model hash": model_sha256(SHIPPED_MODEL)[:10]}
     assert {key: read[key] for key in expected} == expected
-    damaged = command("generate.py", "--from", png(tmp_path / "y.png", "Steps: x"), "-o", tmp_path / "again")
-    assert damaged.returncode == 2 and "damaged" in damaged.stderr and "Traceback" not in damaged.stderr
+    damaged = ended(tmp_path, GenerateConfig, "--from", png(tmp_path / "y.png", "Steps: x"), "-o", tmp_path / "again")
+    assert damaged.code == 2 and "damaged" in damaged.last_line and "Traceback" not in damaged.err

@@ -2,12 +2,13 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import MultiControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from sd_hyena.image_file import read_metadata
 from sd_hyena.sites import find_sites, select
 from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.task import Task
-from tests.conftest import ROOT, command, controlnet_of
+from tests.conftest import command, controlnet_of
 
 SMALL = dict(width=136, height=96, steps=2, num_images=1, cfg_scale=4.0, seed=11, prompt="a red circle on blue")
 REGIONS = {
@@ -170,21 +171,56 @@ def test_a_controlnet_reads_its_picture_also_in_tiles(tmp_path, own_pipe, pictur
     assert not np.array_equal(whole, drawn(tmp_path, **control, init_image=picture))
 
 
-def test_what_tiles_the_unet_s_attention_tiles_the_controlnet_s(own_pipe):
+def test_several_controlnets_each_read_their_picture_by_their_scale(tmp_path, own_pipe, picture):
+    Image.open(picture).rotate(180).save(tmp_path / "b.png")
+    for seed, name in enumerate("ab"):
+        controlnet_of(own_pipe.unet, seed).save_pretrained(tmp_path / name)
+    a, b = tmp_path / "a", tmp_path / "b"
+    one = drawn(tmp_path, controlnet=str(a), control_image=picture, control_scale=0.7)
+    both = dict(controlnet=f"{a}, {b}", control_image=f"{picture},{tmp_path / 'b.png'}")
+    assert np.array_equal(drawn(tmp_path, **both, control_scale="0.7,0"), one)
+    (path,) = generate(config(tmp_path, **both, control_scale="0.7,0.5"))
+    picture_of_both = np.array(Image.open(path))
+    assert not np.array_equal(picture_of_both, one)
+    again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
+    assert np.array_equal(np.array(Image.open(generate(again)[0])), picture_of_both)
+
+
+def test_a_controlnet_without_weights_or_for_another_model_is_refused_in_one_line(tmp_path, own_pipe, picture):
+    controlnet_of(own_pipe.unet, 0).save_config(tmp_path / "hollow")
+    other = UNet2DConditionModel.from_config({**own_pipe.unet.config, "cross_attention_dim": 48})
+    controlnet_of(other, 0).save_pretrained(tmp_path / "other")
+    (tmp_path / "cut").mkdir()
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "cut")
+    (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    for name, said in (
+        ("hollow", "cannot be loaded"),
+        ("other", "reads text of width 48, this model's is 96"),
+        ("cut", "not a valid safetensors"),
+    ):
+        with pytest.raises(BadInput, match=said) as error:
+            generate(config(tmp_path, controlnet=str(tmp_path / name), control_image=picture))
+        assert "\n" not in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_tiles_the_unet_s_attention_tiles_the_controlnets(own_pipe, several):
     pipe, tokens = own_pipe, {}
-    pipe.register_modules(controlnet=controlnet_of(pipe.unet, 0))
+    nets = [controlnet_of(pipe.unet, 0)] * (1 + several)
+    pipe.register_modules(controlnet=MultiControlNetModel([*nets[1:], copy.deepcopy(nets[0])]) if several else nets[0])
+    tiled = {"unet": pipe.unet, **{f"controlnet {i}": n for i, n in enumerate(getattr(pipe.controlnet, "nets", nets))}}
     options = dict(width=256, hypertile=64, hypertile_swap=1, ff_chunk_size=100)
     with Arrangement.of(config(Path(), **options)).around(pipe), torch.no_grad():
-        for name, network in (("unet", pipe.unet), ("controlnet", pipe.controlnet)):
+        for name, network in tiled.items():
             block = network.down_blocks[0].attentions[0].transformer_blocks[0]
             note = lambda _, args, name=name: tokens.setdefault(name, []).append(args[0].shape[1])
             hooks = [block.attn1.register_forward_pre_hook(note), block.ff.register_forward_pre_hook(note)]
-            hint = {"controlnet_cond": torch.rand(1, 3, 256, 256)} if name == "controlnet" else {}
+            hint = {"controlnet_cond": torch.rand(1, 3, 256, 256)} if name != "unet" else {}
             network(torch.randn(1, 4, 32, 32), 500, torch.randn(1, 32, 96), **hint)
             for hook in hooks:
                 hook.remove()
     met = [64, *[100] * 10, 24]
-    assert tokens == {"unet": met, "controlnet": met}
+    assert tokens == dict.fromkeys(tiled, met) and len(tiled) == 2 + several
 
 
 def test_loras_are_called_by_their_files_names_as_regions_name_them(tmp_path, own_pipe):
@@ -217,7 +253,8 @@ def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
         (dict(tiled_diffusion="mixture", tile_width=16, tile_height=16, overlap=16), "overlap=16"),
         (dict(tiled_diffusion="mixture", tile_width=4), "tile_width=4"),
         (dict(regions="/nowhere.json"), "nowhere"),
-        (dict(init_image="/nowhere.png"), "init_image: '/nowhere.png' is no readable image"),
+        (dict(init_image="/nowhere.png"), "init_image='/nowhere.png' is no file"),
+        (dict(init_image=__file__), "init_image: .* is no readable image"),
         (dict(lora="/nowhere.safetensors"), "lora='/nowhere.safetensors'"),
         (dict(controlnet="/nowhere", control_image="{picture}"), "controlnet='/nowhere'"),
         (dict(tiled_vae="blend", decoder_tile_size=7), "decoder_tile_size=7"),
@@ -240,6 +277,11 @@ def test_bad_input_is_found_before_a_model_is_loaded(tmp_path, monkeypatch, pict
     [
         (dict(mask="m.png"), "--init_image"),
         (dict(control_image="c.png"), "--controlnet"),
+        (
+            dict(control_image="c.png", controlnet="a,b"),
+            "control_image='c.png' must be as many pictures as controlnet='a,b'",
+        ),
+        (dict(control_image="c.png,d.png", controlnet="a,b", control_scale="1,2,3"), "control_scale='1,2,3'"),
         (dict(strength=1.5), "strength"),
         (dict(init_image="a.png", strength=0.1), "leaves no step"),
         (dict(hypertile=-1), "hypertile"),
@@ -251,12 +293,13 @@ def test_options_that_contradict_each_other_are_named(options, said):
         GenerateConfig(**{**SMALL, **options})
 
 
-def test_a_control_image_of_another_shape_is_refused_on_the_command_line(tmp_path, picture):
+def test_a_control_image_of_another_shape_is_refused_in_one_line(tmp_path, picture):
     folder = tmp_path / "net"
     folder.mkdir()
     (folder / "config.json").write_text('{"_class_name": "ControlNetModel"}')
-    done = command("generate.py", "-W", 64, "-H", 256, "--controlnet", folder, "--control_image", picture, cwd=ROOT)
-    assert done.returncode == 2 and "another shape" in done.stderr and done.stderr.count("\n") == 1
+    with pytest.raises(BadInput, match="of another shape than the 64x256 picture") as error:
+        generate(config(tmp_path, width=64, height=256, controlnet=str(folder), control_image=picture))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Models as people have them: single files of every layout, their VAEs, inpainting, and what is no model at all."""
 
+import json
 import os
 import re
 import shutil
@@ -41,7 +42,8 @@ from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.training import train
 from sd_hyena.weights_file import sha256
 from tests import ldm
-from tests.conftest import IN01, ROOT, command, image_of
+from tests.conftest import IN01, ROOT, image_of
+from tests.faults.conftest import ended
 
 CPU = torch.device("cpu")
 PROMPT = "a red circle on blue"
@@ -188,7 +190,8 @@ def hollow(layout):
 def test_a_file_of_the_published_sizes_needs_nothing_beside_it(no_network, tmp_path, monkeypatch, layout):
     monkeypatch.setattr("sd_hyena.pipeline._tell_prediction", lambda _: None)  # it would take minutes here
     path, tensors = tmp_path / "model.safetensors", hollow(layout)
-    path.write_bytes(b"a file of gigabytes")
+    header = json.dumps({name: {} for name in tensors}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)  # of gigabytes that are not there
     monkeypatch.setattr("sd_hyena.single_file.read_checkpoint", lambda _: tensors)
     pipe = load_pipeline(model_path(str(path)), CPU, torch.float16)
     ids = pipe.tokenizer("a photo of a cat", padding="max_length").input_ids
@@ -442,8 +445,9 @@ def test_what_is_no_model_is_named_in_one_line_before_a_model_is_built(files, tm
 
 
 def test_the_command_says_so_and_exits_with_2(files, tmp_path):
-    done = command("train.py", "-m", no_model("payload", tmp_path, files["sd15", ".safetensors"]), "-W", 64)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not executed" in done.stderr
+    path = no_model("payload", tmp_path, files["sd15", ".safetensors"])
+    done = ended(tmp_path, TrainConfig, "-m", path, "-W", 64)
+    assert done.code == 2 and done.err.count("\n") == 1 and "not executed" in done.err
     assert not (tmp_path / "executed").exists()
 
 
