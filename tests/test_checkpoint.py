@@ -106,6 +106,19 @@ def test_damaged_headers_are_refused_in_one_line(parts):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("operator", ["landmarks", "hyena2d"])
+def test_a_header_that_claims_more_landmarks_than_the_file_holds_is_refused_before_they_are_made(tmp_path, operator):
+    spec = StudentSpec(IN01, "IN01", 8, operator, {"heads": 2, "landmarks": 3}, None)
+    save_students(tmp_path / "x.pt", StudentFile({IN01: build_student(spec)}))
+    tensors, metadata = read_weights(tmp_path / "x.pt")
+    header = json.loads(metadata["sd_hyena"])
+    for claimed, words in ((2**40, "claims more than"), (-1, "whole numbers"), (2.5, "whole numbers"), (4, "not")):
+        header["students"][0]["options"]["landmarks"] = claimed
+        write_weights(tmp_path / "y.pt", tensors, {"sd_hyena": json.dumps(header)})
+        with pytest.raises(BadInput, match=words):
+            load_students(tmp_path / "y.pt")
+
+
 def test_a_site_or_width_that_the_model_does_not_have_is_named(parts, unet):
     tensors, header, load = parts
     student = header["students"][0]

@@ -77,10 +77,12 @@ def altered(draw, good):
 
 SPECS = {
     "hyena2d": StudentSpec(
-        IN01, "IN01", 8, "hyena2d", {"rank": 1, "filter_order": 8, "reach": 8, "local": 3, "heads": 2}, None
+        IN01, "IN01", 8, "hyena2d",
+        {"rank": 1, "filter_order": 8, "reach": 8, "local": 3, "heads": 2, "landmarks": 2, "content": "landmarks"}, None,
     ),
+    "landmarks": StudentSpec(IN01, "IN01", 8, "landmarks", {"heads": 2, "landmarks": 3}, None),
     "causal": StudentSpec(IN01, "IN01", 8, "causal", {"order": 2, "filter_order": 4, "emb_dim": 3}, (2, 3)),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +201,7 @@ PARSERS = {
     "a checkpoint to resume": lambda good: (damaged(good["ckpt"]), _run),
     "the header of a 1-D student": lambda good: (altered(good["causal header"]), _from_header(good, "causal")),
     "the header of a 2-D student": lambda good: (altered(good["hyena2d header"]), _from_header(good, "hyena2d")),
+    "the header of 2-D landmarks": lambda good: (altered(good["landmarks header"]), _from_header(good, "landmarks")),
     "a PNG": lambda good: (damaged(good["png"]), _written(_png, "x.png")),
     "the metadata of a PNG": lambda good: (altered(good["picture"]), _picture),
     "A1111's parameters": lambda good: (
