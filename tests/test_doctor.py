@@ -8,16 +8,18 @@ from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.doctor import DoctorConfig, Unwell
 from sd_hyena.pipeline import model_path, model_sha256
 from tests import ldm
-from tests.conftest import command
+from tests.faults.conftest import ended
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(doctor, "SIZES", (64, 512))
+    monkeypatch.setattr(doctor, "SIZES", ())
 
 
 def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys, monkeypatch):
+    """Students are expected to save more the larger the image."""
     looked = []
+    monkeypatch.setattr(doctor, "SIZES", (64, 512))
     monkeypatch.setattr(pipeline, "model_path", lambda given: looked.append(given) or model_path(given))
     doctor._looked_at.cache_clear()
     doctor.main(DoctorConfig(out_dir=str(tmp_path / "out"), device="cpu"))
@@ -25,11 +27,7 @@ def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys, mon
     assert model_sha256(SHIPPED_MODEL)[:10] in said and "level0, 32 channels: IN01 IN02 OUT09 OUT10 OUT11" in said
     assert "512 px" in said and said.endswith("all in order\n")
     assert looked == [""]  # a large model is looked at once
-
-
-def test_students_are_expected_to_save_more_the_larger_the_image(tmp_path, capsys):
-    doctor.main(DoctorConfig(out_dir=str(tmp_path), device="cpu"))
-    lines = [line for line in capsys.readouterr().out.splitlines() if "times cheaper" in line]
+    lines = [line for line in said.splitlines() if "times cheaper" in line]
     small, large = (float(line.split("(")[1].split()[0]) for line in lines)
     assert small < 1.1 < large
 
@@ -53,8 +51,8 @@ def test_a_full_disk_is_said_before_a_run_starts(tmp_path, capsys, monkeypatch):
 
 
 def test_the_command_ends_with_1_if_something_is_not_in_order(tmp_path):
-    done = command("-m", "sd_hyena.doctor", "-m", tmp_path / "nowhere", "-o", tmp_path)
-    assert done.returncode == 1 and "FAILS" in done.stdout and "not in order: model" in done.stderr
+    done = ended(tmp_path, DoctorConfig, "-m", tmp_path / "nowhere")
+    assert done.code == 1 and "FAILS" in done.out and "not in order: model" in done.last_line
 
 
 def test_a_single_file_is_described_as_its_folder_is(tmp_path, own_pipe, capsys):

@@ -27,8 +27,16 @@ def recipe(folder, *stages, **shared):
 STAGES = [{"stage": "layerwise", "n_steps": 3}, {"stage": "joint", "n_steps": 2}, {"stage": "end_to_end", "n_steps": 2}]
 
 
-def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_result(folder):
-    last = run_recipe(read_recipe([recipe(folder, *STAGES)]))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, drawn):
+    """A folder in which all stages ran without a break, and the last student."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(drawn, folder / "out" / "cache")
+    return folder, run_recipe(read_recipe([recipe(folder, *STAGES)]))
+
+
+def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_result(whole):
+    folder, last = whole
     assert len(list((folder / "out").glob("**/cache"))) == 1
     records = [json.loads(path.read_text()) for path in sorted((folder / "out").glob("*/done.json"))]
     assert [record["config"]["stage"] for record in records] == ["layerwise", "joint", "end_to_end"]
@@ -39,10 +47,8 @@ def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_resu
     assert load_students(folder / "out" / "hyena.pt").training["config"]["stage"] == "end_to_end"
 
 
-def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder, tmp_path_factory, monkeypatch):
-    whole = tmp_path_factory.mktemp("whole")
-    shutil.copytree(folder / "out", whole / "out")
-    expected = load_students(run_recipe(read_recipe([recipe(whole, *STAGES)]))).students[IN01].state_dict()
+def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder, whole, monkeypatch):
+    expected = load_students(whole[1]).students[IN01].state_dict()
 
     import sd_hyena.training as training
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from sd_hyena import doctor
 from sd_hyena.command import run
 from sd_hyena.config import Config, GenerateConfig, TrainConfig
+from sd_hyena.doctor import DoctorConfig
 
 TRAIN = (
     "-W 64 -n 8 -b 6 --num_samples 4 --sample_steps 2 -d 3 -r 1e-2 -s 2 --validate_every_n_steps 4 --warmup_steps 2"
@@ -48,7 +50,7 @@ class Child:
 
 
 def start(folder: Path, config_class: type[Config], *arguments, fault: Callable[[], object] = int) -> Child:
-    """Run train.py or generate.py in a fork of this process, in `folder`; `fault` is what befalls it before."""
+    """Run train.py, generate.py or the doctor in a fork of this process, in `folder`; `fault` is what befalls it before."""
     given = ["-o", "out", *(["-l", "logs"] if config_class is TrainConfig else []), *map(str, arguments)]
     sys.stdout.flush(), sys.stderr.flush()
     if pid := os.fork():
@@ -75,7 +77,7 @@ def _main(config_class: type[Config]) -> Callable:
     import generate
     import train
 
-    return {TrainConfig: train.main, GenerateConfig: generate.main}[config_class]
+    return {TrainConfig: train.main, GenerateConfig: generate.main, DoctorConfig: doctor.main}[config_class]
 
 
 def litter(folder: Path) -> list[Path]:
