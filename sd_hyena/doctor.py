@@ -5,6 +5,7 @@ To be pasted into an issue. Exits with 1 if something that is needed does not wo
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import sys
@@ -19,9 +20,11 @@ from typing import Any
 from sd_hyena.command import run
 from sd_hyena.config import TrainConfig, option
 from sd_hyena.errors import BadInput
+from sd_hyena.given_path import class_name
 
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "tensorboard", "einops", "safetensors", "jsonargparse")
 SIZES = (512, 1024, 2048, 4096)  # pixels a side
+KINDS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of the text they read
 LEAST_FREE = 2.0  # GiB on disk: a run keeps a few checkpoints
 
 
@@ -72,6 +75,7 @@ def _installed(_config: DoctorConfig) -> Iterator[str]:
 def _device(config: DoctorConfig) -> Iterator[str]:
     import torch
 
+    from sd_hyena.memory import available_gib
     from sd_hyena.pipeline import pick_device
 
     device = pick_device(config.device)
@@ -81,6 +85,8 @@ def _device(config: DoctorConfig) -> Iterator[str]:
         yield f"{torch.cuda.get_device_name(device)}, {free:.1f} of {total:.1f} GiB free, {half}, CUDA {torch.version.cuda}"
     else:
         yield f"{device.type}, {torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, float32"
+    if not math.isnan(free := available_gib()):
+        yield f"{free:.1f} GiB of the computer's memory are free"
 
 
 def _disk(config: DoctorConfig) -> Iterator[str]:
@@ -97,8 +103,8 @@ def _model(config: DoctorConfig) -> Iterator[str]:
     from sd_hyena.pipeline import model_sha256
     from sd_hyena.sites import find_sites
 
-    path, unet = _looked_at(config.model)
-    yield f"{path}, hash {model_sha256(path)[:10]}"
+    path, kind, unet = _looked_at(config.model)
+    yield f"{path}, {kind}, hash {model_sha256(path)[:10]}"
     sites = find_sites(unet)
     for level in sorted({site.level for site in sites}):
         found = [site for site in sites if site.level == level]
@@ -112,7 +118,7 @@ def _expectations(config: DoctorConfig) -> Iterator[str]:
     from sd_hyena.sites import find_sites
     from sd_hyena.student import spec_for
 
-    (_, unet), train, rate = _looked_at(config.model), TrainConfig(), _rate(pick_device(config.device))
+    unet, train, rate = _looked_at(config.model)[-1], TrainConfig(), _rate(pick_device(config.device))
     sites = find_sites(unet)
     finest = [site for site in sites if site.level == min(site.level for site in sites)]
     yield f"{rate / 1e9:.0f} GFLOP/s in matrix products; one sample, no guidance"
@@ -129,18 +135,22 @@ def _expectations(config: DoctorConfig) -> Iterator[str]:
 
 
 @cache
-def _looked_at(model: str) -> tuple[Path, Any]:
-    """A model's path, once its files are checked, and its UNet without weights. Raises BadInput."""
+def _looked_at(model: str) -> tuple[Path, str, Any]:
+    """A model's path, once its files are checked, its kind, and its UNet without weights. Raises BadInput."""
     import torch
     from diffusers import UNet2DConditionModel
 
+    from sd_hyena.inpainting import is_inpainting
     from sd_hyena.pipeline import model_path
     from sd_hyena.single_file import configuration_of
 
     path = model_path(model)
     folder = configuration_of(path) if path.is_file() else path
     with torch.device("meta"):
-        return path, UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+    width = unet.config.cross_attention_dim
+    kind = KINDS.get(width, f"{class_name(folder / 'model_index.json')} that reads text of width {width}")
+    return path, kind + (", inpainting" if is_inpainting(unet) else ""), unet
 
 
 def _rate(device: Any) -> float:

@@ -53,7 +53,7 @@ def model(given: str, option: str = "model") -> Path:
     index = path / "model_index.json"
     if not index.is_file():
         raise BadInput(f"model {given!r} has no model_index.json; {MODELS}")
-    name = _class_name(index)
+    name = class_name(index)
     if name is None:
         raise BadInput(f"model {given!r}: model_index.json is damaged; {MODELS}")
     if name not in PIPELINES:
@@ -148,6 +148,15 @@ def run(given: str, option: str = "resume") -> None:
         raise BadInput(f"{option}={given!r} is no checkpoint in a run's folder; {RUNS}")
 
 
+def class_name(path: Path) -> str | None:
+    """Which class of diffusers a JSON file is of; None where it does not say."""
+    try:
+        name = json.loads(path.read_text("utf-8"))["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 def _kind(path: Path, hoped: Kind) -> Kind:
     """The kind of a `.safetensors`; of a pickle, which takes torch to read, what is hoped."""
     if path.suffix not in (".safetensors", *PICKLED):
@@ -156,18 +165,9 @@ def _kind(path: Path, hoped: Kind) -> Kind:
 
 
 def _folder(given: str, option: str, wanted: str, forms: str) -> Path:
-    name = _class_name(Path(given) / "config.json")
+    name = class_name(Path(given) / "config.json")
     if name is None:
         raise BadInput(f"{option}={given!r} has no readable config.json; {forms}")
     if name != wanted:
         raise BadInput(f"{option}={given!r} is a {name}; {forms}")
     return Path(given)
-
-
-def _class_name(path: Path) -> str | None:
-    """Which class of diffusers a JSON file is of; None where it does not say."""
-    try:
-        name = json.loads(path.read_text("utf-8"))["_class_name"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return name if isinstance(name, str) else None

@@ -20,6 +20,16 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def available_gib() -> float:
+    """What programs can still take of the computer's memory, in GiB; NaN where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kib = dict(line.split(":", 1) for line in file)["MemAvailable"]
+        return int(kib.split()[0]) / 2**20
+    except (OSError, LookupError, ValueError):
+        return float("nan")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch ran out of memory, on a GPU or (it has no type for that) on the CPU."""
     said = str(error)

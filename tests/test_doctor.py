@@ -1,12 +1,16 @@
+import os
+import re
 import shutil
 
 import pytest
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from sd_hyena import doctor, pipeline
 from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.doctor import DoctorConfig, Unwell
 from sd_hyena.pipeline import model_path, model_sha256
+from sd_hyena.single_file import LAYOUTS
 from tests import ldm
 from tests.faults.conftest import ended
 
@@ -26,10 +30,27 @@ def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys, mon
     said = capsys.readouterr().out
     assert model_sha256(SHIPPED_MODEL)[:10] in said and "level0, 32 channels: IN01 IN02 OUT09 OUT10 OUT11" in said
     assert "512 px" in said and said.endswith("all in order\n")
+    assert "StableDiffusionPipeline that reads text of width 96, hash" in said
+    (free,) = re.findall(r"device +([\d.]+) GiB of the computer's memory are free", said)
+    assert 0 < float(free) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     assert looked == [""]  # a large model is looked at once
     lines = [line for line in said.splitlines() if "times cheaper" in line]
     small, large = (float(line.split("(")[1].split()[0]) for line in lines)
     assert small < 1.1 < large
+
+
+@pytest.mark.parametrize(
+    "layout, kind", [("sd15", "Stable Diffusion 1.x"), ("sd21", "Stable Diffusion 2.x"), ("sdxl", "SDXL")]
+)
+def test_a_model_s_kind_is_told_and_whether_it_paints_in_masks(monkeypatch, layout, kind):
+    monkeypatch.setattr(pipeline, "model_path", lambda _: LAYOUTS / layout)
+    doctor._looked_at.cache_clear()
+    assert doctor._looked_at("")[1] == kind
+    load = UNet2DConditionModel.load_config
+    monkeypatch.setattr(UNet2DConditionModel, "load_config", lambda *given: {**load(*given), "in_channels": 9})
+    doctor._looked_at.cache_clear()
+    assert doctor._looked_at("")[1] == f"{kind}, inpainting"
+    doctor._looked_at.cache_clear()
 
 
 def test_what_fails_is_named_and_the_rest_still_looked_at(tmp_path, capsys, monkeypatch):
