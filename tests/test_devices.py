@@ -38,7 +38,9 @@ def trained(folder, operator, *more):
 def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, operator, more):
     alone = tmp_path_factory.mktemp("alone")
     shutil.copytree(folder / "out" / "cache", alone / "out" / "cache")
-    expected, _ = trained(alone, operator, "--micro_batch_size", 2, *more)
+    one = ended(alone, TrainConfig, *OPTIONS, operator, "-d", 3, "--micro_batch_size", 2, *more)
+    assert one.code == 0, one.err
+    expected = load_students(alone / "out" / "hyena.safetensors").students[IN01].state_dict()
     weights, printed = trained(folder, operator, "--devices", 2, *more)
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
@@ -69,8 +71,9 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_go
 
 
 def test_a_process_of_another_launcher_is_refused(tmp_path):
-    result = command(*arguments(tmp_path, "pointwise"), env={"LOCAL_RANK": "1", "WORLD_SIZE": "2"})
-    assert result.returncode == 2 and "another launcher" in result.stderr
+    launched = lambda: os.environ.update(LOCAL_RANK="1", WORLD_SIZE="2")
+    refused = ended(tmp_path, TrainConfig, *OPTIONS, "pointwise", fault=launched)
+    assert refused.code == 2 and "another launcher" in refused.last_line
 
 
 @pytest.mark.parametrize(
