@@ -12,7 +12,7 @@ from benchmarks.contest import EFFICIENCY, error_of
 from benchmarks.gate import verdict
 from benchmarks.layouts import sites
 from benchmarks.methods import ATTENTION, methods
-from benchmarks.peak import gpu_peaks, in_its_own_process, peak_mib
+from benchmarks.peak import blocks_mapped_one_by_one, gpu_peaks, in_its_own_process, peak_mib
 from benchmarks.row import Row
 from benchmarks.setting import Ceilings, Setting
 from sd_hyena.cost import attention_flops
@@ -35,12 +35,9 @@ def _peak(setting: Setting, name: str, side: int, answer) -> None:
     site = sites()["IN01"]
     size = site.size(side // 8, side // 8)
     [method] = methods(site, size, setting, (name,))
-    [small] = methods(site, (40, 40), setting, (name,))
     x = block.tokens_of(setting, 1, size[0] * size[1], site.channels)
     with torch.no_grad():
-        small.call(
-            block.tokens_of(setting, 1, 1600, site.channels)
-        )  # what a first call loads for good is no peak of this one
+        method.call(x)  # what a first call loads for good is no peak of the next
         if setting.on_gpu:
             allocated, reserved = gpu_peaks(lambda: method.call(x), setting.device)
         else:
@@ -61,7 +58,8 @@ def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:
             if name in (ATTENTION, "sdpa by heads") and slow > LONGEST:
                 row = replace(row, status=f"skipped: about {slow:.0f} s a call")
             if row.status == "ok":
-                allocated, reserved = in_its_own_process(_peak, setting, name, side)
+                with blocks_mapped_one_by_one():
+                    allocated, reserved = in_its_own_process(_peak, setting, name, side)
                 unit = row.tokens * site.channels * setting.dtype.itemsize / 2**20
                 row = replace(row, allocated=allocated, reserved=reserved, note=f"{allocated / unit:.1f} units")
             yield row

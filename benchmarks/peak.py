@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+THRESHOLD = "MALLOC_MMAP_THRESHOLD_"  # bytes
 
 
 def gpu_peaks(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
@@ -44,6 +48,17 @@ def peak_mib(call: Callable[[], Any]) -> tuple[Any, float, float]:
     if cuda:
         torch.cuda.synchronize()
     return result, time.perf_counter() - started, held("VmHWM") - before
+
+
+@contextmanager
+def blocks_mapped_one_by_one() -> Iterator[None]:
+    """Processes started inside give freed memory back at once (glibc), so that resident is what is in use."""
+    before = os.environ.get(THRESHOLD)
+    os.environ[THRESHOLD] = "65536"
+    try:
+        yield
+    finally:
+        os.environ.pop(THRESHOLD) if before is None else os.environ.update({THRESHOLD: before})
 
 
 def in_its_own_process(work: Callable[..., None], *arguments: Any) -> Any:
