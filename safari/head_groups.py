@@ -1,8 +1,8 @@
 """Mixing some heads at a time: what lies between the projections is independent from head to head.
 
-B batch, L tokens, D channels, C channels of a group of heads. Between projections and answer everything is (B, C, L),
-and only a group's temporaries live at once: a processor finds them in its cache, and the peak of a block stays below
-that of attention.
+B batch, L tokens, D channels, C channels of a group of heads. Between projections and answer everything is (B, C, L) where
+a grid is convolved, (B, L, C) where there is none, and only a group's temporaries live at once: a processor finds them in
+its cache, and the peak of a block stays below that of attention.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads (B, C, L), which -> (B, C, L)
+MixTokens = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # the same for (B, L, C)
 SMALLEST_GROUP = {"cpu": 2**18}  # numbers in a stream of a group: what a core has cache for
 SMALLEST_ON_GPU = 2**21  # below it a kernel takes longer to launch than to run
 
@@ -38,6 +39,11 @@ class ProjectedStreams(Sequence):
         product = torch.baddbmm(bias[:, None], weight.expand(len(self.x), -1, -1), self.x.mT)
         return product.chunk(len(self), dim=1)
 
+    def tokens(self, part: slice) -> tuple[Tensor, ...]:
+        """(B, L, C) each, in one matrix product."""
+        weight, bias = self.weight[:, part].flatten(0, 1), self.bias[:, part].flatten()
+        return torch.nn.functional.linear(self.x, weight, bias).chunk(len(self), dim=-1)
+
 
 def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], heads: int, at_once: int = 0) -> Tensor:
     """The answers of `mix(q, k, v, channels)` put together to (B, L, D), of `at_once` heads each.
@@ -51,6 +57,17 @@ def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], heads: int, at_once:
     else:  # split, not sliced: a slice's gradient is as large as the whole
         groups = zip(*(t.mT.split([p.stop - p.start for p in parts], dim=1) for t in streams), strict=True)
     return torch.cat([mix(*group, part) for group, part in zip(groups, parts, strict=True)], dim=1).mT
+
+
+def mix_tokens_in_head_groups(mix: MixTokens, streams: Sequence[Tensor], heads: int) -> Tensor:
+    """The same for a mixing that takes tokens first, (B, L, C), and needs no other order."""
+    x = streams.x if isinstance(streams, ProjectedStreams) else streams[0]
+    parts = list(_parts(x.shape[-1], heads, heads_at_once(heads, x)))
+    if isinstance(streams, ProjectedStreams):
+        groups = (streams.tokens(part) for part in parts)
+    else:
+        groups = zip(*(t.split([p.stop - p.start for p in parts], dim=-1) for t in streams), strict=True)
+    return torch.cat([mix(*group, part) for group, part in zip(groups, parts, strict=True)], dim=-1)
 
 
 def heads_at_once(heads: int, x: Tensor) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safari.head_groups import Mix, mix_in_head_groups
+from safari.head_groups import Mix, mix_tokens_in_head_groups
 
 
 def ridge_solve(a: Tensor, b: Tensor, ridge: Tensor) -> Tensor:
@@ -48,24 +48,32 @@ class LandmarkAttention(nn.Module):
         self.log_ridge = nn.Parameter(torch.full((heads, 1, 1), math.log(1e-2)))
 
     def among(self, x: Tensor) -> Mix:
-        """Among these tokens (B, L, D): the mixing of some heads."""
-        return self._mix
+        """Among these tokens (B, L, D): the mixing of some heads, channels first."""
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-        e = self.seek.shape[-1]
+        def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
+            q, k, v = (t.unflatten(1, (-1, self.seek.shape[-1])).mT.contiguous() for t in (q, k, v))
+            return self._attend(q, k, v, channels).mT.flatten(1, 2)
+
+        return mix
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
+        """Of some heads: (B, heads, L, E) each -> (B, heads, L, E)."""
+        attend, e = F.scaled_dot_product_attention, self.seek.shape[-1]
         heads = slice(channels.start // e, channels.stop // e)
-        q, k, v = (t.unflatten(1, (-1, e)).mT.contiguous() for t in (q, k, v))
         k = k - k.mean(dim=-2, keepdim=True)  # no softmax above sees it, but rounding does
-        attend = F.scaled_dot_product_attention
         c, a_q, a_k, b_q, b_k = (t[heads].to(k.dtype) for t in (self.seek, self.a_q, self.a_k, self.b_q, self.b_k))
         c = c.expand(len(k), -1, -1, -1)
         k_, q_ = a_k * attend(c, k, k) + b_k, a_q * attend(c, k, q) + b_q
         met = attend(q_, k, v)
         with torch.autocast(k.device.type, enabled=False):
             wide = torch.float32 if k.device.type == "mps" else torch.float64
-            between = (q_.to(wide) @ k_.to(wide).mT * k.shape[-1] ** -0.5).softmax(-1)
+            between = (q_.to(wide) @ k_.to(wide).mT * e**-0.5).softmax(-1)
             values = ridge_solve(between, met.to(wide), self.log_ridge[heads].to(wide).exp())
-        return attend(q, k_, values.to(met.dtype)).mT.flatten(1, 2)
+        return attend(q, k_, values.to(met.dtype))
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return mix_in_head_groups(self.among(x), streams, self.heads)
+        def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
+            q, k, v = (t.unflatten(-1, (-1, self.seek.shape[-1])).transpose(1, 2) for t in (q, k, v))
+            return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
+
+        return mix_tokens_in_head_groups(mix, streams, self.heads)

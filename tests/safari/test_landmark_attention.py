@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from safari import LandmarkAttention, reference
+from safari import LandmarkAttention, head_groups, reference
 from safari.landmark_attention import ridge_solve
 
 
@@ -23,6 +23,20 @@ def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
     return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("smallest", [1, 300, 2**18])
+def test_any_number_of_heads_at_once_gives_the_same_whichever_of_tokens_and_channels_come_first(smallest, monkeypatch):
+    """Streams, and tokens with the projections that make streams of them."""
+    monkeypatch.setitem(head_groups.SMALLEST_GROUP, "cpu", smallest)
+    module, x = module_of(), randn(2, 23, 12)
+    weight, bias = randn(3, 12, 12, seed=1), randn(3, 12, seed=2)
+    streams = [torch.nn.functional.linear(x, w, b) for w, b in zip(weight, bias, strict=True)]
+    expected = reference.landmark_attention(dict(module.named_parameters()), streams, 3)
+    for given in (streams, head_groups.ProjectedStreams(x, weight, bias)):
+        channels_first = head_groups.mix_in_head_groups(module.among(x), given, 3)
+        for y in (module(given, x), channels_first):
+            torch.testing.assert_close(y, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("landmarks", [1, 5, 40])
