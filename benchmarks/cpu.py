@@ -13,7 +13,7 @@ from benchmarks.methods import ATTENTION, methods
 from benchmarks.row import Row
 from benchmarks.setting import Ceilings, Setting
 
-OURS = ("hyena2d", "landmarks", "64 landmarks", "48 landmarks", "hyena2d rank 4", "hyena2d full", "hyena2d hedgehog")
+OURS = ("hyena2d", "landmarks", "64 landmarks", "hyena2d rank 4", "hyena2d full", "hyena2d hedgehog")
 SHOWN_METHODS = (ATTENTION, *OURS, "linear attention", "safari, published", "hypertile 256 px")
 
 

@@ -34,7 +34,6 @@ STUDENTS = {
     "hyena2d 64 landmarks": {"landmarks": 64},
     "landmarks": {"operator": "landmarks"},
     "64 landmarks": {"operator": "landmarks", "landmarks": 64},
-    "48 landmarks": {"operator": "landmarks", "landmarks": 48},
     "hyena2d rank 1": {"hyena2d_long": "separable", "hyena2d_rank": 1},
     "hyena2d rank 4": {"hyena2d_long": "separable", "hyena2d_rank": 4},
     "hyena2d rank 8": {"hyena2d_long": "separable", "hyena2d_rank": 8},
