@@ -47,7 +47,9 @@ def pipe(shared_pipe):
 @pytest.fixture
 def own_pipe(shared_pipe):
     """A copy, for what diffusers or peft do not undo completely."""
-    return copy.deepcopy(shared_pipe)
+    pipe = copy.deepcopy(shared_pipe)
+    pipe.unet.requires_grad_(True)  # as it was loaded; a Teacher freezes the shared one
+    return pipe
 
 
 @pytest.fixture
