@@ -7,14 +7,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-
-THRESHOLD = "MALLOC_MMAP_THRESHOLD_"  # bytes
 
 
 def gpu_peaks(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
@@ -50,15 +49,9 @@ def peak_mib(call: Callable[[], Any]) -> tuple[Any, float, float]:
     return result, time.perf_counter() - started, held("VmHWM") - before
 
 
-@contextmanager
-def blocks_mapped_one_by_one() -> Iterator[None]:
+def blocks_mapped_one_by_one() -> AbstractContextManager:
     """Processes started inside give freed memory back at once (glibc), so that resident is what is in use."""
-    before = os.environ.get(THRESHOLD)
-    os.environ[THRESHOLD] = "65536"
-    try:
-        yield
-    finally:
-        os.environ.pop(THRESHOLD) if before is None else os.environ.update({THRESHOLD: before})
+    return mock.patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"})  # bytes
 
 
 def in_its_own_process(work: Callable[..., None], *arguments: Any) -> Any:

@@ -76,10 +76,10 @@ def memory(rows: Rows) -> str:
     """MiB above what was held before."""
     sizes = _sizes(rows)
     cells = {(row["method"], row["size"]): row for row in rows}
+    cell = lambda r: f"{r['allocated (MiB)']} ({r['note']})" if r["allocated (MiB)"] else r["status"]
     lines = []
     for name in dict.fromkeys(row["method"] for row in rows):
         found = [cells.get((name, size)) for size in sizes]
-        cell = lambda r: f"{r['allocated (MiB)']} ({r['note']})" if r["allocated (MiB)"] else r["status"]
         lines.append([OPERATORS.get(name, name), *(cell(row) if row else "" for row in found)])
     return _markdown(["method", *(f"{size.split('x')[0]} px" for size in sizes)], lines)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads (B, C, L), which -> (B, C, L)
-MixTokens = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # the same for (B, L, C)
 SMALLEST_GROUP = {"cpu": 2**18}  # numbers in a stream of a group: what a core has cache for
 SMALLEST_ON_GPU = 2**21  # below it a kernel takes longer to launch than to run
 
@@ -35,39 +34,36 @@ class ProjectedStreams(Sequence):
 
     def channels(self, part: slice) -> tuple[Tensor, ...]:
         """(B, C, L) each, in one matrix product."""
-        weight, bias = self.weight[:, part].flatten(0, 1), self.bias[:, part].flatten()
+        weight, bias = self._some(part)
         product = torch.baddbmm(bias[:, None], weight.expand(len(self.x), -1, -1), self.x.mT)
         return product.chunk(len(self), dim=1)
 
     def tokens(self, part: slice) -> tuple[Tensor, ...]:
         """(B, L, C) each, in one matrix product."""
-        weight, bias = self.weight[:, part].flatten(0, 1), self.bias[:, part].flatten()
-        return torch.nn.functional.linear(self.x, weight, bias).chunk(len(self), dim=-1)
+        return torch.nn.functional.linear(self.x, *self._some(part)).chunk(len(self), dim=-1)
+
+    def _some(self, part: slice) -> tuple[Tensor, Tensor]:
+        return self.weight[:, part].flatten(0, 1), self.bias[:, part].flatten()
 
 
-def mix_in_head_groups(mix: Mix, streams: Sequence[Tensor], heads: int, at_once: int = 0) -> Tensor:
+def mix_in_head_groups(
+    mix: Mix, streams: Sequence[Tensor], heads: int, at_once: int = 0, tokens_first: bool = False
+) -> Tensor:
     """The answers of `mix(q, k, v, channels)` put together to (B, L, D), of `at_once` heads each.
 
     `streams` as a mixer gets them, `channels` a slice of D. By default as many heads at once as this device likes.
+    With `tokens_first` the mixing takes and gives (B, L, C).
     """
     x = streams.x if isinstance(streams, ProjectedStreams) else streams[0]
     parts = list(_parts(x.shape[-1], heads, at_once or heads_at_once(heads, x)))
+    dim = 2 if tokens_first else 1
     if isinstance(streams, ProjectedStreams):
-        groups = (streams.channels(part) for part in parts)
+        groups = map(streams.tokens if tokens_first else streams.channels, parts)
     else:  # split, not sliced: a slice's gradient is as large as the whole
-        groups = zip(*(t.mT.split([p.stop - p.start for p in parts], dim=1) for t in streams), strict=True)
-    return torch.cat([mix(*group, part) for group, part in zip(groups, parts, strict=True)], dim=1).mT
-
-
-def mix_tokens_in_head_groups(mix: MixTokens, streams: Sequence[Tensor], heads: int) -> Tensor:
-    """The same for a mixing that takes tokens first, (B, L, C), and needs no other order."""
-    x = streams.x if isinstance(streams, ProjectedStreams) else streams[0]
-    parts = list(_parts(x.shape[-1], heads, heads_at_once(heads, x)))
-    if isinstance(streams, ProjectedStreams):
-        groups = (streams.tokens(part) for part in parts)
-    else:
-        groups = zip(*(t.split([p.stop - p.start for p in parts], dim=-1) for t in streams), strict=True)
-    return torch.cat([mix(*group, part) for group, part in zip(groups, parts, strict=True)], dim=-1)
+        whole = streams if tokens_first else [t.mT for t in streams]
+        groups = zip(*(t.split([p.stop - p.start for p in parts], dim=dim) for t in whole), strict=True)
+    y = torch.cat([mix(*group, part) for group, part in zip(groups, parts, strict=True)], dim=dim)
+    return y if tokens_first else y.mT
 
 
 def heads_at_once(heads: int, x: Tensor) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safari.head_groups import Mix, mix_tokens_in_head_groups
+from safari.head_groups import Mix, mix_in_head_groups
 
 
 def ridge_solve(a: Tensor, b: Tensor, ridge: Tensor) -> Tensor:
@@ -76,4 +76,4 @@ class LandmarkAttention(nn.Module):
             q, k, v = (t.unflatten(-1, (-1, self.seek.shape[-1])).transpose(1, 2) for t in (q, k, v))
             return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
 
-        return mix_tokens_in_head_groups(mix, streams, self.heads)
+        return mix_in_head_groups(mix, streams, self.heads, tokens_first=True)

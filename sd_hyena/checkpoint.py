@@ -107,25 +107,14 @@ def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
 def _check_extent(spec: StudentSpec, state: dict[str, Tensor]) -> None:
     """A header must not make us allocate what the file does not hold: no tensor larger than all of its own."""
     names = ("order", "filter_order", "emb_dim", "short_filter_order", "num_inner_mlps", "hidden", "local", "rank")
-    order, width, features, taps, layers, hidden, side, rank = (spec.options.get(name, 2) for name in names)
+    numbers = [spec.options.get(name, 2) for name in names]
     landmarks = spec.options.get("landmarks", 1)
-    counts = (
-        spec.channels,
-        *(spec.size or (1, 1)),
-        order,
-        width,
-        features,
-        taps,
-        layers,
-        hidden,
-        side,
-        rank,
-        landmarks,
-    )
+    counts = (spec.channels, *(spec.size or (1, 1)), *numbers, landmarks)
     if not all(type(count) is int and count >= 0 for count in counts) or len(spec.size or (1, 1)) != 2:
         raise BadInput(
             f"{spec.short}: its header counts in {str(counts)[:80]}; expected whole numbers, height and width"
         )
+    order, width, features, taps, layers, hidden, side, rank = numbers
     d, tokens = spec.channels, math.prod(spec.size or (1, 1))
     extents = [d * d, d * (order + 1) * taps, tokens * features, d * hidden, d * max(side, 1) ** 2]
     extents += [d * max(spec.options.get("width", 1), 1)]

@@ -84,7 +84,7 @@ def students(given: str, option: str) -> list[Path]:
 def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
     """FILE or FILE:WEIGHT, separated by commas."""
     found = []
-    for entry in filter(None, (part.strip() for part in given.split(","))):
+    for entry in _entries(given):
         path, weight = entry, 1.0
         name, _, number = entry.rpartition(":")
         if name:
@@ -113,13 +113,13 @@ def several(given: str) -> list[str]:
     """The entries between commas; a name that has a comma itself is one, if it is there."""
     if os.path.exists(given):
         return [given]
-    return [part.strip() for part in given.split(",") if part.strip()]
+    return _entries(given)
 
 
 def embeddings(given: str, option: str = "embeddings") -> list[tuple[Path, bool]]:
     """Files, and all below folders, separated by commas; with each whether it was named itself."""
     found: list[tuple[Path, bool]] = []
-    for entry in filter(None, (part.strip() for part in given.split(","))):
+    for entry in _entries(given):
         if os.path.isdir(entry):
             below: Iterable[Path] = sorted(Path(entry).rglob("*"))
             found += [(file, False) for file in below if file.suffix.lower() in EMBEDDINGS]
@@ -155,6 +155,10 @@ def class_name(path: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
+
+
+def _entries(given: str) -> list[str]:
+    return [part.strip() for part in given.split(",") if part.strip()]
 
 
 def _kind(path: Path, hoped: Kind) -> Kind:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def _align(pipe: Any) -> None:
 def _load_folder(path: Path, dtype: torch.dtype, vae: str) -> Any:
     import diffusers
 
-    kind = given_path.PIPELINES[json.loads((path / "model_index.json").read_text("utf-8"))["_class_name"]]
+    kind = given_path.PIPELINES[given_path.class_name(path / "model_index.json")]
     given = dict(safety_checker=None, requires_safety_checker=False) if kind == "StableDiffusionPipeline" else {}
     if vae:
         given["vae"] = load_vae(vae, path / "vae", dtype)

@@ -112,11 +112,10 @@ def test_every_word_is_one_token_and_any_text_has_tokens():
     )
 
 
-@pytest.mark.parametrize("n, share", [(40, 0.9), pytest.param(100, 0.95, marks=pytest.mark.slow)])
-def test_the_shipped_vae_keeps_held_out_scenes(n, share):
-    """The card's bar: 25 dB, and of a hundred captions 95 still right."""
+def test_the_shipped_vae_keeps_held_out_scenes():
+    """The card's bar: 25 dB, and 95 % of the captions still right."""
     vae = AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae").float().eval()
-    psnr, right = [], 0
+    psnr, right, n = [], 0, 100
     for i in range(n):
         scene = numbered_scene(HELD_OUT_SEED, i)
         x = to_tensor(draw(scene))[None]
@@ -124,7 +123,7 @@ def test_the_shipped_vae_keeps_held_out_scenes(n, share):
             y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         psnr.append(-10 * ((y - x) / 2).square().mean().log10().item())
         right += is_right(((y[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy(), scene.caption)
-    assert np.mean(psnr) >= 25 and right >= share * n
+    assert np.mean(psnr) >= 25 and right >= 0.95 * n
 
 
 def test_the_shipped_prompts_are_captions():

@@ -135,7 +135,7 @@ def test_a_full_filter_too_large_to_keep_is_made_anew_for_some_channels_at_a_tim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long", ["none", "full"])
+@pytest.mark.parametrize("long", ["none", "separable", "full", "axial_1d"])
 def test_a_million_tokens_with_a_mean_are_finite_and_exact(long):
     torch.manual_seed(0)
     module = Hyena2d(40, 1, long=long, landmarks=64).requires_grad_(False)
