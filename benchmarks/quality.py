@@ -43,7 +43,7 @@ ROWS = [
     Row("Hyena2d, the default"),
     Row("landmarks alone", dict(operator="landmarks")),
     *(Row(f"{m} landmarks alone", dict(operator="landmarks", landmarks=m)) for m in (64, 48)),
-    *(Row(f"{m} landmarks", dict(landmarks=m)) for m in (64, 32)),
+    *(Row(f"{m} landmarks", dict(landmarks=m)) for m in (256, 192, 64, 32)),
     Row("with a separable filter of rank 4", SEPARABLE),
     Row("with a full filter", dict(hyena2d_long="full")),
     Row("linear attention (LinFusion's form)", dict(operator="linear")),
