@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sd_hyena.comparison import similarity
-from sd_hyena.config import GenerateConfig, parse
+from sd_hyena.config import GenerateConfig
 from sd_hyena.generation import generate
 from sd_hyena.image_file import write_image
+from sd_hyena.options import parse
 
 COMMON = "-n 1 -s 25 -c 3 -k 7"
 LARGE = "-W 768 -H 512 -p 'a red circle on blue'"

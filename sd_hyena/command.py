@@ -12,9 +12,9 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from sd_hyena.config import Config, parse
 from sd_hyena.errors import BadInput
 from sd_hyena.group import may_speak
+from sd_hyena.options import Config, parse
 
 Input = TypeVar("Input")
 

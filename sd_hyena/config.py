@@ -1,32 +1,27 @@
 """Every option of train.py and generate.py, declared once: its flag, default, help and rule.
 
-A config is a frozen dataclass; the command line, `--help`, YAML files and the metadata of what a run writes all come
-from it. Nothing heavy is imported here, so bad input is answered before torch is loaded.
+How a config comes of flags and files is in options.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-import secrets
-import sys
-import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sd_hyena import given_path
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import check_format
+from sd_hyena.options import option
+from sd_hyena.rules import LARGEST_SIDE, at_least, between, check_seed, check_size, check_text
+from sd_hyena.sampler import KARRAS, SAMPLERS
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "examples" / "tiny_sd" / "model"
 Operator = Literal["hyena2d", "bidirectional", "causal", "safari", "landmarks", "linear", "windows", "pointwise"]
 Source = Literal["samples", "trajectories", "images", "latents", "noise"]
-SCHEDULERS = ("ddim", "euler", "euler_a", "heun", "lms", "pndm", "dpm++_2m", "dpm++_2m_sde", "unipc")
-WITHOUT_KARRAS = ("ddim", "euler_a", "pndm")
-Scheduler = Literal[SCHEDULERS]
+Scheduler = Literal[tuple(SAMPLERS)]
 OPTIMIZATIONS = (
     "bf16",
     "channels_last",
@@ -38,19 +33,6 @@ OPTIMIZATIONS = (
     "halves",
 )  # in the order of taking
 DType = Literal["auto", "float32", "float16", "bfloat16"]
-LARGEST_SIDE = 16384
-LARGEST_CONFIG = 1 << 20  # bytes of a YAML file
-
-
-def option(
-    default: Any, help: str, *flags: str, free: bool = False, path: Callable[[str, str], object] | None = None
-) -> Any:
-    """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
-
-    `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
-    all files and flags have had their say, and not of an empty value.
-    """
-    return field(default=default, metadata={"help": help, "flags": flags, "free": free, "path": path})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +147,11 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
-        _check_size(self)
+        check_size(self)
         counts = ("landmarks", "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices", "num_nodes")
-        _at_least(self, 1, *counts)
-        _at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
-        _between(self, 0, 1e3, "lr", open_low=True)
+        at_least(self, 1, *counts)
+        at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
+        between(self, 0, 1e3, "lr", open_low=True)
         for name in (
             "max_error",
             "lr_projections",
@@ -179,9 +161,9 @@ class TrainConfig:
             "feature_weight",
             "guidance_weight",
         ):
-            _between(self, 0, 1e3, name)
-        _between(self, 0, 1, "ema", open_high=True)
-        _check_seed(self.seed)
+            between(self, 0, 1e3, name)
+        between(self, 0, 1, "ema", open_high=True)
+        check_seed(self.seed)
         if not self.target.strip(" ,"):
             raise BadInput("target is empty; name a site (IN01), a group (level0, all) or a pattern (OUT*)")
         if (self.max_error or self.budget) and self.target != "auto":
@@ -342,12 +324,12 @@ class GenerateConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
-        _check_size(self)
-        _at_least(self, 1, "num_images", "batch_size", "steps", "iteration", "clip_skip")
-        _at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
-        _between(self, 0, 1e3, "cfg_scale")
-        _between(self, 0, 1, "strength")
-        _check_seed(self.seed)
+        check_size(self)
+        at_least(self, 1, "num_images", "batch_size", "steps", "iteration", "clip_skip")
+        at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
+        between(self, 0, 1e3, "cfg_scale")
+        between(self, 0, 1, "strength")
+        check_seed(self.seed)
         check_format(self.name_format, "nhbi")
         check_text(self, "prompt", "negative_prompt")
         for needy, needed in (
@@ -360,10 +342,8 @@ class GenerateConfig:
                 raise BadInput(f"{needy}={getattr(self, needy)!r} needs --{needed} too")
         if self.init_image and not int(self.steps * self.strength):
             raise BadInput(f"strength={self.strength:g} of steps={self.steps} leaves no step; raise one of them")
-        if self.karras and self.scheduler in WITHOUT_KARRAS:
-            raise BadInput(
-                f"karras: {self.scheduler} has no Karras noise levels; use euler, heun, lms, dpm++_2m or unipc"
-            )
+        if self.karras and self.scheduler not in KARRAS:
+            raise BadInput(f"karras: {self.scheduler} has no Karras noise levels; use {', '.join(KARRAS)}")
         if len(self.controls) != len(given_path.several(self.control_image)):
             raise BadInput(
                 f"control_image={self.control_image!r} must be as many pictures as controlnet={self.controlnet!r} has folders"
@@ -399,228 +379,3 @@ class GenerateConfig:
     def optimizations(self) -> tuple[str, ...]:
         """The steps of `optimize`."""
         return tuple(filter(None, (part.strip() for part in self.optimize.split(","))))
-
-
-Config = typing.TypeVar("Config")
-
-
-def parse(
-    config_class: type[Config], arguments: list[str] | None = None, given: dict[str, Any] | None = None
-) -> Config:
-    """Read the command line; flags win over the YAML file behind `--config` and the image behind `--from`, and these
-    over `given`. Only what is left then has to hold together, and to name files that are there.
-
-    Raises BadInput.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    stored: dict[str, Any] = dict(given or {})
-    for flag, read in (("--config", _read_yaml), ("--from_image", _read_image), ("--from", _read_image)):
-        for value in _taken(arguments, flag, keep=read is _read_image):
-            stored |= read(value)
-    _check_types(config_class, stored)
-    parser = build_parser(config_class)
-    parser.set_defaults(stored)
-    try:
-        values = parser.parse_args(arguments)
-    except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
-        raise BadInput(f"{_first_line(error)}; see --help") from None
-    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)})
-    check_paths(config)
-    return config
-
-
-def check_paths(config: Any) -> None:
-    """Look at what the options name, without torch. Raises BadInput."""
-    for f in dataclasses.fields(config):
-        if f.metadata["path"] and getattr(config, f.name):
-            f.metadata["path"](getattr(config, f.name), f.name)
-
-
-def build_parser(config_class: type):
-    """The command line of a config, generated from its fields."""
-    from jsonargparse import ActionYesNo, ArgumentParser
-
-    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win over it")
-    types = typing.get_type_hints(config_class)
-    for f in dataclasses.fields(config_class):
-        flags = [*(flag for flag in f.metadata["flags"] if not flag.startswith("--")), f"--{f.name}"]
-        flags += [flag for flag in f.metadata["flags"] if flag.startswith("--")]
-        if types[f.name] is bool:
-            parser.add_argument(*flags, action=ActionYesNo, default=f.default, help=f.metadata["help"])
-        else:
-            plain = str if types[f.name] == str | None else types[f.name]
-            parser.add_argument(*flags, type=plain, default=f.default, help=f.metadata["help"])
-    return parser
-
-
-def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
-    """The values of a flag (`--flag X` or `--flag=X`), taken out of the arguments unless `keep`."""
-    values, i = [], 0
-    while i < len(arguments):
-        name, equals, value = arguments[i].partition("=")
-        if name != flag:
-            i += 1
-            continue
-        if not equals and i + 1 == len(arguments):
-            raise BadInput(f"{flag} needs a file behind it")
-        width = 1 if equals else 2
-        values.append(value if equals else arguments[i + 1])
-        if keep:
-            i += width
-        else:
-            del arguments[i : i + width]
-    return values
-
-
-def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
-    """Build a config from names and values; strict on both. Raises BadInput."""
-    types = _check_types(config_class, values)
-    return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
-
-
-def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The fields' types, once each value is of its own. What values mean together is for the whole config to say."""
-    types = typing.get_type_hints(config_class)
-    unknown = sorted(set(values) - set(types))
-    if unknown:
-        raise BadInput(f"unknown option {', '.join(unknown)}; see --help")
-    for name, value in values.items():
-        if not _is_of_type(value, types[name]):
-            raise BadInput(f"{name}={value!r} must be {getattr(types[name], '__name__', types[name])}")
-    return types
-
-
-def to_dict(config) -> dict[str, Any]:
-    """The options as they would be given: a height that is the width stays "as the width"."""
-    values = dataclasses.asdict(config)
-    return values | {"height": 0} if values.get("height") == values["width"] else values
-
-
-def _is_of_type(value: Any, expected: Any) -> bool:
-    if typing.get_origin(expected) is Literal:
-        return value in typing.get_args(expected)
-    if typing.get_args(expected):
-        return any(_is_of_type(value, part) for part in typing.get_args(expected))
-    if expected in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if expected is float else expected)
-
-
-def _read_image(path: str) -> dict[str, Any]:
-    """The options stored in an image of ours, but for where to write; or in one of A1111's."""
-    from sd_hyena.image_file import read_metadata, read_parameters
-
-    metadata = read_metadata(path)
-    stored = metadata.get("config")
-    if not metadata and (text := read_parameters(path)):
-        return _options_of_a1111(text, path)
-    if not isinstance(stored, dict):
-        raise BadInput(f"from_image={path!r} holds no options; give it as written by generate.py or A1111")
-    if metadata.get("regions"):  # they travel in the picture, whatever became of their file
-        stored |= {"regions": path}
-    return {name: value for name, value in stored.items() if name not in ("out_dir", "from_image", "debug")}
-
-
-def _options_of_a1111(text: str, path: str) -> dict[str, Any]:
-    from sd_hyena import infotext
-
-    stored, unknown = infotext.options(text, f"from_image={path!r}")
-    if stored.get("karras") and stored["scheduler"] in WITHOUT_KARRAS:
-        stored["karras"] = False
-        unknown.append(f"Karras' noise levels for {stored['scheduler']}")
-    if unknown:
-        print(f"note: {' and '.join(unknown)} of {path!r} cannot be had here; the picture will differ")
-    return stored | {"num_images": 1}
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    documents = read_documents(path)
-    if len(documents) != 1:
-        raise BadInput(
-            f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"
-        )
-    return documents[0]
-
-
-def read_documents(path: str) -> list[dict[str, Any]]:
-    """The mappings of options in a YAML file; refuses what PyYAML would let pass: duplicate keys, enormous files.
-
-    Raises BadInput.
-    """
-    import yaml
-
-    class Strict(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = {str(key) for key in keys if keys.count(key) > 1}
-            if twice:
-                raise yaml.YAMLError(f"the key {', '.join(sorted(twice))} stands twice")
-            return super().construct_mapping(node, deep)
-
-    # PyYAML follows YAML 1.1, where 1e-4 is text; everybody means the number.
-    Strict.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-    Strict.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
-    try:
-        if Path(path).stat().st_size > LARGEST_CONFIG:
-            raise BadInput(f"config={path!r} is larger than {LARGEST_CONFIG} bytes; that is no config")
-        documents = list(yaml.load_all(Path(path).read_text("utf-8-sig"), Strict)) or [None]
-    except OSError as error:
-        raise BadInput(f"config={path!r} cannot be read: {error.strerror}") from None
-    except BadInput:
-        raise
-    except Exception as error:  # of a value that is not what its tag says PyYAML raises anything: "!!bool x", "!!int"
-        raise BadInput(f"config={path!r} is not valid YAML: {_first_line(error)}") from None
-    for content in documents:
-        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise BadInput(f"config={path!r} must be a mapping of option: value")
-        if "from_image" in content:
-            raise BadInput(f"config={path!r}: from_image works as a flag only (--from)")
-    return documents
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _check_size(config) -> None:
-    limit = 1 << 20 if config.allow_huge else LARGEST_SIDE
-    for name in ("width", "height"):
-        value = getattr(config, name)
-        if not 64 <= value <= limit or value % 8:
-            raise BadInput(f"{name}={value} must be a multiple of 8 from 64 to {limit} pixels")
-
-
-def drawn_seed(seed: int) -> int:
-    """The seed itself, or for -1 one of the machine's choosing."""
-    return secrets.randbelow(2**32) if seed == -1 else seed
-
-
-def _check_seed(seed: int) -> None:
-    if not -1 <= seed < 2**32:
-        raise BadInput(f"seed={seed} must be -1 (draw one) or from 0 to {2**32 - 1}")
-
-
-def _at_least(config, low: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not low <= value <= 10**9:
-            raise BadInput(f"{name}={value} must be a whole number from {low} to 10^9")
-
-
-def _between(config, low: float, high: float, name: str, open_low: bool = False, open_high: bool = False) -> None:
-    value = getattr(config, name)
-    outside = not math.isfinite(value) or value < low or value > high
-    if outside or (open_low and value == low) or (open_high and value == high):
-        raise BadInput(f"{name}={value} must lie between {low:g} and {high:g}")
-
-
-def check_text(config, *names: str) -> None:
-    """Raise BadInput for halves of characters, which no file and no tokenizer takes: a terminal that is not UTF-8."""
-    for name in names:
-        try:
-            (getattr(config, name) or "").encode()
-        except UnicodeEncodeError:
-            raise BadInput(f"{name}={getattr(config, name)!r} is no Unicode text; write it in UTF-8") from None

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from sd_hyena.command import run
-from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, Operator, TrainConfig, option
+from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, Operator, TrainConfig
+from sd_hyena.options import option
 
 OPERATORS: tuple[Operator, ...] = ("pointwise", "causal", "bidirectional", "hyena2d")
 BLOCK_SIZES = (256, 512, 1024)  # pixels
@@ -82,7 +83,8 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     from sd_hyena.comparison import similarity
     from sd_hyena.drawing import draw
     from sd_hyena.image_file import write_image
-    from sd_hyena.pipeline import load_pipeline, prompts_of, set_scheduler
+    from sd_hyena.pipeline import load_pipeline, prompts_of
+    from sd_hyena.sampler import set_scheduler
     from sd_hyena.swap import swapped
 
     pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)

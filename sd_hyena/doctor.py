@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.command import run
-from sd_hyena.config import TrainConfig, option
+from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.given_path import class_name
+from sd_hyena.options import option
 
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "tensorboard", "einops", "safetensors", "jsonargparse")
 SIZES = (512, 1024, 2048, 4096)  # pixels a side

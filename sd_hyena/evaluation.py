@@ -18,8 +18,11 @@ from typing import Any
 
 from sd_hyena import given_path
 from sd_hyena.command import run
-from sd_hyena.config import LARGEST_SIDE, SHIPPED_MODEL, DType, check_paths, option
+from sd_hyena.config import SHIPPED_MODEL, DType
 from sd_hyena.errors import BadInput
+from sd_hyena.options import check_paths, option
+from sd_hyena.rules import LARGEST_SIDE
+from sd_hyena.sampler import set_scheduler
 
 WORSE = 1.5  # times the error at the first size, from which a size needs attention, or training of its own
 
@@ -99,7 +102,7 @@ class Examiner:
         _, prompts = p.split_prompts(p.prompts_of(path, config.prompts))
         self.prompts = [prompts[i % len(prompts)] for i in range(max(config.images, config.states))]
         self.pipe = p.load_pipeline(path, self.device, p.pick_dtype(config.dtype, self.device))
-        p.set_scheduler(self.pipe, "ddim")
+        set_scheduler(self.pipe, "ddim")
         self.noiser = p.noiser(self.pipe)
         self.sites = find_sites(self.pipe.unet)
         self.facts = {"model": path.name, "model_sha256": p.model_sha256(path)}

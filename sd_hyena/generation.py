@@ -12,12 +12,13 @@ import torch
 
 from sd_hyena.alternatives import Alternative, check_sizes, keep_attention, load_alternatives
 from sd_hyena.arrangement import Arrangement
-from sd_hyena.config import GenerateConfig, check_paths, drawn_seed
+from sd_hyena.config import GenerateConfig
 from sd_hyena.file_names import writable_folder
 from sd_hyena.group import Group, joined, own_device
 from sd_hyena.job import Job
 from sd_hyena.offload import check_offload, offload
 from sd_hyena.optimize import check_optimize, optimized
+from sd_hyena.options import check_paths
 from sd_hyena.pipeline import (
     load_pipeline,
     model_path,
@@ -25,10 +26,11 @@ from sd_hyena.pipeline import (
     pick_device,
     pick_dtype,
     prompts_of,
-    set_scheduler,
 )
 from sd_hyena.prompt_encoding import chunks, weighted_prompts
 from sd_hyena.ranks import say
+from sd_hyena.rules import drawn_seed
+from sd_hyena.sampler import set_scheduler
 from sd_hyena.task import Task
 from sd_hyena.textual_inversion import load_embeddings, read_embeddings
 from sd_hyena.vae_file import check_vae

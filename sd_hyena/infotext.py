@@ -8,11 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from sd_hyena.errors import BadInput
+from sd_hyena.sampler import SAMPLERS
 
-SAMPLERS = {  # A1111's names of our samplers
-    "ddim": "DDIM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS", "pndm": "PLMS",
-    "dpm++_2m": "DPM++ 2M", "dpm++_2m_sde": "DPM++ 2M SDE", "unipc": "UniPC",
-}  # fmt: skip
 NUMBERS = {
     "Steps": ("steps", int),
     "CFG scale": ("cfg_scale", float),
@@ -29,7 +26,7 @@ def parameters(config: dict[str, Any], model: str, model_hash: str, students: st
     """The generation as A1111 writes it: prompt, negative prompt, one line of `key: value` pairs."""
     pairs = {
         "Steps": config["steps"],
-        "Sampler": SAMPLERS[config["scheduler"]] + KARRAS * config["karras"],
+        "Sampler": SAMPLERS[config["scheduler"]].a1111 + KARRAS * config["karras"],
         "CFG scale": f"{config['cfg_scale']:g}",
         "Seed": config["seed"],
         "Size": f"{config['width']}x{config['height'] or config['width']}",
@@ -109,9 +106,10 @@ def _number(text: str, kind: type, key: str, source: str) -> int | float:
 def _sampling(sampler: str, schedule: str) -> tuple[dict[str, Any], list[str]]:
     """Our options for a sampler, whose noise levels older versions name behind it and newer ones by themselves."""
     plain = sampler.removesuffix(KARRAS)
-    ours = {name: key for key, name in SAMPLERS.items()}.get(plain)
+    ours = {known.a1111: name for name, known in SAMPLERS.items()}.get(plain)
     if ours is None:
         return {}, [f"sampler {sampler[:40]!r}"] if sampler else []
     schedule = "Karras" if plain != sampler else AUTOMATIC.get(ours, "") if schedule == "Automatic" else schedule
-    unknown = schedule not in ("", "Karras", "Uniform")
-    return {"scheduler": ours, "karras": schedule == "Karras"}, [f"schedule {schedule[:40]!r}"] if unknown else []
+    karras = schedule == "Karras" and SAMPLERS[ours].karras
+    unknown = not karras and schedule not in ("", "Uniform")
+    return {"scheduler": ours, "karras": karras}, [f"schedule {schedule[:40]!r}"] if unknown else []

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from sd_hyena.alternatives import Alternative
 from sd_hyena.arrangement import Arrangement, tile_fusion
 from sd_hyena.comparison import side_by_side, similarity
-from sd_hyena.config import GenerateConfig, to_dict
+from sd_hyena.config import GenerateConfig
 from sd_hyena.drawing import draw
 from sd_hyena.group import Group
 from sd_hyena.image_file import write_image
 from sd_hyena.infotext import parameters
 from sd_hyena.memory import is_out_of_memory, release
+from sd_hyena.options import to_dict
 from sd_hyena.ranks import rank
 from sd_hyena.swap import swapped
 from sd_hyena.tiled_unet import tiled_diffusion

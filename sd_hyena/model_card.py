@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.command import run
-from sd_hyena.config import option
 from sd_hyena.errors import BadInput
+from sd_hyena.options import option
 
 TAGS = ["stable-diffusion", "text-to-image", "hyena", "distillation"]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_hyena import given_path
-from sd_hyena.config import SHIPPED_MODEL, WITHOUT_KARRAS
+from sd_hyena.config import SHIPPED_MODEL
 from sd_hyena.errors import BadInput
 from sd_hyena.inpainting import complete_inputs, is_inpainting
 from sd_hyena.single_file import check_single_file, has_own_config, load_single_file
@@ -153,26 +153,6 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is half precision on a GPU and float32 elsewhere."""
     return getattr(torch, name if name != "auto" else "float16" if device.type == "cuda" else "float32")
-
-
-def set_scheduler(pipe: Any, name: str, karras: bool = False) -> None:
-    """Put the sampler `name` (config.SCHEDULERS) into the pipeline."""
-    import diffusers as d
-
-    kind, options = {
-        "ddim": (d.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # not every config says so
-        "euler": (d.EulerDiscreteScheduler, {}),
-        "euler_a": (d.EulerAncestralDiscreteScheduler, {}),
-        "heun": (d.HeunDiscreteScheduler, {}),
-        "lms": (d.LMSDiscreteScheduler, {}),
-        "pndm": (d.PNDMScheduler, {"skip_prk_steps": True}),
-        "dpm++_2m": (d.DPMSolverMultistepScheduler, {}),
-        "dpm++_2m_sde": (d.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-        "unipc": (d.UniPCMultistepScheduler, {}),
-    }[name]
-    if name not in WITHOUT_KARRAS:
-        options = options | {"use_karras_sigmas": karras}
-    pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
 
 
 @torch.no_grad()

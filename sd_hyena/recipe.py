@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.command import run_parsed
-from sd_hyena.config import TrainConfig, parse, read_documents, to_dict
+from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
+from sd_hyena.options import parse, to_dict
+from sd_hyena.yaml_file import read_documents
 
 Stage = Callable[[dict[str, Any]], TrainConfig]  # what is known only when its turn comes -> its config
 DECIDED = ("pretrained_weight", "resume", "dry_run")  # by the recipe itself

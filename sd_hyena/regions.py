@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from sd_hyena.atomic_file import replacing
-from sd_hyena.config import check_text
 from sd_hyena.errors import BadInput
 from sd_hyena.image_file import read_metadata, read_picture
+from sd_hyena.rules import check_text
 from sd_hyena.tiling import Rect, Size, add, feather
 
 LARGEST_FILE = 1 << 20  # bytes of a region file

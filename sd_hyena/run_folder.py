@@ -22,10 +22,11 @@ from sd_hyena import given_path
 from sd_hyena.atomic_file import replacing
 from sd_hyena.checkpoint import versions, write_students
 from sd_hyena.command import Interrupted
-from sd_hyena.config import TrainConfig, to_dict
+from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
 from sd_hyena.memory import is_out_of_memory
+from sd_hyena.options import to_dict
 from sd_hyena.ranks import say
 from sd_hyena.weights_file import read_pickle
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from sd_hyena import ranks
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
-from sd_hyena.config import TrainConfig, check_paths, drawn_seed
+from sd_hyena.config import TrainConfig
 from sd_hyena.cost import attention_flops, student_flops, unet_flops
 from sd_hyena.crossover import speedup
 from sd_hyena.data import Lessons, make_bank
@@ -32,6 +32,7 @@ from sd_hyena.distill import Distillation
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import writable_folder
 from sd_hyena.memory import is_out_of_memory, peak_gib, release
+from sd_hyena.options import check_paths
 from sd_hyena.pipeline import (
     load_pipeline,
     model_path,
@@ -40,10 +41,10 @@ from sd_hyena.pipeline import (
     pick_device,
     pick_dtype,
     prompts_of,
-    set_scheduler,
 )
 from sd_hyena.previews import Previews
 from sd_hyena.ranks import say
+from sd_hyena.rules import drawn_seed
 from sd_hyena.run_folder import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -54,6 +55,7 @@ from sd_hyena.run_folder import (
     set_aside_later,
     write_config,
 )
+from sd_hyena.sampler import set_scheduler
 from sd_hyena.selection import Candidate, choose, table, useful
 from sd_hyena.sites import find_sites, select
 from sd_hyena.stages import EndToEnd, Joint, Layerwise, Stage

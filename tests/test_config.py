@@ -4,9 +4,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, TrainConfig, build_parser, from_dict, parse, to_dict
+from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, TrainConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.image_file import write_image
+from sd_hyena.options import build_parser, from_dict, parse, to_dict
 
 
 @pytest.mark.parametrize("config_class", [TrainConfig, GenerateConfig])

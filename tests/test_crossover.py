@@ -8,10 +8,11 @@ from PIL import Image
 from sd_hyena import alternatives, crossover
 from sd_hyena.alternatives import keep_attention, load_alternatives
 from sd_hyena.checkpoint import StudentFile, save_students
-from sd_hyena.config import GenerateConfig, parse
+from sd_hyena.config import GenerateConfig
 from sd_hyena.crossover import speedup
 from sd_hyena.errors import BadInput
 from sd_hyena.generation import generate
+from sd_hyena.options import parse
 from sd_hyena.selection import Candidate, choose, table, useful
 from sd_hyena.sites import find_sites
 from sd_hyena.student import StudentSpec, build_student

@@ -62,7 +62,7 @@ def alone(tmp_path):
     """The same drawn by one process."""
 
     def draw(*arguments) -> dict[str, np.ndarray]:
-        from sd_hyena.config import parse
+        from sd_hyena.options import parse
 
         generate(parse(GenerateConfig, [*map(str, SMALL), *map(str, arguments), "-o", str(tmp_path / "alone")]))
         return pixels(tmp_path / "alone")

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sd_hyena.config import GenerateConfig, to_dict
+from sd_hyena.config import GenerateConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.image_file import read_metadata, read_parameters, read_picture, write_image
 from sd_hyena.infotext import parameters
+from sd_hyena.options import to_dict
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=200))

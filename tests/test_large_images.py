@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from sd_hyena import generation
 from sd_hyena.arrangement import Arrangement
 from sd_hyena.checkpoint import StudentFile, save_students
-from sd_hyena.config import GenerateConfig, parse
+from sd_hyena.config import GenerateConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.generation import NotDrawn, generate
 from sd_hyena.image_file import read_metadata
+from sd_hyena.options import parse
 from sd_hyena.sites import find_sites, select
 from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.task import Task

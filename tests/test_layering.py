@@ -12,10 +12,14 @@ from tests.conftest import ROOT
 THIRD_PARTY_OF_SAFARI = {"torch", "einops", "safari", "flash_attn"}
 LEAVES = {"sites": {"errors"}, "losses": set(), "errors": set(), "atomic_file": set(), "file_names": {"errors"}}
 LEAVES |= {"tiling": {"errors"}, "around": set(), "bricks": {"atomic_file", "errors"}}
-LEAVES |= {"prompt": set(), "infotext": {"errors"}, "safetensors_header": {"errors"}, "weights_kind": {"errors"}}
+LEAVES |= {"prompt": set(), "infotext": {"errors", "sampler"}, "safetensors_header": {"errors"}, "weights_kind": {"errors"}}
 LEAVES |= {"given_path": {"errors", "safetensors_header", "weights_kind"}}
 LEAVES |= {
-    "config": {"errors", "file_names", "given_path", "image_file", "infotext"},
+    "sampler": set(),
+    "rules": {"errors"},
+    "yaml_file": {"errors"},
+    "options": {"errors", "image_file", "infotext", "yaml_file"},
+    "config": {"errors", "file_names", "given_path", "options", "rules", "sampler"},
     "image_file": {"atomic_file", "errors", "file_names"},
 }
 

@@ -7,10 +7,11 @@ from diffusers.models.attention_processor import Attention
 from PIL import Image
 
 from sd_hyena import generation, optimize
-from sd_hyena.config import OPTIMIZATIONS, GenerateConfig, TrainConfig, parse
+from sd_hyena.config import OPTIMIZATIONS, GenerateConfig, TrainConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.generation import generate
 from sd_hyena.optimize import check_optimize, optimized
+from sd_hyena.options import parse
 from sd_hyena.sites import find_sites
 from sd_hyena.student import build_student, spec_for
 from sd_hyena.swap import StandIn, swapped

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sd_hyena.pipeline import set_scheduler
 from sd_hyena.regions import Region
+from sd_hyena.sampler import set_scheduler
 from sd_hyena.sites import find_sites
 from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.swap import swapped

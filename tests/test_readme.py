@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sd_hyena.config import GenerateConfig, TrainConfig, from_dict
+from sd_hyena.config import GenerateConfig, TrainConfig
+from sd_hyena.options import from_dict
 from tests.conftest import ROOT
 
 SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhere, for the reason given

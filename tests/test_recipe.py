@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from sd_hyena.checkpoint import load_students
-from sd_hyena.config import read_documents
 from sd_hyena.errors import BadInput
 from sd_hyena.recipe import read_recipe, run_recipe
+from sd_hyena.yaml_file import read_documents
 from tests.conftest import IN01, ROOT, command
 from tests.test_training import assert_equal_weights
 

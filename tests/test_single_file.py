@@ -36,7 +36,8 @@ from sd_hyena.drawing import decoded
 from sd_hyena.errors import BadInput
 from sd_hyena.generation import generate
 from sd_hyena.inpainting import paint_masks
-from sd_hyena.pipeline import load_pipeline, model_path, model_sha256, predicts_velocity, set_scheduler
+from sd_hyena.pipeline import load_pipeline, model_path, model_sha256, predicts_velocity
+from sd_hyena.sampler import set_scheduler
 from sd_hyena.single_file import LAYOUTS
 from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.training import train

@@ -15,10 +15,9 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from peft import LoraConfig
 from PIL import Image
 
-from sd_hyena.config import SCHEDULERS
 from sd_hyena.errors import BadInput
-from sd_hyena.pipeline import set_scheduler
 from sd_hyena.regions import Region
+from sd_hyena.sampler import SAMPLERS, set_scheduler
 from sd_hyena.swap import swapped
 from sd_hyena.tiled_unet import tiled_diffusion
 from sd_hyena.tiling import weights
@@ -72,7 +71,7 @@ def with_scheduler(pipe, kind):
 @pytest.mark.parametrize(
     "name, options",
     [
-        *((name, {}) for name in SCHEDULERS),
+        *((name, {}) for name in SAMPLERS),
         ("ddim", dict(method="mixture", jitter=True)),
         ("ddim", dict(method="spot")),
     ],

@@ -424,7 +424,7 @@ def test_two_runs_in_the_same_second_get_two_folders(folder):
 
 
 def test_options_survive_the_run_in_its_config_file(folder):
-    from sd_hyena.config import parse
+    from sd_hyena.options import parse
 
     outcome = train(config(folder, n_steps=1, hyena_w=3.0, ema=0.5))
     assert parse(TrainConfig, ["--config", str(outcome.folder / "config.yaml")]) == dataclasses.replace(

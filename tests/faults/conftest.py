@@ -12,8 +12,9 @@ import torch
 
 from sd_hyena import doctor
 from sd_hyena.command import run
-from sd_hyena.config import Config, GenerateConfig, TrainConfig
+from sd_hyena.config import GenerateConfig, TrainConfig
 from sd_hyena.doctor import DoctorConfig
+from sd_hyena.options import Config
 
 TRAIN = (
     "-W 64 -n 8 -b 6 --num_samples 4 --sample_steps 2 -d 3 -r 1e-2 -s 2 --validate_every_n_steps 4 --warmup_steps 2"

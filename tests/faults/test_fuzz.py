@@ -16,11 +16,12 @@ from safetensors.torch import save
 
 from sd_hyena import infotext, prompt
 from sd_hyena.checkpoint import StudentFile, load_students, save_students
-from sd_hyena.config import GenerateConfig, TrainConfig, parse, to_dict
+from sd_hyena.config import GenerateConfig, TrainConfig
 from sd_hyena.errors import BadInput
 from sd_hyena.file_names import check_format
 from sd_hyena.image_file import read_metadata, write_image
 from sd_hyena.memory import is_out_of_memory
+from sd_hyena.options import parse, to_dict
 from sd_hyena.recipe import read_recipe
 from sd_hyena.regions import read_regions
 from sd_hyena.run_folder import AtomicCheckpointIO, find_resumable
