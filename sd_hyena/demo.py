@@ -37,7 +37,8 @@ class DemoConfig:
 
 
 def main(config: DemoConfig) -> None:
-    from sd_hyena.training import Outcome, train
+    from sd_hyena.run_card import Outcome
+    from sd_hyena.training import train
 
     outcomes: dict[str, Outcome] = {}
     for operator in OPERATORS:

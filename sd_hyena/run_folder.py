@@ -1,4 +1,4 @@
-"""The folder of one training run: its config, its checkpoints, its exported students; and how a run is taken up again.
+"""The folder of one training run: its config, its checkpoints, its exported students.
 
 OUT_DIR/RUN/config.yaml
 OUT_DIR/RUN/checkpoints/step-00040.ckpt      everything needed to go on
@@ -8,7 +8,6 @@ OUT_DIR/hyena.safetensors, OUT_DIR/hyena.pt  the students of the newest save of 
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,13 @@ import torch
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from sd_hyena import given_path
 from sd_hyena.atomic_file import replacing
 from sd_hyena.checkpoint import versions, write_students
 from sd_hyena.command import Interrupted
 from sd_hyena.config import TrainConfig
-from sd_hyena.errors import BadInput
 from sd_hyena.file_names import free_path
 from sd_hyena.memory import is_out_of_memory
 from sd_hyena.options import to_dict
-from sd_hyena.ranks import say
-from sd_hyena.weights_file import read_pickle
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -90,7 +85,7 @@ class Checkpoints(L.Callback):
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:05d}.ckpt")
         if trainer.is_global_zero:
-            for old in _newest_first(self.folder)[self.config.keep :]:
+            for old in newest_first(self.folder)[self.config.keep :]:
                 old.unlink(missing_ok=True)
 
     def on_exception(self, trainer, module, exception) -> None:
@@ -130,7 +125,8 @@ def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _newest_first(run: Path) -> list[Path]:
+def newest_first(run: Path) -> list[Path]:
+    """The checkpoints of a run's folder."""
     checkpoints = (run / "checkpoints").glob("step-*.ckpt")
     return sorted(checkpoints, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
 
@@ -150,64 +146,3 @@ def new_run_folder(config: TrainConfig, stamp: str) -> Path:
 def write_config(folder: Path, config: TrainConfig) -> None:
     with replacing(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
-
-
-def find_resumable(config: TrainConfig) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that `--resume` means and its content, or None if `auto` finds no run. Raises BadInput."""
-    if config.resume != "auto":
-        path = Path(config.resume)
-        candidates = _newest_first(path) if path.is_dir() else [path]
-        if not candidates or not candidates[0].is_file() or not (candidates[0].parent.parent / "config.yaml").is_file():
-            raise BadInput(f"resume={config.resume!r} is no checkpoint in a run's folder; {given_path.RUNS}")
-        return candidates[0], _read_checkpoint(candidates[0])
-    runs = [run for run in Path(config.out_dir).glob("*") if (run / "config.yaml").is_file()]
-    for run in sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime_ns, reverse=True):
-        for path in _newest_first(run):
-            try:
-                content = _read_checkpoint(path)
-            except BadInput as error:
-                say(f"passed over: {error}")
-                continue
-            if content["sd_hyena"]["config"]["dry_run"]:
-                break
-            return path, content
-    return None
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        content = read_pickle(path, path.stat().st_size)
-        content["sd_hyena"]["config"]["dry_run"], content["global_step"]
-        return content
-    except Exception as error:  # pickle's errors have no common base
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise BadInput(
-            f"resume={str(path)!r} is damaged or no checkpoint of ours, and was not executed ({reason})"
-        ) from None
-
-
-def check_resumable(config: TrainConfig, facts: dict[str, Any], content: dict[str, Any], path: Path) -> None:
-    """Refuse to go on as another experiment; say what is merely changed. Raises BadInput."""
-    stored, wanted = content["sd_hyena"]["config"], to_dict(config)
-    free = {f.name for f in dataclasses.fields(TrainConfig) if f.metadata["free"]}
-    changed = {k: (stored.get(k), v) for k, v in wanted.items() if stored.get(k) != v}
-    wrong = {k: pair for k, pair in changed.items() if k not in free}
-    for name in ("teacher_sha256", "sites"):
-        if content["sd_hyena"].get(name) != facts[name]:
-            wrong[name] = (content["sd_hyena"].get(name), facts[name])
-    if wrong:
-        listing = "; ".join(f"{k}: {old} there, {new} now" for k, (old, new) in wrong.items())
-        raise BadInput(
-            f"resume={str(path)!r} is of another run ({listing}); use its options, or start without --resume"
-        )
-    for name, (old, new) in changed.items():
-        if name != "resume":
-            say(f"changed on resume: {name} {old} -> {new}")
-
-
-def set_aside_later(path: Path) -> None:
-    """Rename the checkpoints of a run that are newer than the one it goes on from."""
-    for later in _newest_first(path.parent.parent):
-        if later == path:
-            break
-        later.rename(free_path(later.parent, later.stem.replace("step", "abandoned"), ".ckpt"))

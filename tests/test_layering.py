@@ -12,7 +12,12 @@ from tests.conftest import ROOT
 THIRD_PARTY_OF_SAFARI = {"torch", "einops", "safari", "flash_attn"}
 LEAVES = {"sites": {"errors"}, "losses": set(), "errors": set(), "atomic_file": set(), "file_names": {"errors"}}
 LEAVES |= {"tiling": {"errors"}, "around": set(), "bricks": {"atomic_file", "errors"}}
-LEAVES |= {"prompt": set(), "infotext": {"errors", "sampler"}, "safetensors_header": {"errors"}, "weights_kind": {"errors"}}
+LEAVES |= {
+    "prompt": set(),
+    "infotext": {"errors", "sampler"},
+    "safetensors_header": {"errors"},
+    "weights_kind": {"errors"},
+}
 LEAVES |= {"given_path": {"errors", "safetensors_header", "weights_kind"}}
 LEAVES |= {
     "sampler": set(),

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import default_collate
 
-from sd_hyena import stages, training
+from sd_hyena import pilot, stages
 from sd_hyena.checkpoint import load_students
 from sd_hyena.command import Interrupted, Terminated
 from sd_hyena.config import SHIPPED_MODEL, TrainConfig
@@ -433,8 +433,8 @@ def test_options_survive_the_run_in_its_config_file(folder):
 
 
 def test_auto_runs_a_pilot_shows_its_choice_and_trains_the_chosen_sites_from_it(folder, capsys, monkeypatch):
-    monkeypatch.setattr(training, "speedup", lambda *_, **__: 2.0)  # at so small a size attention is faster everywhere
-    monkeypatch.setattr(training, "PILOT_STEPS", 10)
+    monkeypatch.setattr(pilot, "speedup", lambda *_, **__: 2.0)  # at so small a size attention is faster everywhere
+    monkeypatch.setattr(pilot, "STEPS", 10)
     given = config(folder, target="auto", budget="1.0001x", n_steps=2, width=256, batch_size=2, num_samples=2)
     exported = train(dataclasses.replace(given, validate_every_n_steps=0, hyena2d_rank=1)).exported
     printed = capsys.readouterr().out

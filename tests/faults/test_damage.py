@@ -9,7 +9,7 @@ import torch
 
 from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.run_folder import find_resumable
+from sd_hyena.resume import Resumable
 from sd_hyena.swap import swapped
 from sd_hyena.weights_file import LARGEST_PT, read_weights, write_weights
 from tests.conftest import IN01
@@ -50,7 +50,7 @@ def test_a_checkpoint_that_would_inflate_is_refused_before_it_does(tmp_path, mon
     assert path.stat().st_size < 10**5
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(BadInput, match="unpack to"):
-        find_resumable(TrainConfig(resume=str(path)))
+        Resumable.find(TrainConfig(resume=str(path)))
 
 
 def test_a_pt_that_claims_to_be_enormous_is_refused_before_it_is_read(tmp_path, monkeypatch):
@@ -72,8 +72,8 @@ def test_the_newest_checkpoint_is_the_one_of_most_steps_whatever_the_clock_said(
     assert ended(folder, TrainConfig, *TRAIN, "-n", 4).code == 0
     for age, path in enumerate(sorted((folder / "out").glob("*/checkpoints/*"))):
         os.utime(path, (10**9 - age, 10**9 - age))
-    path, content = find_resumable(TrainConfig(resume="auto", out_dir=str(folder / "out")))
-    assert path.name == "step-00004.ckpt" and content["global_step"] == 4
+    found = Resumable.find(TrainConfig(resume="auto", out_dir=str(folder / "out")))
+    assert found.path.name == "step-00004.ckpt" and found.step == 4
 
 
 def test_a_unet_that_is_saved_while_students_are_in_it_is_the_unet_itself(own_pipe, tmp_path):

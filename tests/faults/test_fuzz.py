@@ -24,7 +24,8 @@ from sd_hyena.memory import is_out_of_memory
 from sd_hyena.options import parse, to_dict
 from sd_hyena.recipe import read_recipe
 from sd_hyena.regions import read_regions
-from sd_hyena.run_folder import AtomicCheckpointIO, find_resumable
+from sd_hyena.resume import Resumable
+from sd_hyena.run_folder import AtomicCheckpointIO
 from sd_hyena.student import StudentSpec, build_student
 from sd_hyena.weights_file import check_weights, read_checkpoint, read_weights
 from tests.conftest import IN01
@@ -175,7 +176,7 @@ def _run(folder: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent.parent / "config.yaml").touch()
     path.write_bytes(content)
-    find_resumable(TrainConfig(resume=str(path)))
+    Resumable.find(TrainConfig(resume=str(path)))
 
 
 def _picture(folder: Path, metadata) -> None:
