@@ -15,7 +15,7 @@ from benchmarks.plots import pixels, read
 from benchmarks.record import RESULTS
 
 ROOT = RESULTS.parent.parent
-DOCUMENTS = ("README.md", "docs/operator.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/large-images.md", "docs/operator.md", "docs/performance.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Rows = list[dict[str, str]]
 OPERATORS = {"sdpa": "attention", "hyena2d": "Hyena2d", "64 landmarks": "64 landmarks alone"}
@@ -140,6 +140,63 @@ def quality(rows: Rows) -> str:
     return _markdown(head, lines)
 
 
+def _vae(rows: Rows, ways: dict[str, str], cell: str) -> str:
+    """`cell` of each way, named by `mode` and `offload`, by size."""
+    sizes = list(dict.fromkeys(row["pixels"] for row in rows))
+    cells = {(f"{row['mode']} {row['offload']}".strip(), row["pixels"]): row for row in rows}
+    blank = dict.fromkeys(rows[0], "")
+    lines = [
+        [shown, *(cell.format_map(cells.get((way, size), blank)).strip(", ") for size in sizes)]
+        for way, shown in ways.items()
+    ]
+    return _markdown(["encode, decode", *(f"{size} px" for size in sizes)], lines)
+
+
+def vae_error(rows: Rows) -> str:
+    """Distance of each way to tile from the untiled VAE, at the sizes where all were run."""
+    ways = {
+        "exact cpu": "exact",
+        "two_pass cpu": "two_pass, LargeResPatch's",
+        "fast cpu": "fast",
+        "classic cpu": "classic, Tiled VAE's way",
+        "blend cpu": "blend, diffusers' own",
+    }
+    all_run = {row["pixels"] for row in rows if row["mode"] == "blend"}
+    return _vae([row for row in rows if row["pixels"] in all_run], ways, "{encode_rms}, {decode_rms}")
+
+
+def vae_memory(rows: Rows) -> str:
+    """Peak memory of the exact VAE in MiB by where whole maps wait; above 2048 px of decoding alone."""
+    ways = {"untiled": "untiled", "exact none": "on the device", "exact cpu": "RAM", "exact disk": "disk"}
+    large = [row for row in rows if int(row["pixels"]) >= 1024]
+    return _vae(large, ways, "{encode_MiB}, {decode_MiB}")
+
+
+def options(rows: Rows) -> str:
+    """What each option for large images costs and saves in a step."""
+    head = ["model", "option", "a step", "of plain", "peak", "distance to plain"]
+    lines = [
+        [
+            f"{row['model']}, {row['pixels']} px",
+            row["option"],
+            _seconds(row["s"]),
+            row["of_plain"],
+            f"{row['MiB']} MiB",
+            row["distance"],
+        ]
+        for row in rows
+    ]
+    return _markdown(head, lines)
+
+
+def inversion(rows: Rows) -> str:
+    """How much of a picture stays, by the noise that it is drawn again from."""
+    strengths = list(dict.fromkeys(row["strength"] for row in rows))
+    cells = {(row["start"], row["strength"]): f"{row['psnr_dB']} dB, {row['ssim']}" for row in rows}
+    lines = [[start, *(cells[start, s] for s in strengths)] for start in dict.fromkeys(row["start"] for row in rows)]
+    return _markdown(["start", *(f"strength {s}" for s in strengths)], lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the table's form, the plot below it
     "speed": ("cpu", speed, "time"),
     "methods": ("cpu", methods, ""),
@@ -148,6 +205,10 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "ladder": ("ladder_cpu", ladder, ""),
     "image": ("image_cpu", image, ""),
     "quality": ("quality", quality, ""),
+    "vae_error": ("tiled_vae", vae_error, ""),
+    "vae_memory": ("tiled_vae", vae_memory, ""),
+    "options": ("large_images", options, ""),
+    "inversion": ("noise_inversion", inversion, ""),
 }
 
 
