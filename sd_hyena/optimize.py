@@ -193,7 +193,10 @@ def _int8(unet: nn.Module) -> Iterator[None]:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     inside = lambda module, name: isinstance(module, nn.Linear) and ".transformer_blocks." in name
-    with _weights_kept(unet):
+    with _weights_kept(unet), ExitStack() as stack:
+        for name, module in unet.named_modules():
+            if inside(module, name):
+                stack.callback(vars(module).pop, "extra_repr", None)  # torchao's, of the new weights
         quantize_(unet, Int8DynamicActivationInt8WeightConfig(), filter_fn=inside)
         yield
 
