@@ -200,6 +200,7 @@ def inversion(rows: Rows) -> str:
 TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the table's form, the plot below it
     "speed": ("cpu", speed, "time"),
     "methods": ("cpu", methods, ""),
+    "core": ("core_cpu", methods, ""),
     "memory": ("memory_cpu", memory, "memory"),
     "unet": ("unet_cpu", unet, "sites"),
     "ladder": ("ladder_cpu", ladder, ""),
