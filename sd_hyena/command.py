@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -17,6 +18,11 @@ from sd_hyena.group import may_speak
 from sd_hyena.options import Config, parse
 
 Input = TypeVar("Input")
+BESIDE_THE_POINT = (
+    "torchao",
+    "torch.utils._pytree",
+    "diffusers.quantizers",
+)  # what importing torchao says, used or not
 
 
 class Interrupted(BaseException):
@@ -34,6 +40,8 @@ def run(config_class: type[Config], main: Callable[[Config], None], arguments: l
 
 def run_parsed(read: Callable[[], Input], main: Callable[[Input], None], arguments: list[str] | None = None) -> int:
     """The same for what `read` makes of the command line."""
+    for name in BESIDE_THE_POINT:
+        logging.getLogger(name).setLevel(logging.ERROR)
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         given = read()
