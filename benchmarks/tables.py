@@ -96,14 +96,16 @@ def unet(rows: Rows) -> str:
 
 def ladder(rows: Rows) -> str:
     """Each rung with attention and with students."""
+    cell = lambda row: _seconds(row["median"]) if row["median"] else row["status"].split(":")[0]
     lines = []
     for model in dict.fromkeys(row["ckpt_id"] for row in rows):
         own = [row for row in rows if row["ckpt_id"] == model]
         for rung in dict.fromkeys(row["method"] for row in own):
-            found = [row for row in own if row["method"] == rung]
-            times = [_seconds(row["median"]) if row["median"] else row["status"] for row in found]
-            error = max((row["error"] for row in found if row["error"]), key=float, default="")
-            lines.append([f"{model}, {pixels(found[0])} px", rung, *times, error, found[0]["note"]])
+            found = {row["site"]: row for row in own if row["method"] == rung}
+            times = [cell(found[site]) if site in found else "" for site in dict.fromkeys(row["site"] for row in rows)]
+            error = max((row["error"] for row in found.values() if row["error"]), key=float, default="")
+            first = next(iter(found.values()))
+            lines.append([f"{model}, {pixels(first)} px", rung, *times, error, first["note"]])
     return _markdown(["model", "step of --optimize", "attention", "students", "error", "compiled in"], lines)
 
 
