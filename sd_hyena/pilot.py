@@ -21,7 +21,7 @@ STEPS = 50  # at least
 
 
 def with_chosen_sites(config: TrainConfig, train: Callable) -> TrainConfig:
-    """Run the pilot of `-t auto` and name the sites it chooses; they start from its students."""
+    """Run the pilot by `train` and name the sites that it chooses; they start from its students."""
     path = model_path(config.teacher_model)
     device = own_device(config)
     unet = load_pipeline(path, torch.device("cpu"), torch.float32, config.vae).unet
