@@ -110,6 +110,7 @@ def _sampling(sampler: str, schedule: str) -> tuple[dict[str, Any], list[str]]:
     if ours is None:
         return {}, [f"sampler {sampler[:40]!r}"] if sampler else []
     schedule = "Karras" if plain != sampler else AUTOMATIC.get(ours, "") if schedule == "Automatic" else schedule
-    karras = schedule == "Karras" and SAMPLERS[ours].karras
-    unknown = not karras and schedule not in ("", "Uniform")
-    return {"scheduler": ours, "karras": karras}, [f"schedule {schedule[:40]!r}"] if unknown else []
+    if schedule == "Karras" and not SAMPLERS[ours].karras:
+        return {"scheduler": ours, "karras": False}, [f"Karras' noise levels for {ours}"]
+    unknown = schedule not in ("", "Karras", "Uniform")
+    return {"scheduler": ours, "karras": schedule == "Karras"}, [f"schedule {schedule[:40]!r}"] if unknown else []

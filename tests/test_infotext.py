@@ -187,7 +187,7 @@ def test_what_cannot_be_had_is_said(tmp_path, capsys):
     assert "note: sampler 'Restart' of" in capsys.readouterr().out
     config = parse(GenerateConfig, ["--from", png(tmp_path / "x.png", text.format("Euler a"))])
     assert config.scheduler == "euler_a" and not config.karras
-    assert "note: schedule 'Karras' of" in capsys.readouterr().out
+    assert "Karras' noise levels for euler_a" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
