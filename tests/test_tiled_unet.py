@@ -15,6 +15,8 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from peft import LoraConfig
 from PIL import Image
 
+from examples.tiny_sd.scenes import draw, numbered_scene
+from examples.tiny_sd.train import HELD_OUT_SEED
 from sd_hyena.errors import BadInput
 from sd_hyena.regions import Region
 from sd_hyena.sampler import SAMPLERS, set_scheduler
@@ -585,20 +587,29 @@ def test_a_prediction_has_no_seam_where_tiles_begin_unless_they_do_not_overlap_o
 @pytest.mark.parametrize("side", [512, 1024])
 @pytest.mark.parametrize(
     "options, seen",
-    [({}, False), (dict(method="mixture"), False), (dict(weights="uniform"), True), (dict(overlap=0), True)],
+    [(dict(overlap=0), True), ({}, False), (dict(method="mixture"), False), (dict(weights="uniform"), True)],
 )
 def test_sixteen_pictures_show_no_seam_unless_tiles_do_not_overlap_or_count_alike(pipe, options, seen, side):
-    from sd_hyena.config import SHIPPED_MODEL
-    from sd_hyena.pipeline import prompts_of
-
-    prompts = prompts_of(SHIPPED_MODEL)
-    with tiled_diffusion(pipe, **dict(tile_width=32, tile_height=32, overlap=16) | options) as used:
+    """Scenes drawn again, whose shapes lie anywhere; from noise a small model draws one shape in the middle of each tile."""
+    again = StableDiffusionImg2ImgPipeline(**parts_of(pipe), requires_safety_checker=False)
+    again.set_progress_bar_config(disable=True)
+    scenes = [numbered_scene(HELD_OUT_SEED, i) for i in range(16)]
+    with tiled_diffusion(again, **dict(tile_width=32, tile_height=32, overlap=16) | options) as used:
         pictures = [
-            picture(pipe, side, side, prompt, seed=i, steps=8, output_type="pt")
-            for i, prompt in enumerate(prompts[:: len(prompts) // 16][:16])
+            picture(
+                again,
+                prompt=str(scene.caption),
+                image=Image.fromarray(draw(scene, side)),
+                strength=0.6,
+                seed=i,
+                steps=10,
+                output_type="pt",
+            )
+            for i, scene in enumerate(scenes)
         ]
     border, low, high = seam(torch.cat(pictures), 32, used.overlap, 8)
-    assert (border > high) == seen, (border, low, high)
+    print(f"{side} px, {options}: {border:.4f}, band {low:.4f} to {high:.4f}")
+    assert border > high if seen else low <= border <= high
 
 
 # Regions
