@@ -118,6 +118,14 @@ def _ladder(axes, rows: list[dict[str, str]]) -> bool:
     return bool(bars)
 
 
+def _tiled_vae(axes, rows: list[dict[str, str]]) -> bool:
+    """Of decoding, where the untiled VAE and the exact one with its usual tiles were run."""
+    axes.set(title="decoding, peak above the model and its input", ylabel="MiB")
+    exact = [row for row in rows if row["mode"] in ("untiled", "exact") and row["tile"] == rows[-1]["tile"]]
+    named = [row | {"size": row["pixels"], "method": f"{row['mode']} {row['offload']}".strip()} for row in exact]
+    return _lines(axes, named, "decode_MiB", lambda row: row["method"])
+
+
 PLOTS = {
     "core": {"time": _time, "memory": _memory},
     "block": {"time": _time, "memory": _memory},
@@ -126,6 +134,7 @@ PLOTS = {
     "unet": {"speedup": _speedup, "sites": _stacked},
     "image": {"time": _time},
     "ladder": {"time": _ladder},
+    "tiled": {"memory": _tiled_vae},
 }
 
 

@@ -209,7 +209,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "image": ("image_cpu", image, ""),
     "quality": ("quality", quality, ""),
     "vae_error": ("tiled_vae", vae_error, ""),
-    "vae_memory": ("tiled_vae", vae_memory, ""),
+    "vae_memory": ("tiled_vae", vae_memory, "memory"),
     "options": ("large_images", options, ""),
     "inversion": ("noise_inversion", inversion, ""),
 }

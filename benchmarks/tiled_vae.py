@@ -18,7 +18,8 @@ from statistics import fmean, median
 import torch
 from diffusers import AutoencoderKL
 
-from benchmarks.peak import in_its_own_process, peak_mib
+from benchmarks.peak import blocks_mapped_one_by_one, in_its_own_process, peak_mib
+from benchmarks.plots import draw as plot
 from benchmarks.record import write
 from examples.tiny_sd.scenes import draw, numbered_scene
 from examples.tiny_sd.train import HELD_OUT_SEED, to_tensor
@@ -99,11 +100,12 @@ def main(
         for number, (pixels, ways, side, count) in enumerate(runs):
             (place := Path(folder) / str(number)).mkdir()
             for way in ways if pixels <= UNTILED_UP_TO else ways[1:]:
-                measured = in_its_own_process(measure, place, pixels, count, way, side)
+                with blocks_mapped_one_by_one():
+                    measured = in_its_own_process(measure, place, pixels, count, way, side)
                 if way[0] == "exact" and max(measured.get("encode_max", []) + measured["decode_max"]) > 1e-4:
                     sys.exit(f"exact, {way[1]} at {pixels} px is not what untiled gives; nothing is reported")
                 rows.append(row_of(pixels, side, way, measured))
-                write("tiled_vae", rows)
+                plot(write("tiled_vae", rows))
 
 
 if __name__ == "__main__":
