@@ -61,10 +61,12 @@ PICTURES = {
         "inpainted, right half",
         "-W 256 -p 'a blue square on green' --init_image {out}/start.png --mask {out}/mask.png --strength 1",
     ),
-    "controlnet": Picture("a ControlNet's outlines, one tile", f"-W 256 -p 'a red triangle on white' {OUTLINES}"),
+    "controlnet": Picture(
+        "a ControlNet's outlines, one tile", f"-W 256 -p 'a red triangle on white vertical stripes' {OUTLINES}"
+    ),
     "controlnet_tiles": Picture(
         "the same at 512 px, tiles",
-        f"-W 512 -p 'a red triangle on white' {OUTLINES} --tiled_diffusion mixture {SMALL_TILES}",
+        f"-W 512 -p 'a red triangle on white vertical stripes' {OUTLINES} --tiled_diffusion mixture {SMALL_TILES}",
     ),
     "lora": Picture("a LoRA, tiles", f"{LARGE} --tiled_diffusion mixture {SMALL_TILES} {PASTEL}"),
 }
