@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import sys
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -54,7 +54,7 @@ class Step:
         torch.manual_seed(0)
         dtype = torch.float16 if device == "cuda" else torch.float32
         self.pipe, self.pixels = load_pipeline(SHIPPED_MODEL, torch.device(device), dtype), pixels
-        if model != "tiny_sd":
+        if model == "sd15":
             self.pipe.unet = UNet2DConditionModel(**SD15).to(device, dtype).eval()
         sites = select(find_sites(self.pipe.unet), "level0")
         train, cells = TrainConfig(), (pixels // 8, pixels // 8)
@@ -98,18 +98,21 @@ def measure(model: str, pixels: int, device: str, rounds: int, answer) -> None:
 
 
 def main(
-    tiny_sd: tuple[int, ...] = (512, 1024, 2048), sd15: tuple[int, ...] = (512,), rounds: int = 3, device: str = "cpu"
+    model: Literal["tiny_sd", "sd15"] = "tiny_sd",
+    sizes: tuple[int, ...] = (512, 1024, 2048),
+    rounds: int = 3,
+    device: str = "cpu",
 ) -> None:
     """Measure every option at each size; what is done is written after each.
 
     Args:
-        tiny_sd: sides of square images, pixels, for the shipped model
-        sd15: likewise for Stable Diffusion 1.5's layout with random weights
+        model: the shipped one, or Stable Diffusion 1.5's layout with random weights
+        sizes: sides of square images, pixels
         rounds: of timing
         device: cpu or cuda
     """
     rows = []
-    for pixels, model in sorted([(p, "tiny_sd") for p in tiny_sd] + [(p, "SD 1.5 layout") for p in sd15]):
+    for pixels in sizes:
         with blocks_mapped_one_by_one():
             count = rounds if pixels <= ONE_ROUND_ABOVE else 1
             seconds, mib, distance = in_its_own_process(measure, model, pixels, device, count)
@@ -118,7 +121,7 @@ def main(
             row = {"model": model, "pixels": pixels, "option": name, "s": f"{median(seconds[name]):.3g}"}
             row |= {"of_plain": round(median(ratios), 2), "distance": f"{distance[name]:.2g}"}
             rows.append(row | {"MiB": round(max(mib[name]))})
-        write("large_images", rows)
+        write(f"large_images_{model}", rows)
 
 
 if __name__ == "__main__":

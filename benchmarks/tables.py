@@ -175,20 +175,19 @@ def vae_memory(rows: Rows) -> str:
 
 
 def options(rows: Rows) -> str:
-    """What each option for large images costs and saves in a step."""
-    head = ["model", "option", "a step", "of plain", "peak", "distance to plain"]
+    """What each option for large images costs and saves in a step: of plain's time, MiB, distance to plain, by size."""
+    sizes = list(dict.fromkeys(row["pixels"] for row in rows))
+    cells = {(row["option"], row["pixels"]): row for row in rows}
+
+    def cell(option: str, size: str) -> str:
+        row = cells[option, size]
+        cost = _seconds(row["s"]) if option == "plain" else f"x {float(row['of_plain']):.2f}"
+        return f"{cost}, {row['MiB']}, {row['distance']}"
+
     lines = [
-        [
-            f"{row['model']}, {row['pixels']} px",
-            row["option"],
-            _seconds(row["s"]),
-            row["of_plain"],
-            f"{row['MiB']} MiB",
-            row["distance"],
-        ]
-        for row in rows
+        [option, *(cell(option, size) for size in sizes)] for option in dict.fromkeys(row["option"] for row in rows)
     ]
-    return _markdown(head, lines)
+    return _markdown(["a step", *(f"{size} px" for size in sizes)], lines)
 
 
 def inversion(rows: Rows) -> str:
@@ -210,7 +209,8 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "quality": ("quality", quality, ""),
     "vae_error": ("tiled_vae", vae_error, ""),
     "vae_memory": ("tiled_vae", vae_memory, "memory"),
-    "options": ("large_images", options, ""),
+    "options_tiny_sd": ("large_images_tiny_sd", options, ""),
+    "options_sd15": ("large_images_sd15", options, ""),
     "inversion": ("noise_inversion", inversion, ""),
 }
 
@@ -221,7 +221,7 @@ def table(name: str, folder: Path) -> str:
     stem, form, plot = TABLES[name]
     stem = stem if (RESULTS / f"{stem}.csv").exists() else f"{stem}_quick"
     if not (RESULTS / f"{stem}.csv").exists():
-        return "\nNot measured yet: `bash benchmarks/cpu.sh`.\n\n"
+        return "\nNot measured yet.\n\n"
     facts = json.loads((RESULTS / f"{stem}.json").read_text())
     source = (
         f"`{facts['command']}`, {facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
