@@ -24,7 +24,7 @@ COMMON = "-n 1 -s 25 -c 3 -k 7"
 LARGE = "-W 768 -H 512 -p 'a red circle on blue'"
 SMALL_TILES = "--tile_width 32 --tile_height 32 --overlap 16"
 AGAIN = f"-W 512 -p 'a yellow square on green' --init_image {{out}}/start.png --tiled_diffusion mixture {SMALL_TILES}"
-OUTLINES = "--controlnet {outlines}/controlnet --control_image {outlines}/outlines.png"
+CONTROLNET = "--controlnet {outlines}/controlnet --control_image {outlines}"
 PASTEL = "--lora {pastel}/lora/pytorch_lora_weights.safetensors"
 
 
@@ -62,11 +62,13 @@ PICTURES = {
         "-W 256 -p 'a blue square on green' --init_image {out}/start.png --mask {out}/mask.png --strength 1",
     ),
     "controlnet": Picture(
-        "a ControlNet's outlines, one tile", f"-W 256 -p 'a red triangle on white vertical stripes' {OUTLINES}"
+        "a ControlNet's outlines, one tile",
+        f"-W 256 -p 'a red triangle on white vertical stripes' {CONTROLNET}/outlines.png",
     ),
     "controlnet_tiles": Picture(
-        "the same at 512 px, tiles",
-        f"-W 512 -p 'a red triangle on white vertical stripes' {OUTLINES} --tiled_diffusion mixture {SMALL_TILES}",
+        "outlines of four, tiles, students",
+        "-W 512 -p 'a red triangle on white' -y {y} --tiled_diffusion mixture "
+        f"{SMALL_TILES} {CONTROLNET}/outlines_512.png",
     ),
     "lora": Picture("a LoRA, tiles", f"{LARGE} --tiled_diffusion mixture {SMALL_TILES} {PASTEL}"),
 }

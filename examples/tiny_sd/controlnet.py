@@ -2,7 +2,8 @@
 
     python -m examples.tiny_sd.controlnet --out runs/outlines    # writes runs/outlines/controlnet; resumes
 
-`outlines` makes of a picture what it reads; runs/outlines/outlines.png is that of a held-out scene, to draw with.
+`outlines` makes of a picture what it reads; to draw with, runs/outlines/outlines.png is that of a held-out scene, and
+outlines_512.png that of four triangles on a canvas of 512 px, each as large as those of 256 px.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 
 from sd_hyena.config import SHIPPED_MODEL
 
-from .scenes import draw, numbered_scene
+from .scenes import Caption, Item, Scene, draw, numbered_scene
 from .train import HELD_OUT_SEED, SCHEDULER, TRAINING_SEED, Stage, cached_latents, tokenize
 
 CONTRAST = 40  # of 255, between two neighbours
+PLACES = ((-0.27, -0.24, 0.12), (0.22, -0.28, 0.09), (-0.2, 0.25, 0.09), (0.28, 0.22, 0.13))  # x, y, radius
+FOUR = Scene(Caption.parse("a red triangle on white"), tuple(Item("red", "triangle", *place) for place in PLACES), 1, 0)
 
 
 def outlines(image: np.ndarray) -> np.ndarray:
@@ -88,6 +91,7 @@ def main(
     trained["controlnet"].save_pretrained(folder / "controlnet")
     scene = numbered_scene(HELD_OUT_SEED, 0)
     Image.fromarray(outlines(draw(scene, 256))).save(folder / "outlines.png")
+    Image.fromarray(outlines(draw(FOUR, 512))).save(folder / "outlines_512.png")
     print(f"wrote {folder / 'controlnet'} and {folder / 'outlines.png'}: {scene.caption}")
 
 
