@@ -28,13 +28,14 @@ def arguments(folder, operator, *more):
     return ["train.py", *OPTIONS, operator, "-o", folder / "out", "-l", folder / "logs", *more]
 
 
-def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory):
+@pytest.mark.parametrize("operator, more", [("bidirectional", []), ("safari", ["--ema", "0.8"])])
+def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, operator, more):
     alone = tmp_path_factory.mktemp("alone")
     shutil.copytree(folder / "out" / "cache", alone / "out" / "cache")
-    one = ended(alone, TrainConfig, *OPTIONS, "safari", "-d", 3, "--micro_batch_size", 2, "--ema", "0.8")
+    one = ended(alone, TrainConfig, *OPTIONS, operator, "-d", 3, "--micro_batch_size", 2, *more)
     assert one.code == 0, one.err
     expected = load_students(alone / "out" / "hyena.safetensors").students[IN01].state_dict()
-    two = command(*arguments(folder, "safari", "-d", 3, "--devices", 2, "--ema", "0.8"), cwd=ROOT)
+    two = command(*arguments(folder, operator, "-d", 3, "--devices", 2, *more), cwd=ROOT)
     assert two.returncode == 0, two.stderr
     weights = load_students(folder / "out" / "hyena.safetensors").students[IN01].state_dict()
     for name, value in expected.items():
