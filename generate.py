@@ -2,12 +2,12 @@
 
 import sys
 
-from sd_hyena.command import run
-from sd_hyena.config import GenerateConfig
+from sd_hyena.options.command import run
+from sd_hyena.options.generate_config import GenerateConfig
 
 
 def main(config: GenerateConfig) -> None:
-    from sd_hyena.generation import generate
+    from sd_hyena.generate.generation import generate
 
     for path in generate(config):
         print(path)

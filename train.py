@@ -2,12 +2,12 @@
 
 import sys
 
-from sd_hyena.command import run
-from sd_hyena.config import TrainConfig
+from sd_hyena.options.command import run
+from sd_hyena.options.train_config import TrainConfig
 
 
 def main(config: TrainConfig) -> None:
-    from sd_hyena.training import train
+    from sd_hyena.distil.training import train
 
     train(config)
 

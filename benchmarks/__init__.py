@@ -1,1 +1,1 @@
-"""Speed and memory. Each file is one command, checks correctness first, and writes its table to benchmarks/results."""
+"""Speed and memory: correctness is checked first, tables go to benchmarks/results with their circumstances."""

@@ -36,15 +36,16 @@ def parser() -> argparse.ArgumentParser:
 def main(given: argparse.Namespace) -> None:
     import torch
 
-    from benchmarks import plots, record
-    from benchmarks.methods import kernels_chosen
-    from benchmarks.row import SHOWN
-    from benchmarks.setting import Setting, ceilings
+    from benchmarks.harness import record
+    from benchmarks.harness.methods import kernels_chosen
+    from benchmarks.harness.row import SHOWN
+    from benchmarks.harness.setting import Setting, ceilings
+    from benchmarks.report import plots
     from sd_hyena.errors import BadInput
-    from sd_hyena.pipeline import pick_device
+    from sd_hyena.models.pipeline import pick_device
 
     device = pick_device(given.device)
-    suite = importlib.import_module(f"benchmarks.{given.suite}")
+    suite = importlib.import_module(f"benchmarks.suites.{given.suite}")
     if given.suite == "cpu":
         device = torch.device("cpu")
         torch.set_num_threads(1)
@@ -75,7 +76,7 @@ def _said(row) -> str:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    from sd_hyena.command import run_parsed
+    from sd_hyena.options.command import run_parsed
 
     return run_parsed(lambda: parser().parse_args(arguments), main, list(arguments or sys.argv[1:]))
 

@@ -10,14 +10,14 @@ import sys
 
 import torch
 
-from benchmarks import block, core
-from benchmarks.contest import error_of
-from benchmarks.gate import verdict
-from benchmarks.layouts import new_students, sites, states, unet_on
-from benchmarks.methods import kernels_chosen, methods
-from benchmarks.setting import Setting
-from benchmarks.unet import error_of_students
-from sd_hyena.pipeline import pick_device
+from benchmarks.harness.contest import error_of
+from benchmarks.harness.gate import verdict
+from benchmarks.harness.layouts import new_students, sites, states, unet_on
+from benchmarks.harness.methods import kernels_chosen, methods
+from benchmarks.harness.setting import Setting
+from benchmarks.suites import block, core
+from benchmarks.suites.unet import error_of_students
+from sd_hyena.models.pipeline import pick_device
 
 GRIDS = {"IN01": ((40, 56), (37, 64)), "IN04": ((24, 31),), "M00": ((9, 13),)}  # H != W, primes
 

@@ -8,4 +8,4 @@ for suite in cpu core memory image ladder; do
   python -m benchmarks "$suite" --device cpu "$@"
 done
 python -m benchmarks unet --device cpu --dtype bfloat16 "$@"
-python -m benchmarks.tables
+python -m benchmarks.report.tables

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sd_hyena.comparison import similarity
-from sd_hyena.config import GenerateConfig
-from sd_hyena.generation import generate
-from sd_hyena.image_file import write_image
-from sd_hyena.options import parse
+from sd_hyena.files.comparison import similarity
+from sd_hyena.files.picture import write_image
+from sd_hyena.generate.generation import generate
+from sd_hyena.options.command_line import parse
+from sd_hyena.options.generate_config import GenerateConfig
 
 COMMON = "-n 1 -s 25 -c 3 -k 7"
 LARGE = "-W 768 -H 512 -p 'a red circle on blue'"

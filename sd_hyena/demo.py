@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sd_hyena.command import run
-from sd_hyena.config import SHIPPED_MODEL, GenerateConfig, Operator, TrainConfig
-from sd_hyena.options import option
+from sd_hyena.options.command import run
+from sd_hyena.options.command_line import option
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.options.train_config import Operator, TrainConfig
 
 OPERATORS: tuple[Operator, ...] = ("pointwise", "causal", "bidirectional", "hyena2d")
 BLOCK_SIZES = (256, 512, 1024)  # pixels
@@ -37,8 +39,8 @@ class DemoConfig:
 
 
 def main(config: DemoConfig) -> None:
-    from sd_hyena.run_card import Outcome
-    from sd_hyena.training import train
+    from sd_hyena.distil.run_card import Outcome
+    from sd_hyena.distil.training import train
 
     outcomes: dict[str, Outcome] = {}
     for operator in OPERATORS:
@@ -69,7 +71,7 @@ def main(config: DemoConfig) -> None:
 
 def _parameters(file: Path) -> int:
     """Parameters of the students in a file, without the stored positions of 1-D filters."""
-    from sd_hyena.checkpoint import load_students
+    from sd_hyena.students.checkpoint import load_students
 
     students = load_students(file).students.values()
     return sum(p.numel() for s in students for name, p in s.named_parameters() if not name.endswith("pos_emb.z"))
@@ -80,13 +82,13 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     import torch
     from PIL import Image, ImageDraw
 
-    from sd_hyena.checkpoint import load_students
-    from sd_hyena.comparison import similarity
-    from sd_hyena.drawing import draw
-    from sd_hyena.image_file import write_image
-    from sd_hyena.pipeline import load_pipeline, prompts_of
-    from sd_hyena.sampler import set_scheduler
-    from sd_hyena.swap import swapped
+    from sd_hyena.files.comparison import similarity
+    from sd_hyena.files.picture import write_image
+    from sd_hyena.generate.drawing import draw
+    from sd_hyena.models.pipeline import load_pipeline, prompts_of
+    from sd_hyena.options.sampler import set_scheduler
+    from sd_hyena.students.checkpoint import load_students
+    from sd_hyena.students.swap import swapped
 
     pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
     set_scheduler(pipe, "ddim")
@@ -120,9 +122,9 @@ def _print_block_times() -> None:
     import torch
     from diffusers.models.attention_processor import Attention
 
+    from sd_hyena.cost.timing import block_seconds
     from sd_hyena.sites import Site
-    from sd_hyena.student import build_student, spec_for
-    from sd_hyena.timing import block_seconds
+    from sd_hyena.students.student import build_student, spec_for
 
     site, config = Site("IN01", "IN01", channels=320, heads=8, level=0), TrainConfig()
     print(f"one SD 1.5 block (IN01: 320 channels, 8 heads), {torch.get_num_threads()} thread(s), float32, one image")

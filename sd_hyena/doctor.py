@@ -17,11 +17,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sd_hyena.command import run
-from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.given_path import class_name
-from sd_hyena.options import option
+from sd_hyena.options.command import run
+from sd_hyena.options.command_line import option
+from sd_hyena.options.given_path import class_name
+from sd_hyena.options.train_config import TrainConfig
 
 PACKAGES = ("torch", "diffusers", "transformers", "lightning", "tensorboard", "einops", "safetensors", "jsonargparse")
 SIZES = (512, 1024, 2048, 4096)  # pixels a side
@@ -76,8 +76,8 @@ def _installed(_config: DoctorConfig) -> Iterator[str]:
 def _device(config: DoctorConfig) -> Iterator[str]:
     import torch
 
-    from sd_hyena.memory import available_gib
-    from sd_hyena.pipeline import pick_device
+    from sd_hyena.models.pipeline import pick_device
+    from sd_hyena.processes.memory import available_gib
 
     device = pick_device(config.device)
     if device.type == "cuda":
@@ -91,7 +91,7 @@ def _device(config: DoctorConfig) -> Iterator[str]:
 
 
 def _disk(config: DoctorConfig) -> Iterator[str]:
-    from sd_hyena.file_names import writable_folder
+    from sd_hyena.files.names import writable_folder
 
     folder = writable_folder(config.out_dir)
     free = shutil.disk_usage(folder).free / 2**30
@@ -101,7 +101,7 @@ def _disk(config: DoctorConfig) -> Iterator[str]:
 
 
 def _model(config: DoctorConfig) -> Iterator[str]:
-    from sd_hyena.pipeline import model_sha256
+    from sd_hyena.models.pipeline import model_sha256
     from sd_hyena.sites import find_sites
 
     path, kind, unet = _looked_at(config.model)
@@ -114,10 +114,10 @@ def _model(config: DoctorConfig) -> Iterator[str]:
 
 def _expectations(config: DoctorConfig) -> Iterator[str]:
     """Counted operations, and the time they take at the rate of this machine's matrix products: a lower bound."""
-    from sd_hyena.cost import attention_flops, student_flops, unet_flops
-    from sd_hyena.pipeline import pick_device
+    from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
+    from sd_hyena.models.pipeline import pick_device
     from sd_hyena.sites import find_sites
-    from sd_hyena.student import spec_for
+    from sd_hyena.students.student import spec_for
 
     unet, train, rate = _looked_at(config.model)[-1], TrainConfig(), _rate(pick_device(config.device))
     sites = find_sites(unet)
@@ -141,9 +141,9 @@ def _looked_at(model: str) -> tuple[Path, str, Any]:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from sd_hyena.inpainting import is_inpainting
-    from sd_hyena.pipeline import model_path
-    from sd_hyena.single_file import configuration_of
+    from sd_hyena.models.inpainting import is_inpainting
+    from sd_hyena.models.pipeline import model_path
+    from sd_hyena.models.single_file import configuration_of
 
     path = model_path(model)
     folder = configuration_of(path) if path.is_file() else path
@@ -158,8 +158,8 @@ def _rate(device: Any) -> float:
     """Operations a second of a matrix product in the precision that would be used."""
     import torch
 
-    from sd_hyena.pipeline import pick_dtype
-    from sd_hyena.timing import wait_for
+    from sd_hyena.cost.timing import wait_for
+    from sd_hyena.models.pipeline import pick_dtype
 
     n = 4096 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device, dtype=pick_dtype("auto", device))

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sd_hyena.command import run_parsed
-from sd_hyena.config import TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.options import parse, to_dict
-from sd_hyena.yaml_file import read_documents
+from sd_hyena.files.yaml_file import read_documents
+from sd_hyena.options.command import run_parsed
+from sd_hyena.options.command_line import parse, to_dict
+from sd_hyena.options.train_config import TrainConfig
 
 Stage = Callable[[dict[str, Any]], TrainConfig]  # what is known only when its turn comes -> its config
 DECIDED = ("pretrained_weight", "resume", "dry_run")  # by the recipe itself
@@ -62,9 +62,9 @@ def read_recipe(arguments: list[str]) -> list[Stage]:
 
 def run_recipe(stages: list[Stage]) -> Path:
     """Train all stages that are not done yet and return the last student's file."""
-    from sd_hyena.atomic_file import replacing
-    from sd_hyena.checkpoint import load_students, save_students
-    from sd_hyena.training import train
+    from sd_hyena.distil.training import train
+    from sd_hyena.files.atomic import replacing
+    from sd_hyena.students.checkpoint import load_students, save_students
 
     student, folder = "", Path(stages[0]({}).out_dir)
     for number, stage in enumerate(stages, start=1):

@@ -19,9 +19,9 @@ from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.tiny_sd.train import MAX_TOKENS
-from sd_hyena import generation
-from sd_hyena.config import SHIPPED_MODEL
-from sd_hyena.pipeline import load_pipeline
+from sd_hyena.generate import generation
+from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.options.shipped import SHIPPED_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 IN01 = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -142,8 +142,8 @@ def tiny_sdxl(shared_pipe):
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """The bank that all these runs share."""
-    from sd_hyena.training import train
-    from tests.test_training import config
+    from sd_hyena.distil.training import train
+    from tests.distil.test_training import config
 
     folder = tmp_path_factory.mktemp("drawn")
     train(config(folder, n_steps=1))

@@ -6,11 +6,12 @@ import pytest
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from sd_hyena import doctor, pipeline
-from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena import doctor
 from sd_hyena.doctor import DoctorConfig, Unwell
-from sd_hyena.pipeline import model_path, model_sha256
-from sd_hyena.single_file import LAYOUTS
+from sd_hyena.models import pipeline
+from sd_hyena.models.pipeline import model_path, model_sha256
+from sd_hyena.models.single_file import LAYOUTS
+from sd_hyena.options.shipped import SHIPPED_MODEL
 from tests import ldm
 from tests.faults.conftest import ended
 

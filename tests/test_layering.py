@@ -1,7 +1,8 @@
-"""Who may import whom: the rooms of the design, held by a test."""
+"""Who may import whom: the wings and their layers as one table, and the rules that follow from it."""
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,52 +10,91 @@ import pytest
 
 from tests.conftest import ROOT
 
+LAYERS = {  # of wings (folders) and of single files; what stands higher may import what stands lower
+    "demo": 10,
+    "doctor": 10,
+    "recipe": 10,
+    "ui": 9,
+    "evaluate": 8,
+    "generate": 7,
+    "distil": 6,
+    "text": 6,
+    "cost": 5,
+    "models": 5,
+    "large": 4,
+    "students": 4,
+    "options": 3,
+    "files": 2,
+    "processes": 2,
+    "errors": 1,
+    "sites": 1,
+}
 THIRD_PARTY_OF_SAFARI = {"torch", "einops", "safari", "flash_attn"}
-LEAVES = {"sites": {"errors"}, "losses": set(), "errors": set(), "atomic_file": set(), "file_names": {"errors"}}
-LEAVES |= {"tiling": {"errors"}, "around": set(), "bricks": {"atomic_file", "errors"}}
-LEAVES |= {
-    "prompt": set(),
-    "infotext": {"errors", "sampler"},
-    "safetensors_header": {"errors"},
-    "weights_kind": {"errors"},
-}
-LEAVES |= {"given_path": {"errors", "safetensors_header", "weights_kind"}}
-LEAVES |= {
-    "sampler": set(),
-    "rules": {"errors"},
-    "yaml_file": {"errors"},
-    "options": {"errors", "image_file", "infotext", "yaml_file"},
-    "config": {"errors", "file_names", "given_path", "options", "rules", "sampler"},
-    "image_file": {"atomic_file", "errors", "file_names"},
-}
+LIGHT = {"torch", "einops", "safetensors", "numpy", "tqdm"}  # what a program that only loads students must have
+WITHOUT_TORCH = ("options", "errors")
+PACKAGE = ROOT / "sd_hyena"
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {name: path for name, path in FILES.items() if path.name not in ("__init__.py", "__main__.py")}
 
 
 def imports(path: Path) -> set[str]:
-    """Top-level names of everything a file imports, our own modules as `sd_hyena.x`."""
+    """Everything that a file imports, wherever it does: our own modules whole, of others the package's name."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "sd_hyena" else {node.module}
-            )
+            assert not node.level, f"{path}: imports are absolute"
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys()
+            found |= below or {node.module}
     return {name if name.startswith("sd_hyena") else name.split(".")[0] for name in found}
 
 
+def place(module: str) -> str:
+    """The wing of a module, or its own name if it lies beside the wings."""
+    return module.split(".")[1]
+
+
 def ours(module: str) -> set[str]:
-    found = {n.split(".")[1] for n in imports(ROOT / "sd_hyena" / f"{module}.py") if n.startswith("sd_hyena.")}
-    return found - {"__version__"}
+    return {name for name in imports(MODULES[module]) if name in MODULES}
 
 
 def reachable(module: str) -> set[str]:
     todo, seen = [module], set()
     while todo:
-        name = todo.pop()
-        if name not in seen:
+        if (name := todo.pop()) not in seen:
             seen.add(name)
             todo += ours(name)
     return seen
+
+
+def test_every_wing_and_file_has_its_layer_and_says_what_it_is_for():
+    assert {place(module) for module in MODULES} <= LAYERS.keys()
+    for path in PACKAGE.glob("*/__init__.py"):
+        (docstring,) = ast.parse(path.read_text("utf-8")).body
+        assert isinstance(docstring, ast.Expr) and 1 <= len(docstring.value.value.splitlines()) <= 2, path
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_its_own_wing_and_what_lies_below(module):
+    for other in ours(module) - {module}:
+        same = place(module) == place(other)
+        ground = LAYERS[place(module)] == LAYERS[place(other)] == 1
+        assert same or ground or LAYERS[place(other)] < LAYERS[place(module)], f"{module} imports {other}"
+
+
+def test_nothing_imports_in_circles():
+    done: set[str] = set()
+
+    def visit(module: str, on_the_way: tuple[str, ...]) -> None:
+        assert module not in on_the_way, " -> ".join((*on_the_way, module))
+        if module not in done:
+            for other in ours(module):
+                visit(other, (*on_the_way, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "safari").glob("*.py")), ids=lambda p: p.name)
@@ -62,24 +102,51 @@ def test_safari_imports_torch_and_einops_only(path):
     assert imports(path) - set(sys.stdlib_module_names) <= THIRD_PARTY_OF_SAFARI
 
 
-@pytest.mark.parametrize("module", LEAVES)
-def test_leaves_stay_leaves(module):
-    assert ours(module) <= LEAVES[module]
+def test_generation_never_imports_lightning_and_training_no_tile_fusion():
+    for module in (name for name in MODULES if place(name) == "generate"):
+        for reached in reachable(module):
+            assert "lightning" not in imports(MODULES[reached]), reached
+    fusion = {"sd_hyena.large.tiled_unet", "sd_hyena.large.regions", "sd_hyena.large.tiled_attention"}
+    for module in (name for name in MODULES if place(name) == "distil"):
+        assert not reachable(module) & fusion, module
 
 
-def test_generation_never_imports_lightning_and_the_students_learn_without_a_unet():
-    for module in reachable("generation"):
-        assert "lightning" not in imports(ROOT / "sd_hyena" / f"{module}.py"), module
-    assert not {"swap", "pipeline", "sites", "data", "generation"} & ours("distill")
+def test_the_students_learn_without_a_unet():
+    names = {f"sd_hyena.{name}" for name in ("students.swap", "models.pipeline", "sites", "distil.data")}
+    assert not names & ours("sd_hyena.distil.module")
+
+
+def loaded_by(code: str) -> set[str]:
+    """Packages that a fresh process has imported after `code`."""
+    code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_students_file_is_loaded_with_nothing_heavier_than_torch():
+    heavy = {"diffusers", "transformers", "lightning", "jsonargparse", "PIL", "matplotlib", "scipy", "torchmetrics"}
+    needed = loaded_by("import torch, einops, safetensors.torch, numpy, tqdm")
+    ours = loaded_by("import sd_hyena.students.checkpoint, sd_hyena.students.swap")
+    new = {name for name in ours - needed - set(sys.stdlib_module_names) if not name.startswith("_")}
+    assert new <= {"safari", "sd_hyena"} and not ours & heavy
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if place(name) in WITHOUT_TORCH])
+def test_options_are_read_without_torch(module):
+    for reached in reachable(module):
+        tree = ast.parse(MODULES[reached].read_text("utf-8"))
+        at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {getattr(node, "module", None) or alias.name for node in at_once for alias in node.names}
+        assert "torch" not in {name.split(".")[0] for name in names}, reached
 
 
 def test_the_reference_is_imported_by_tests_only():
-    for path in [*(ROOT / "sd_hyena").glob("*.py"), *(ROOT / "safari").glob("*.py")]:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "safari").glob("*.py")]:
         assert not re.search(r"^\s*(from|import)\b.*\breference\b", path.read_text(), re.MULTILINE), path
 
 
 def test_nothing_imports_the_scripts():
-    for path in [*(ROOT / "sd_hyena").glob("*.py"), *(ROOT / "safari").glob("*.py")]:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "safari").glob("*.py")]:
         assert not {"train", "generate", "examples", "tests", "benchmarks"} & imports(path)
 
 

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import yaml
 
-from sd_hyena.checkpoint import load_students
 from sd_hyena.errors import BadInput
+from sd_hyena.files.yaml_file import read_documents
 from sd_hyena.recipe import read_recipe, run_recipe
-from sd_hyena.yaml_file import read_documents
+from sd_hyena.students.checkpoint import load_students
 from tests.conftest import IN01, ROOT, command
-from tests.test_training import assert_equal_weights
+from tests.distil.test_training import assert_equal_weights
 
 SHARED = dict(width=64, batch_size=6, num_samples=4, sample_steps=2, seed=3, lr=1e-2, warmup_steps=0)
 SHARED |= dict(save_every_n_steps=1, validate_every_n_steps=0, hyena2d_reach=4)
@@ -50,7 +50,7 @@ def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_resu
 def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder, whole, monkeypatch):
     expected = load_students(whole[1]).students[IN01].state_dict()
 
-    import sd_hyena.training as training
+    import sd_hyena.distil.training as training
 
     path, original, seen = recipe(folder, *STAGES), training.train, []
 

@@ -18,7 +18,7 @@ from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena.options.shipped import SHIPPED_MODEL
 
 from .scenes import Caption, Item, Scene, draw, numbered_scene
 from .train import HELD_OUT_SEED, SCHEDULER, TRAINING_SEED, Stage, cached_latents, tokenize

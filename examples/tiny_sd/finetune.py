@@ -2,7 +2,7 @@
 
     python -m examples.tiny_sd.finetune --out runs/pastel      # writes runs/pastel/model and runs/pastel/lora; resumes
 
-They show what a student trained on the parent is worth on its children (benchmarks/transfer.py).
+They show what a student trained on the parent is worth on its children (benchmarks/studies/transfer.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import nn
 
-from sd_hyena.config import SHIPPED_MODEL
+from sd_hyena.options.shipped import SHIPPED_MODEL
 
 from .scenes import numbered_scene
 from .train import SCHEDULER, TRAINING_SEED, Stage, cached_latents, pipeline, tokenize, unet_loss

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sd_hyena.checkpoint import load_students
-from sd_hyena.config import SHIPPED_MODEL, TrainConfig
-from sd_hyena.losses import relative_mse
-from sd_hyena.pipeline import load_pipeline
+from sd_hyena.distil.training import train
+from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites, select
-from sd_hyena.swap import swapped
-from sd_hyena.training import train
+from sd_hyena.students.checkpoint import load_students
+from sd_hyena.students.losses import relative_mse
+from sd_hyena.students.swap import swapped
 
 from .checker import is_right
 from .scenes import Scene, draw, numbered_scene

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from sd_hyena import doctor
-from sd_hyena.command import run
-from sd_hyena.config import GenerateConfig, TrainConfig
 from sd_hyena.doctor import DoctorConfig
-from sd_hyena.options import Config
+from sd_hyena.options.command import run
+from sd_hyena.options.command_line import Config
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.train_config import TrainConfig
 
 TRAIN = (
     "-W 64 -n 8 -b 6 --num_samples 4 --sample_steps 2 -d 3 -r 1e-2 -s 2 --validate_every_n_steps 4 --warmup_steps 2"

@@ -7,11 +7,11 @@ import zipfile
 import pytest
 import torch
 
-from sd_hyena.config import TrainConfig
+from sd_hyena.distil.resume import Resumable
 from sd_hyena.errors import BadInput
-from sd_hyena.resume import Resumable
-from sd_hyena.swap import swapped
-from sd_hyena.weights_file import LARGEST_PT, read_weights, write_weights
+from sd_hyena.files.weights import LARGEST_PT, read_weights, write_weights
+from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.students.swap import swapped
 from tests.conftest import IN01
 from tests.faults.conftest import TRAIN, ended
 

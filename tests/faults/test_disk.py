@@ -6,8 +6,9 @@ import resource
 import pytest
 from PIL import Image
 
-from sd_hyena.checkpoint import load_students
-from sd_hyena.config import GenerateConfig, TrainConfig
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.students.checkpoint import load_students
 from tests.faults.conftest import GENERATE, TRAIN, ended, litter, without_root
 
 

@@ -14,20 +14,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from sd_hyena import infotext, prompt
-from sd_hyena.checkpoint import StudentFile, load_students, save_students
-from sd_hyena.config import GenerateConfig, TrainConfig
+from sd_hyena.distil.resume import Resumable
+from sd_hyena.distil.run_folder import AtomicCheckpointIO
 from sd_hyena.errors import BadInput
-from sd_hyena.file_names import check_format
-from sd_hyena.image_file import read_metadata, write_image
-from sd_hyena.memory import is_out_of_memory
-from sd_hyena.options import parse, to_dict
+from sd_hyena.files.names import check_format
+from sd_hyena.files.picture import read_metadata, write_image
+from sd_hyena.files.weights import check_weights, read_checkpoint, read_weights
+from sd_hyena.large.regions import read_regions
+from sd_hyena.options import infotext
+from sd_hyena.options.command_line import parse, to_dict
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.memory import is_out_of_memory
 from sd_hyena.recipe import read_recipe
-from sd_hyena.regions import read_regions
-from sd_hyena.resume import Resumable
-from sd_hyena.run_folder import AtomicCheckpointIO
-from sd_hyena.student import StudentSpec, build_student
-from sd_hyena.weights_file import check_weights, read_checkpoint, read_weights
+from sd_hyena.students.checkpoint import StudentFile, load_students, save_students
+from sd_hyena.students.student import StudentSpec, build_student
+from sd_hyena.text import prompt
 from tests.conftest import IN01
 
 HALVES = st.sampled_from(["\ud800", "\udcff"])  # of characters: no file can hold them

@@ -10,12 +10,13 @@ import time
 import pytest
 import torch
 
-from sd_hyena import data
-from sd_hyena.checkpoint import load_students
-from sd_hyena.config import GenerateConfig, TrainConfig
-from sd_hyena.distill import Distillation
-from sd_hyena.file_names import writable_folder
-from sd_hyena.weights_file import read_pickle
+from sd_hyena.distil import data
+from sd_hyena.distil.module import Distillation
+from sd_hyena.files.names import writable_folder
+from sd_hyena.files.weights import read_pickle
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.students.checkpoint import load_students
 from tests.conftest import IN01
 from tests.faults.conftest import GENERATE, TRAIN, ended, litter, start
 

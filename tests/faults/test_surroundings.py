@@ -4,10 +4,11 @@ import sys
 
 import pytest
 
-from sd_hyena.config import GenerateConfig, TrainConfig
 from sd_hyena.errors import BadInput
-from sd_hyena.file_names import check_format
-from sd_hyena.regions import Region
+from sd_hyena.files.names import check_format
+from sd_hyena.large.regions import Region
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.train_config import TrainConfig
 from tests.faults.conftest import GENERATE, TRAIN, ended
 
 OUTWARD = ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")

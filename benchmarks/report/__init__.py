@@ -1,0 +1,1 @@
+"""What is made of the tables: plots, and the tables of the documents."""

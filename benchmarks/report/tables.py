@@ -1,0 +1,244 @@
+"""python -m benchmarks.report.tables: write the tables of the documents anew from benchmarks/results.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is there is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.harness.record import RESULTS
+from benchmarks.report.plots import pixels, read
+
+ROOT = RESULTS.parent.parent
+DOCUMENTS = ("README.md", "docs/large-images.md", "docs/operator.md", "docs/performance.md")
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Rows = list[dict[str, str]]
+OPERATORS = {"sdpa": "attention", "hyena2d": "Hyena2d", "64 landmarks": "64 landmarks alone"}
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(head)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+
+
+def _seconds(text: str) -> str:
+    """Three digits, in the unit that suits."""
+    value = float(text)
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def _faster(row: dict[str, str]) -> str:
+    return row["faster"].removesuffix("x").strip() or row["status"]
+
+
+def _sizes(rows: Rows) -> list[str]:
+    return sorted({row["size"] for row in rows}, key=lambda size: int(size.split("x")[0]))
+
+
+def speed(rows: Rows) -> str:
+    """The block of IN01 by size: attention, the default operator, and its fastest form."""
+    lines = []
+    for size in _sizes(rows):
+        found = {row["method"]: row for row in rows if row["size"] == size}
+        times = [_seconds(found[name]["median"]) for name in OPERATORS]
+        ratios = [_faster(found[name]) for name in list(OPERATORS)[1:]]
+        side, tokens = f"{pixels(found['sdpa'])} px", f"{int(found['sdpa']['tokens']):,}".replace(",", " ")
+        lines.append([side, tokens, times[0], times[1], ratios[0], times[2], ratios[1]])
+    head = ["image", "tokens", "attention", "Hyena2d", "times faster", "64 landmarks alone", "times faster"]
+    return _markdown(head, lines)
+
+
+def methods(rows: Rows) -> str:
+    """Every method at every size: the median, and how many times faster than attention."""
+    sizes = _sizes(rows)
+    cells = {(row["method"], row["size"]): row for row in rows}
+    names = dict.fromkeys(row["method"] for row in rows)
+    lines = []
+    for name in names:
+        line = [OPERATORS.get(name, name)]
+        for size in sizes:
+            row = cells.get((name, size))
+            line.append(
+                f"{_seconds(row['median'])} ({_faster(row)})" if row and row["median"] else row["status"] if row else ""
+            )
+        lines.append(
+            [*line, cells[name, sizes[-1]]["note"].removeprefix("time grows as ") if (name, sizes[-1]) in cells else ""]
+        )
+    return _markdown(["method", *(f"{size.split('x')[0]} px" for size in sizes), "grows as"], lines)
+
+
+def memory(rows: Rows) -> str:
+    """MiB above what was held before."""
+    sizes = _sizes(rows)
+    cells = {(row["method"], row["size"]): row for row in rows}
+    cell = lambda r: f"{r['allocated (MiB)']} ({r['note']})" if r["allocated (MiB)"] else r["status"]
+    lines = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        found = [cells.get((name, size)) for size in sizes]
+        lines.append([OPERATORS.get(name, name), *(cell(row) if row else "" for row in found)])
+    return _markdown(["method", *(f"{size.split('x')[0]} px" for size in sizes)], lines)
+
+
+def unet(rows: Rows) -> str:
+    """A step: measured beside predicted."""
+    steps = [row for row in rows if row["method"] == "step" and row["median"]]
+    lines = [
+        [f"{pixels(row)} px", row["site"], _seconds(row["median"]), f"{float(row['ratio']):.2f}", row["predicted"]]
+        for row in steps
+    ]
+    return _markdown(["image", "students", "a step", "times faster", "predicted from operations"], lines)
+
+
+def ladder(rows: Rows) -> str:
+    """Each rung with attention and with students."""
+    cell = lambda row: _seconds(row["median"]) if row["median"] else row["status"].split(":")[0]
+    lines = []
+    for model in dict.fromkeys(row["ckpt_id"] for row in rows):
+        own = [row for row in rows if row["ckpt_id"] == model]
+        for rung in dict.fromkeys(row["method"] for row in own):
+            found = {row["site"]: row for row in own if row["method"] == rung}
+            times = [cell(found[site]) if site in found else "" for site in dict.fromkeys(row["site"] for row in rows)]
+            error = max((row["error"] for row in found.values() if row["error"]), key=float, default="")
+            first = next(iter(found.values()))
+            lines.append([f"{model}, {pixels(first)} px", rung, *times, error, first["note"]])
+    return _markdown(["model", "step of --optimize", "attention", "students", "error", "compiled in"], lines)
+
+
+def image(rows: Rows) -> str:
+    """Sampling and the VAE of the shipped model."""
+    sizes = _sizes(rows)
+    cells = {(row["method"], row["size"]): row for row in rows}
+    lines = [
+        [
+            name,
+            *(
+                _seconds(cells[name, size]["median"]) if cells[name, size]["median"] else cells[name, size]["status"]
+                for size in sizes
+            ),
+        ]
+        for name in dict.fromkeys(row["method"] for row in rows)
+    ]
+    return _markdown(["part", *(f"{size.split('x')[0]} px" for size in sizes)], lines)
+
+
+def quality(rows: Rows) -> str:
+    """Students trained alike, the best first."""
+    lines = [
+        [
+            row["student"],
+            *(f"{float(row[name]):.4f}" for name in ("prediction", "as_noise", "guided_5")),
+            f"{row['psnr_median']}, {row['psnr_mean']}",
+            row["ssim"],
+            row["gflop_2048"],
+        ]
+        for row in rows
+    ]
+    head = ["student", "prediction", "as noise", "guided at 5", "PSNR dB, median, mean", "SSIM", "GFLOP at 2048 px"]
+    return _markdown(head, lines)
+
+
+def _vae(rows: Rows, ways: dict[str, str], cell: str) -> str:
+    """`cell` of each way, named by `mode` and `offload`, by size."""
+    sizes = list(dict.fromkeys(row["pixels"] for row in rows))
+    cells = {(f"{row['mode']} {row['offload']}".strip(), row["pixels"]): row for row in rows}
+    blank = dict.fromkeys(rows[0], "")
+    lines = [
+        [shown, *(cell.format_map(cells.get((way, size), blank)).strip(", ") for size in sizes)]
+        for way, shown in ways.items()
+    ]
+    return _markdown(["encode, decode", *(f"{size} px" for size in sizes)], lines)
+
+
+def vae_error(rows: Rows) -> str:
+    """Distance of each way to tile from the untiled VAE, at the sizes where all were run."""
+    ways = {
+        "exact cpu": "exact",
+        "two_pass cpu": "two_pass, LargeResPatch's",
+        "fast cpu": "fast",
+        "classic cpu": "classic, Tiled VAE's way",
+        "blend cpu": "blend, diffusers' own",
+    }
+    all_run = {row["pixels"] for row in rows if row["mode"] == "blend"}
+    return _vae([row for row in rows if row["pixels"] in all_run], ways, "{encode_rms}, {decode_rms}")
+
+
+def vae_memory(rows: Rows) -> str:
+    """Peak memory of the exact VAE in MiB by where whole maps wait; above 2048 px of decoding alone."""
+    ways = {"untiled": "untiled", "exact none": "on the device", "exact cpu": "RAM", "exact disk": "disk"}
+    large = [row for row in rows if int(row["pixels"]) >= 1024]
+    return _vae(large, ways, "{encode_MiB}, {decode_MiB}")
+
+
+def options(rows: Rows) -> str:
+    """What each option for large images costs and saves in a step: of plain's time, MiB, distance to plain, by size."""
+    sizes = list(dict.fromkeys(row["pixels"] for row in rows))
+    cells = {(row["option"], row["pixels"]): row for row in rows}
+
+    def cell(option: str, size: str) -> str:
+        row = cells[option, size]
+        cost = _seconds(row["s"]) if option == "plain" else f"x {float(row['of_plain']):.2f}"
+        return f"{cost}, {row['MiB']}, {row['distance']}"
+
+    lines = [
+        [option, *(cell(option, size) for size in sizes)] for option in dict.fromkeys(row["option"] for row in rows)
+    ]
+    return _markdown(["a step", *(f"{size} px" for size in sizes)], lines)
+
+
+def inversion(rows: Rows) -> str:
+    """How much of a picture stays, by the noise that it is drawn again from."""
+    strengths = list(dict.fromkeys(row["strength"] for row in rows))
+    cells = {(row["start"], row["strength"]): f"{row['psnr_dB']} dB, {row['ssim']}" for row in rows}
+    lines = [[start, *(cells[start, s] for s in strengths)] for start in dict.fromkeys(row["start"] for row in rows)]
+    return _markdown(["start", *(f"strength {s}" for s in strengths)], lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the table's form, the plot below it
+    "speed": ("cpu", speed, "time"),
+    "methods": ("cpu", methods, ""),
+    "core": ("core_cpu", methods, ""),
+    "memory": ("memory_cpu", memory, "memory"),
+    "unet": ("unet_cpu", unet, "sites"),
+    "ladder": ("ladder_cpu", ladder, ""),
+    "image": ("image_cpu", image, ""),
+    "quality": ("quality", quality, ""),
+    "vae_error": ("tiled_vae", vae_error, ""),
+    "vae_memory": ("tiled_vae", vae_memory, "memory"),
+    "options_tiny_sd": ("large_images_tiny_sd", options, ""),
+    "options_sd15": ("large_images_sd15", options, ""),
+    "inversion": ("noise_inversion", inversion, ""),
+}
+
+
+def table(name: str, folder: Path) -> str:
+    """A table in Markdown with its plot, for a document in `folder`, and below it where, when and by which command its
+    figures were measured; of a quick run if there is no other."""
+    stem, form, plot = TABLES[name]
+    stem = stem if (RESULTS / f"{stem}.csv").exists() else f"{stem}_quick"
+    if not (RESULTS / f"{stem}.csv").exists():
+        return "\nNot measured yet.\n\n"
+    facts = json.loads((RESULTS / f"{stem}.json").read_text())
+    source = (
+        f"`{facts['command']}`, {facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
+    )
+    picture = Path(os.path.relpath(RESULTS / f"{stem}_{plot}.png", folder)).as_posix()
+    return f"\n{form(read(RESULTS / f'{stem}.csv'))}\n{source}.\n\n" + (f"![{name}]({picture})\n\n" if plot else "")
+
+
+def renewed(path: Path) -> str:
+    """A document's text with all its tables made anew."""
+    return BLOCK.sub(lambda found: found[1] + table(found[2], path.parent) + found[3], path.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = renewed(path)
+        if text != path.read_text("utf-8"):
+            path.write_text(text, "utf-8")
+            print(name)

@@ -1,0 +1,1 @@
+"""Measurements with commands of their own, `python -m benchmarks.studies.NAME`; each writes its table."""

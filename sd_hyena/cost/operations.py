@@ -1,0 +1,77 @@
+"""What an attention, a student or a whole UNet costs at a size, in floating-point operations. Nothing is computed.
+
+A multiplication and an addition count two, an FFT of n points 2.5 n log2 n; elementwise work is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from sd_hyena.sites import Site
+from sd_hyena.students.student import Projections, StudentSpec, build_student
+
+
+def _fft(shape, dims, *_arguments, out_shape=None, **_options) -> int:
+    real = max(shape, out_shape or shape, key=math.prod)  # of a real transform one side holds half as many, complex
+    return int(2.5 * math.prod(real) * math.log2(max(math.prod(real[d] for d in dims), 2)))
+
+
+def _attention(q, k, v, *_arguments, out_shape=None, **_options) -> int:
+    (batch, heads, queries, width), keys = q, k[2]
+    return 2 * batch * heads * queries * keys * (width + v[3])
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """Operations of a call on fake tensors."""
+    ops = torch.ops.aten
+    missing = {ops._scaled_dot_product_flash_attention_for_cpu: _attention}
+    missing |= dict.fromkeys([ops._fft_r2c, ops._fft_c2r, ops._fft_c2c], _fft)
+    counter = FlopCounterMode(display=False, custom_mapping=missing)
+    with torch.no_grad(), counter:
+        call()
+    return counter.get_total_flops()
+
+
+def fake_block(
+    spec: StudentSpec, size: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, Projections, torch.Tensor]:
+    """A student, frozen projections of `dtype` and one sample of tokens; to be called in a FakeTensorMode."""
+    d = spec.channels
+    q, k, v, out = (nn.Linear(d, d, dtype=dtype).requires_grad_(False) for _ in range(4))
+    projections = Projections(q, k, v, nn.ModuleList([out, nn.Identity()]))
+    return build_student(spec), projections, torch.randn(1, size[0] * size[1], d, dtype=dtype)
+
+
+def student_flops(spec: StudentSpec, size: tuple[int, int]) -> int:
+    """Of a student's block, its site's projections included, one sample on a grid (H, W)."""
+    with FakeTensorMode():
+        student, projections, x = fake_block(spec, size)
+        student.requires_grad_(False)
+        return flops(lambda: student(x, projections, size))
+
+
+def attention_flops(site: Site, size: tuple[int, int]) -> int:
+    """Of a self-attention: four projections, the scores and their use."""
+    tokens, d = size[0] * size[1], site.channels
+    return 8 * tokens * d * d + 4 * tokens * tokens * d
+
+
+def unet_flops(unet: nn.Module, latent_size: tuple[int, int]) -> int:
+    """Of one forward for one sample."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        p = next(unet.parameters())
+        latents = torch.randn(1, unet.config.in_channels, *latent_size, dtype=p.dtype, device=p.device)
+        text = torch.randn(1, 77, unet.config.cross_attention_dim, dtype=p.dtype, device=p.device)
+        told = {}
+        if unet.config.addition_embed_type == "text_time":  # SDXL
+            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+            told = {"text_embeds": text.new_zeros(1, pooled), "time_ids": text.new_zeros(1, 6)}
+        timestep = torch.zeros(1, dtype=torch.long, device=p.device)
+        return flops(lambda: unet(latents, timestep, text, added_cond_kwargs=told))

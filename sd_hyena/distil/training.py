@@ -1,0 +1,201 @@
+"""The straight line from a TrainConfig to trained students on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+
+from sd_hyena.distil.data import Lessons, make_bank
+from sd_hyena.distil.module import Distillation
+from sd_hyena.distil.pilot import with_chosen_sites
+from sd_hyena.distil.placement import own_device, teacher_dtype
+from sd_hyena.distil.previews import Previews
+from sd_hyena.distil.resume import Resumable
+from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_estimate
+from sd_hyena.distil.run_folder import Checkpoints, Stopped, new_run_folder, write_config
+from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
+from sd_hyena.distil.trainer import new_trainer, quiet_libraries
+from sd_hyena.errors import BadInput
+from sd_hyena.files.names import writable_folder
+from sd_hyena.models.pipeline import load_pipeline, model_path, model_sha256, noiser, prompts_of
+from sd_hyena.models.vae import check_vae
+from sd_hyena.options.command import Interrupted, Terminated
+from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.rules import drawn_seed
+from sd_hyena.options.sampler import set_scheduler
+from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes import ranks
+from sd_hyena.processes.memory import is_out_of_memory, release
+from sd_hyena.processes.ranks import say
+from sd_hyena.sites import find_sites, select
+from sd_hyena.students.checkpoint import load_students
+from sd_hyena.students.student import build_student, spec_for
+from sd_hyena.students.teacher import Teacher
+
+T = TypeVar("T")
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
+    quiet_libraries()
+    check_paths(config)
+    if config.target == "auto":
+        config = with_chosen_sites(config, train)
+    ranks.check_launched_by_us()
+    path = model_path(config.teacher_model)
+    if config.vae:
+        check_vae(config.vae)
+    if config.processes > 1:
+        ranks.meet(config.num_nodes)
+    if ranks.rank():
+        config = dataclasses.replace(config, **ranks.told()["options"])
+    writable_folder(config.out_dir)
+    writable_folder(config.log_dir, "log_dir")
+    resumed = Resumable.find(config) if config.resume else None
+    if config.resume and not resumed:
+        say(f"nothing to resume in {config.out_dir}; starting anew")
+    if resumed:
+        resumed.check_seed(config.seed)
+    seed = resumed.options["seed"] if resumed else drawn_seed(config.seed)
+    config = dataclasses.replace(config, seed=seed)
+    device = own_device(config)
+    prompts = prompts_of(path, config.prompts)
+
+    pipe = load_pipeline(path, device, teacher_dtype(config, device), config.vae)
+    set_scheduler(pipe, "ddim")
+    sites = select(find_sites(pipe.unet), config.target)
+    teacher = Teacher(pipe.unet, sites)
+    latent_size = (config.height // 8, config.width // 8)
+    specs = [spec_for(site, config.operator, config.operator_options(), latent_size) for site in sites]
+    L.seed_everything(seed, verbose=False)
+    students = {spec.site: build_student(spec) for spec in specs}
+    facts = {"teacher": path.name, "teacher_sha256": model_sha256(path), "sites": [site.name for site in sites]}
+    if resumed:
+        resumed.check(config, facts)
+        if resumed.step >= config.n_steps:
+            say(f"nothing to do: {resumed.path} has {resumed.step} of {config.n_steps} steps")
+            return Outcome(resumed.run, resumed.exported, {}, {})
+    folder = _run_folder(config, resumed)
+    if config.pretrained_weight:
+        _start_from(config.pretrained_weight, students, pipe.unet)
+    say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
+
+    bank = make_bank(
+        pipe, config, prompts, facts["teacher_sha256"], Path(config.cache_dir or Path(config.out_dir) / "cache")
+    )
+    scheduler = noiser(pipe)
+    stage = _stage(config, teacher, scheduler)
+    data = Lessons(stage, scheduler, bank, config)
+    previews = Previews(pipe, prompts[-1], config.width, config.height)
+    checkpoints = Checkpoints(folder, config, facts)
+    module = Distillation(
+        students,
+        stage,
+        lr=config.lr,
+        lr_projections=config.lr_projections,
+        n_steps=config.n_steps,
+        schedule=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+    )
+    if ranks.rank() == 0:
+        _with_smaller_batches(data, lambda: print_estimate(module, data, config, device))
+        print(f"watch it: tensorboard --logdir {config.log_dir}")
+        if config.processes > 1:
+            resume = str(resumed.path) if resumed else ""
+            options = {"seed": seed, "micro_batch_size": data.micro_batch_size, "resume": resume}
+            ranks.tell(folder=str(folder), options=options)
+    if config.dry_run:
+        config = dataclasses.replace(config, n_steps=1)
+    try:
+        trainer = _fit(module, data, config, checkpoints, previews, resumed)
+    except Stopped as step:
+        if ranks.rank():
+            raise SystemExit(0) from None
+        print(f"saved at step {step}; go on with --resume {folder}")
+        raise _signalled(checkpoints) from None
+    if checkpoints.validated_step != trainer.global_step:
+        trainer.validate(module, data, verbose=False)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if ranks.rank():
+        return Outcome(folder, None, metrics, {})
+    checkpoints.export(trainer, module, module.state_dict())  # once more: now with the final metrics inside
+    load_students(checkpoints.exported, pipe.unet)
+    outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
+    print_card(outcome, config)
+    if checkpoints.signal is not None:  # it came too late to stop a step, but not to stop what follows this run
+        raise _signalled(checkpoints)
+    return outcome
+
+
+def _signalled(checkpoints: Checkpoints) -> BaseException:
+    return Terminated() if checkpoints.signal == signal.SIGTERM else Interrupted()
+
+
+def _stage(config: TrainConfig, teacher: Teacher, scheduler: Any) -> Stage:
+    if config.stage == "end_to_end":
+        return EndToEnd(teacher, scheduler, config.feature_weight, config.guidance_weight)
+    return Joint(teacher) if config.stage == "joint" else Layerwise(teacher)
+
+
+def _run_folder(config: TrainConfig, resumed: Resumable | None) -> Path:
+    """Rank 0 takes up or makes the run's folder; the others are told."""
+    if ranks.rank():
+        return Path(ranks.told()["folder"])
+    if resumed:
+        resumed.set_aside_later()
+        folder = resumed.run
+    else:
+        folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    write_config(folder, config)
+    return folder
+
+
+def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
+    stored = load_students(path, unet).students
+    for site, student in students.items():
+        if site not in stored or stored[site].spec != student.spec:
+            found = [s.spec for s in stored.values()]
+            raise BadInput(f"pretrained_weight={path!r} holds {found}, but this run needs {student.spec}")
+        student.load_state_dict(stored[site].state_dict())
+
+
+def _fit(
+    module, data, config: TrainConfig, checkpoints: Checkpoints, previews: Previews, resumed: Resumable | None
+) -> L.Trainer:
+    """Fit, with smaller micro-batches after an out-of-memory; the effective batch and the stream of samples stay."""
+    resume, start = (resumed.path, resumed.step) if resumed else (None, None)
+
+    def fit() -> L.Trainer:
+        nonlocal resume
+        resume = checkpoints.out_of_memory or resume
+        trainer = new_trainer(config, data, checkpoints, previews, start)
+        if resume is None:
+            trainer.validate(module, data, verbose=False)
+        trainer.fit(module, data, ckpt_path=resume)
+        return trainer
+
+    def may_repeat() -> bool:
+        alone = config.processes == 1  # of several ranks one cannot go back by itself
+        return alone and (checkpoints.step is None or checkpoints.out_of_memory is not None)
+
+    return _with_smaller_batches(data, fit, may_repeat)
+
+
+def _with_smaller_batches(data: Lessons, work: Callable[[], T], may_repeat=lambda: True) -> T:
+    """Do the work; after an out-of-memory again with half the micro-batch, down to single samples."""
+    while True:
+        try:
+            return work()
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not may_repeat() or not data.halve():
+                raise
+        print(f"out of memory: going on with {data.accumulate} micro-batches of {data.micro_batch_size}")
+        release()

@@ -1,0 +1,1 @@
+"""How close a student is to its teacher: measurements, the report, the model card."""

@@ -1,0 +1,94 @@
+"""PNG files that explain themselves: an A1111 `parameters` chunk for other programs, our whole config for us."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.atomic import replacing
+from sd_hyena.files.names import free_path
+
+LARGEST_TEXT = 1 << 22  # bytes of a PNG text chunk that we read
+
+
+def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
+    """Write a PIL image as PNG, all or nothing, at `path` or where that is taken at the next free number."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_itxt("parameters", text.replace("\0", ""))
+    chunks.add_itxt("sd_hyena", json.dumps(metadata))
+    placed: list[Path] = []
+    with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
+    return placed[0]
+
+
+def _put_beside(temporary: Path, wanted: Path) -> Path:
+    while True:
+        path = free_path(wanted.parent, wanted.stem, wanted.suffix)
+        try:
+            os.link(temporary, path)  # unlike a rename it fails if another process was faster
+            return path
+        except FileExistsError:
+            continue
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+            return path
+
+
+def read_picture(path: str | Path) -> Any:
+    """A PIL image, RGB and upright: 16 bits are scaled to 8, what is transparent is white, of an animation the first frame.
+
+    Raises BadInput, also for a picture so large that it must be a bomb (Pillow's limit, 179 million pixels).
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                image = image.convert("I").point(lambda value: value / 257).convert("L")
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{str(path)!r} is no readable image ({str(error)[:120]})") from None
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `write_image` was given as metadata; empty for an image of somebody else. Raises BadInput."""
+    try:
+        stored = json.loads(_read_text(path, "sd_hyena") or "{}")
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{str(path)!r} has damaged metadata ({str(error)[:120]})") from None
+    if not isinstance(stored, dict):
+        raise BadInput(f"{str(path)!r} has damaged metadata (no mapping)")
+    return stored
+
+
+def read_parameters(path: str | Path) -> str:
+    """The text for other programs, ours or A1111's; empty if there is none. Raises BadInput."""
+    return _read_text(path, "parameters")
+
+
+def _read_text(path: str | Path, name: str) -> str:
+    from PIL import Image, PngImagePlugin
+
+    largest, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, LARGEST_TEXT
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the header is read, and ours may be 16384²
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(name, "")
+    except OSError as error:
+        raise BadInput(f"{str(path)!r} is no readable image ({error.strerror or 'unknown format'})") from None
+    except (ValueError, SyntaxError) as error:
+        raise BadInput(f"{str(path)!r} has damaged metadata ({str(error)[:120]})") from None
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK, Image.MAX_IMAGE_PIXELS = largest, limit
+    return text if isinstance(text, str) else ""

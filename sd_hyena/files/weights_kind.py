@@ -1,0 +1,77 @@
+"""What a file of weights holds, told by its tensors' names; and what to do with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sd_hyena.errors import BadInput
+
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # files that torch.save wrote, by their suffix
+UNET = "model.diffusion_model."
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: with its article, as in "looks like a LoRA", and where such a file belongs."""
+
+    name: str
+    use: str
+    pattern: str  # of one of its tensors' names
+
+    def __str__(self) -> str:
+        return f"{self.name}; {self.use}"
+
+
+UNKNOWN = "Stable Diffusion 1.x, 2.x and SDXL are known"
+LORA = Kind(
+    "a LoRA", "give it as --lora FILE beside -m MODEL", r"[._](lora_(up|down|A|B|mid)|hada_w1_a|lokr_w[12])\b|^lora_"
+)
+STUDENTS = Kind("trained students", "give it as -y FILE beside -m MODEL", r"^[^/]+attn1/|^filter_fn\.")
+VAE = Kind("a VAE", "give it as --vae FILE beside -m MODEL", r"^(first_stage_model\.|vae\.)?decoder\.conv_in\.")
+MODEL = Kind("a Stable Diffusion model", "give it as -m FILE", rf"^{re.escape(UNET)}input_blocks\.0\.0\.")
+REFINER = Kind("SDXL's refiner", "give SDXL's base", r"^conditioner\.embedders\.0\.model\.")
+KINDS = (  # the first whose pattern is met
+    STUDENTS,
+    LORA,
+    Kind("a training checkpoint of ours", "give it as --resume FILE to train.py", r"^students\."),
+    Kind("a ControlNet", "give a diffusers folder as --controlnet", r"^control_model\.|^controlnet_cond_embedding\."),
+    Kind("Stable Diffusion 3", UNKNOWN, r"joint_blocks\.0\."),
+    Kind("Flux", UNKNOWN, r"double_blocks\.0\."),
+    Kind("Stable Cascade", UNKNOWN, r"^clip_txt_mapper\.|^down_blocks\.1\.0\.channelwise\."),
+    REFINER,
+    Kind("Playground 2.5", UNKNOWN, r"^edm_mean$"),  # of SDXL's shapes, with noise levels of its own
+    MODEL,
+    Kind("the UNet of a diffusers folder", "give the folder", r"^down_blocks\.\d+\.resnets\.|^conv_in\.weight$"),
+    VAE,
+    Kind("a textual inversion", "give a model", r"^(emb_params|clip_[gl]|string_to_param.*)$"),
+    Kind("a text encoder", "give a whole model", r"(^|\.)text_model\.|^(embeddings\.token|token)_embedding\."),
+)
+NOTHING_KNOWN = Kind("no file of weights that is known here", UNKNOWN, "")
+
+
+def kind_of(names: Iterable[str]) -> Kind:
+    """What tensors of these names are."""
+    text = "\n".join(names)
+    return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), NOTHING_KNOWN)
+
+
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """sd15, sd21 or sdxl: which model the tensors of a single file are. Raises BadInput for all that is none of them."""
+    kind = kind_of(shapes)
+    if kind is not MODEL:
+        raise BadInput(f"looks like {kind}")
+    channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))[1]
+    if channels not in (4, 9):
+        known = {5: " (depth to image)", 7: " (an upscaler)", 8: " (InstructPix2Pix)"}.get(channels, "")
+        raise BadInput(f"its UNet takes {channels} channels{known}; known are 4, and 9 for inpainting")
+    texts = {
+        "sdxl": "conditioner.embedders.1.model.",
+        "sd21": "cond_stage_model.model.",
+        "sd15": "cond_stage_model.transformer.",
+    }
+    for layout, prefix in texts.items():
+        if any(name.startswith(prefix) for name in shapes):
+            return layout
+    raise BadInput("it holds no text encoder; give a whole model")

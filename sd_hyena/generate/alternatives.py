@@ -1,0 +1,95 @@
+"""The students of `-y a,b+c`: alternatives, each of one or several files that are swapped in together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import nn
+
+from sd_hyena.cost.crossover import speedup
+from sd_hyena.errors import BadInput
+from sd_hyena.sites import find_sites, select
+from sd_hyena.students.checkpoint import load_students
+from sd_hyena.students.student import cast
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One entry of `-y a,b`: the students that are swapped in together by site, and the files that they are from.
+
+    `kept` are the short names of sites that have a student and keep their attention.
+    """
+
+    students: dict[str, nn.Module]
+    entry: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+    teacher_sha256: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """For people: each student's site and file."""
+        return ", ".join(f"{student.spec.short}:{self.files[site]}" for site, student in self.students.items())
+
+    @property
+    def serves_any_size(self) -> bool:
+        """Whether its students may be put to work on tiles too."""
+        return all(student.spec.size is None for student in self.students.values())
+
+
+def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list[Alternative]:
+    """The alternatives of `a,b+c`, where `+` uses several files at once. Raises BadInput."""
+    result = []
+    for entry in filter(None, (part.strip() for part in files.split(","))):
+        together, files_of, hashes = {}, {}, []
+        for name in filter(None, (part.strip() for part in entry.split("+"))):
+            file = load_students(name, unet, target)
+            for site, student in file.students.items():
+                if site in together:
+                    raise BadInput(
+                        f"hyena={entry!r} gives {student.spec.short} twice; separate alternatives with a comma"
+                    )
+                together[site] = cast(student, next(unet.parameters())).eval()
+                files_of[site] = Path(name).stem
+            hashes.append(file.training.get("teacher_sha256", ""))
+        result.append(Alternative(together, entry, files_of, tuple(hashes)))
+    return result
+
+
+def keep_attention(
+    alternative: Alternative, unet: nn.Module, wanted: str, tile: tuple[int, int], batch: int
+) -> Alternative:
+    """The alternative without the students of the sites that `wanted` names; of `auto`, those where attention is faster.
+
+    tile: (H, W) in latent cells that the UNet meets, batch: its samples. Says what stays. Raises BadInput.
+    """
+    sites = {site.name: site for site in find_sites(unet)}
+    if wanted != "auto":
+        chosen = {site.name for site in select(list(sites.values()), wanted)} if wanted else set()
+    else:
+        chosen = set()
+        for name, student in alternative.students.items():
+            size = sites[name].size(*tile)
+            times = speedup(sites[name], unet.get_submodule(name), student, size, batch)
+            if times <= 1:
+                chosen.add(name)
+                print(
+                    f"{student.spec.short} keeps its attention, {1 / times:.2f} times faster at {size[1]}x{size[0]} tokens"
+                )
+    staying = {name: student for name, student in alternative.students.items() if name not in chosen}
+    kept = tuple(student.spec.short for name, student in alternative.students.items() if name in chosen)
+    return replace(alternative, students=staying, kept=kept)
+
+
+def check_sizes(alternative: Alternative, unet: nn.Module, tile: tuple[int, int]) -> None:
+    """Raise BadInput for a student that does not serve what the UNet meets: `tile`, (H, W) in latent cells."""
+    sites = {site.name: site for site in find_sites(unet)}
+    for name, student in alternative.students.items():
+        if not student.spec.serves(sites[name].size(*tile)):
+            h, w = (cells * 8 * 2 ** sites[name].level for cells in student.spec.size)
+            raise BadInput(
+                f"{student.spec.short} was trained at {w}x{h} and its 1-D filter serves that size only, not "
+                f"{8 * tile[1]}x{8 * tile[0]}; generate with -W {w} -H {h} or in tiles of {w // 8}x{h // 8}, "
+                "or train at this size"
+            )

@@ -1,0 +1,143 @@
+"""What stands around a pipeline while it draws: tile fusion, regions, tiled attention and VAE, noise inversion.
+
+One config tells all of it and travels in the picture; parts that are off are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sd_hyena.large.feed_forward import chunk_feed_forward
+from sd_hyena.large.noise_inversion import NoiseInversion, noise_inversion
+from sd_hyena.large.regions import read_regions
+from sd_hyena.large.regions import to_dict as regions_to_dict
+from sd_hyena.large.tiled_attention import brick_attention, split_attention
+from sd_hyena.large.tiled_unet import TiledDiffusion, tiled_diffusion
+from sd_hyena.large.tiled_vae import VAETiling, tiled_vae
+from sd_hyena.models.pipeline import TILED_VAE_FROM
+from sd_hyena.options.generate_config import GenerateConfig
+
+TILED_FROM = 2048  # pixels of a side above which `auto` fuses tiles
+TILE, TILE_OF_STUDENTS = 96, 256  # cells; a student gains little below 2048 px
+
+
+def tile_fusion(config: GenerateConfig) -> TiledDiffusion | None:
+    """The tiles of a picture; None if it is drawn in one piece. Raises BadInput."""
+    method = config.tiled_diffusion
+    if method == "auto":
+        method = "mixture" if max(config.width, config.height) > TILED_FROM else "off"
+    if method == "off" and not config.regions:
+        return None
+    side = TILE_OF_STUDENTS if config.hyena else TILE
+    whole = config.height // 8, config.width // 8
+    asked = config.tile_height, config.tile_width
+    sides = whole if method == "off" else tuple(given or side for given in asked)
+    return TiledDiffusion(
+        method="multidiffusion" if method == "off" else method,
+        tile_height=sides[0],
+        tile_width=sides[1],
+        overlap=config.overlap,
+        tile_batch_size=config.tile_batch_size,
+        regions=read_regions(config.regions) if config.regions else (),
+        draw_background=config.draw_background,
+    )
+
+
+def vae_tiling(config: GenerateConfig) -> VAETiling | None:
+    """How the VAE is tiled; None if it works in one piece. Raises BadInput."""
+    mode = config.tiled_vae
+    if mode == "auto":
+        mode = "exact" if max(config.width, config.height) > TILED_VAE_FROM else "off"
+    if mode == "off":
+        return None
+    return VAETiling(
+        mode,
+        encoder_tile_size=config.encoder_tile_size or None,
+        decoder_tile_size=config.decoder_tile_size or None,
+        color_fix=config.color_fix,
+    )
+
+
+def inversion(config: GenerateConfig) -> NoiseInversion | None:
+    """How the noise of the picture to start from is found; None if any noise will do. Raises BadInput."""
+    if not config.noise_inversion:
+        return None
+    return NoiseInversion(
+        steps=config.noise_inversion,
+        retouch=config.retouch,
+        renoise_strength=config.renoise_strength,
+        renoise_kernel=config.renoise_kernel,
+    )
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What one config arranges; parts that are off are None."""
+
+    config: GenerateConfig
+    tiles: TiledDiffusion | None
+    vae: VAETiling | None
+    inversion: NoiseInversion | None
+
+    @classmethod
+    def of(cls, config: GenerateConfig) -> Arrangement:
+        """Read the region file and check the whole. Raises BadInput."""
+        return cls(config, tile_fusion(config), vae_tiling(config), inversion(config))
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """The largest (H, W) in latent cells that the UNet meets."""
+        h, w = self.config.height // 8, self.config.width // 8
+        return (min(h, self.tiles.tile_height), min(w, self.tiles.tile_width)) if self.tiles else (h, w)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What has to travel in the picture beside the config."""
+        return {"regions": regions_to_dict(self.tiles.regions)} if self.tiles and self.tiles.regions else {}
+
+    def __str__(self) -> str:
+        """What `auto` chose and what is on, for people; empty if nothing is."""
+        config, parts = self.config, []
+        if tiles := self.tiles:
+            regions = f" with {len(tiles.regions)} regions" if tiles.regions else ""
+            parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{regions}")
+        if self.vae:
+            parts.append(f"the VAE in tiles, {self.vae.mode}")
+        if config.hypertile:
+            parts.append(f"attention in tiles of {config.hypertile} px")
+        if config.attn_shape != "off":
+            parts.append(f"attention in {config.attn_shape}s")
+        if self.inversion:
+            parts.append(f"noise inversion in {self.inversion.steps} steps")
+        return ", ".join(parts)
+
+    @contextmanager
+    def around(self, pipe: Any, map: Callable = map) -> Iterator[None]:
+        """Within the block, `pipe` draws as the config says; afterwards it is as it was. `map` is TiledDiffusion's."""
+        with ExitStack() as stack:
+            if self.vae:
+                stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae)))
+            controlnet = getattr(pipe, "controlnet", None)
+            for network in filter(None, (pipe.unet, *getattr(controlnet, "nets", (controlnet,)))):
+                for block in self._around_attention(network):
+                    stack.enter_context(block)
+            if self.inversion:  # before the tiles, which then tile it too
+                stack.enter_context(noise_inversion(pipe, **vars(self.inversion)))
+            if self.tiles:
+                stack.enter_context(tiled_diffusion(pipe, **vars(self.tiles) | {"map": map}))
+            yield
+
+    def _around_attention(self, network: Any) -> Iterator[AbstractContextManager]:
+        """For the transformers of a UNet or ControlNet."""
+        config = self.config
+        if config.ff_chunk_size:
+            yield chunk_feed_forward(network, config.ff_chunk_size)
+        if config.hypertile:
+            given = dict(swap_size=config.hypertile_swap, max_depth=config.hypertile_depth)
+            given["seed"] = 0  # one for all pictures, so that each can be drawn again
+            yield split_attention(network, tile_size=config.hypertile, **given)
+        if config.attn_shape != "off":
+            yield brick_attention(network, attn_shape=config.attn_shape)

@@ -1,0 +1,120 @@
+"""What a picture starts from: noise, another picture, a part of one; and ControlNets or LoRAs beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.picture import read_picture
+from sd_hyena.files.weights import check_safetensors, check_weights
+from sd_hyena.models.inpainting import is_inpainting, paint_masks
+from sd_hyena.options import given_path
+from sd_hyena.options.generate_config import GenerateConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """The pictures, as the canvas has them, and the LoRAs with their weights that a config names."""
+
+    config: GenerateConfig
+    pictures: dict[str, Image.Image]  # by option: init_image, mask
+    hints: tuple[Image.Image, ...]  # one for each ControlNet
+    loras: tuple[tuple[Path, float], ...]
+
+    @classmethod
+    def of(cls, config: GenerateConfig) -> Task:
+        """Read the pictures and look at the weights, before a model is loaded. Raises BadInput."""
+        for folder in given_path.controlnets(config.controlnet):
+            for weights in folder.glob("diffusion_pytorch_model*"):
+                check_weights(weights)
+        names = [name for name in ("init_image", "mask") if getattr(config, name)]
+        pictures = {name: _picture(config, name, getattr(config, name)) for name in names}
+        hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
+        return cls(config, pictures, tuple(hints), tuple(_loras(config.lora)))
+
+    def prepared(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
+        """The diffusers pipeline for the task, made of `pipe`'s own parts, and what its call needs. Raises BadInput."""
+        import diffusers as d
+
+        _load_loras(pipe, self.loras)
+        kind, given, parts = d.AutoPipelineForText2Image, {}, {}
+        if "init_image" in self.pictures:
+            kind = d.AutoPipelineForImage2Image
+            given |= {"image": self.pictures["init_image"], "strength": self.config.strength}
+        if "mask" in self.pictures:
+            kind = d.AutoPipelineForInpainting
+            given |= {"mask_image": self.pictures["mask"].convert("L")}
+            if is_inpainting(pipe.unet):
+                paint_masks(pipe.unet)
+        if kind is not d.AutoPipelineForImage2Image:  # which takes the picture's size
+            given |= {"width": self.config.width, "height": self.config.height}
+        if nets := _controlnets(self.config, pipe.unet):
+            hints, scales = list(self.hints), [scale for _, scale in self.config.controls]
+            several = len(nets) > 1
+            parts["controlnet"] = d.MultiControlNetModel(nets) if several else nets[0]
+            given["control_image" if "image" in given else "image"] = hints if several else hints[0]
+            given["controlnet_conditioning_scale"] = scales if several else scales[0]
+        if parts or self.pictures:
+            pipe = kind.from_pipe(pipe, **parts)
+            pipe.set_progress_bar_config(disable=True)
+        return pipe, given
+
+
+def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
+    """A picture at the canvas's size, RGB. Raises BadInput."""
+    size = (config.width, config.height)
+    try:
+        image = read_picture(path)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
+    if name != "init_image" and abs(image.width * size[1] - image.height * size[0]) > max(*image.size, *size):
+        raise BadInput(
+            f"{name}={path!r} is {image.width}x{image.height}, of another shape than the {size[0]}x{size[1]} picture; "
+            "crop it"
+        )
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
+    """Those that the config names, where and in the precision that the UNet is. Raises BadInput."""
+    from diffusers import ControlNetModel
+
+    found, width = [], unet.config.cross_attention_dim
+    for folder, _ in config.controls:
+        try:
+            controlnet = ControlNetModel.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BadInput(f"controlnet={folder!r} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+        if controlnet.config.cross_attention_dim != width:
+            raise BadInput(
+                f"controlnet={folder!r} reads text of width {controlnet.config.cross_attention_dim}, this model's is {width}; "
+                "give one that was trained for it"
+            )
+        found.append(controlnet.to(unet.device, unet.dtype))
+    return found
+
+
+def _loras(entries: str) -> list[tuple[Path, float]]:
+    """Files and weights, the files whole. Raises BadInput."""
+    found = given_path.loras(entries)
+    for path, _ in found:
+        check_safetensors(path)
+    return found
+
+
+def _load_loras(pipe: Any, loras: tuple[tuple[Path, float], ...]) -> None:
+    names: list[str] = []
+    for i, (path, _) in enumerate(loras):
+        stem = path.stem.replace(".", "_")  # regions call a LoRA by its file's name
+        names.append(name := f"{stem}_{i}" if stem in names else stem)
+        try:
+            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name, local_files_only=True)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise BadInput(f"lora={str(path)!r} does not fit this model ({str(error).splitlines()[0][:160]})") from None
+    if names:
+        pipe.set_adapters(names, [weight for _, weight in loras])

@@ -1,0 +1,1 @@
+"""A pipeline from what lies on disk: folders, single files, VAEs. Knows nothing of students."""

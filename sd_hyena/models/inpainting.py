@@ -1,0 +1,55 @@
+"""A UNet for inpainting where no picture is given: it is told that everything is to be drawn anew.
+
+Its nine channels are the latents, a mask, and the latents of the picture under the mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sd_hyena.large.tiled_vae import in_float32
+
+CHANNELS = 9
+BLANK = 256  # pixels a side of the picture that stands for any blank one
+
+
+def is_inpainting(unet: nn.Module) -> bool:
+    return unet.conv_in.in_channels == CHANNELS
+
+
+@torch.no_grad()
+def complete_inputs(pipe: Any) -> None:
+    """Let the UNet take four channels too, as training, evaluation and pictures from nothing give them.
+
+    It goes by the name of a UNet of four channels; `paint_masks` gives the name back for the pipelines that mask. The
+    blank picture is the middle of an encoded one, everywhere: without a border it is of any size.
+    """
+    with in_float32(pipe.vae, "encoder"):  # SDXL's overflows in half precision
+        latents = pipe.vae.encode(torch.zeros(1, 3, BLANK, BLANK, device=pipe.vae.device)).latent_dist.mean
+    latents = latents * pipe.vae.config.scaling_factor
+    height, width = latents.shape[-2:]
+    middle = latents[:, :, height // 2, width // 2, None, None]
+    rest = torch.cat([torch.ones_like(middle[:, :1]), middle], dim=1).to(pipe.unet.dtype)
+    pipe.unet.register_buffer("blank", rest, persistent=False)
+    pipe.unet.register_forward_pre_hook(_completed, with_kwargs=True)
+    pipe.unet.register_to_config(in_channels=4)
+
+
+def paint_masks(unet: nn.Module) -> None:
+    """For pipelines that give mask and masked picture themselves."""
+    unet.register_to_config(in_channels=CHANNELS)
+
+
+def _completed(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if args:
+        return (_nine(unet, args[0]), *args[1:]), kwargs
+    return args, kwargs | {"sample": _nine(unet, kwargs["sample"])}
+
+
+def _nine(unet: nn.Module, sample: Tensor) -> Tensor:
+    if sample.shape[1] == CHANNELS:
+        return sample
+    return torch.cat([sample, unet.blank.to(sample).expand(len(sample), -1, *sample.shape[-2:])], dim=1)

@@ -1,0 +1,139 @@
+"""A pipeline from a single file, offline: `.safetensors` or `.ckpt` in the layout of the original Stable Diffusion.
+
+What tensors do not tell (heads, noise levels, the VAE's scale) comes from the configurations that ship in layouts/, and
+their sizes have to be the file's. Another model brings its own: a diffusers folder, its weights not needed, that is
+called as the file is, `mine/` beside `mine.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.weights import read_checkpoint
+from sd_hyena.files.weights_kind import UNET, layout_of
+from sd_hyena.models.clip_vocabulary import clip_tokenizer
+from sd_hyena.models.part import Misfit, check_state, filled
+from sd_hyena.models.vae import load_vae, vae_of
+
+LAYOUTS = Path(__file__).with_name("layouts")
+NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "SDXL"}
+OPEN_CLIP = {
+    ("sd21", "text_encoder"): "cond_stage_model.model.",
+    ("sdxl", "text_encoder_2"): "conditioner.embedders.1.model.",
+}
+OWN_CONFIG = "a model of another size needs its diffusers configuration (model_index.json, unet/config.json ...) in {}"
+
+
+def check_single_file(path: Path) -> None:
+    """Raise BadInput for what is no model with a UNet and text encoders that are known here; builds nothing."""
+    tensors = read_checkpoint(path)
+    try:
+        layout_of({name: tuple(value.shape) for name, value in tensors.items()})
+    except BadInput as error:
+        raise BadInput(f"model {str(path)!r} {error}") from None
+
+
+def has_own_config(path: Path) -> bool:
+    """Whether the folder that is called as the file is describes it."""
+    return (path.with_suffix("") / "model_index.json").is_file()
+
+
+def configuration_of(path: Path) -> Path:
+    """The folder of configurations, without weights, that describes a file. Raises BadInput."""
+    return _configuration(path, layout_of({name: tuple(v.shape) for name, v in read_checkpoint(path).items()}))
+
+
+def _configuration(path: Path, layout: str) -> Path:
+    return path.with_suffix("") if has_own_config(path) else LAYOUTS / layout
+
+
+def load_single_file(path: Path, dtype: torch.dtype, vae: str = "") -> Any:
+    """The pipeline of a file, checked before, on the CPU; with the VAE of another file if given. Raises BadInput."""
+    tensors = read_checkpoint(path)
+    layout = layout_of({name: tuple(value.shape) for name, value in tensors.items()})
+    own = has_own_config(path)
+    folder = _configuration(path, layout)
+    other_vae = load_vae(vae, folder / "vae", dtype) if vae else None
+    try:
+        return _built(tensors, layout, folder, dtype, other_vae)
+    except Misfit as error:
+        hint = f", as {folder} says" if own else f"; {OWN_CONFIG.format(path.with_suffix(''))}"
+        raise BadInput(f"model {str(path)!r} looks like {NAMES[layout]}, but {error}{hint}") from None
+    except BadInput as error:
+        raise BadInput(f"model {str(path)!r}: {error}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"model {str(path)!r} cannot be built as {folder} says: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torch.dtype, vae: Any) -> Any:
+    import diffusers
+    import transformers
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    config = diffusers.UNet2DConditionModel.load_config(folder, subfolder="unet", local_files_only=True)
+    config["in_channels"] = tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]  # an inpainting model's is 9
+    state = convert_ldm_unet_checkpoint(dict(tensors), config)
+    if len(state) != sum(name.startswith(UNET) for name in tensors):
+        raise Misfit("its UNet has layers that this one does not know")
+    parts: dict[str, Any] = {"unet": filled(diffusers.UNet2DConditionModel, config, "UNet", state, dtype)}
+    if vae is not None:
+        parts["vae"] = vae
+    elif any(name.startswith(("first_stage_model.", "vae.")) for name in tensors):
+        parts["vae"] = vae_of(tensors, folder / "vae", dtype)
+    else:
+        raise BadInput("it holds no VAE; give one with --vae FILE, or a file that has its own")
+    for name in (name for name in index if name.startswith("text_encoder")):
+        kind = getattr(transformers, index[name][1])
+        parts[name] = _text_encoder(kind, tensors, folder / name, OPEN_CLIP.get((layout, name)), dtype)
+        name = name.replace("text_encoder", "tokenizer")
+        parts[name] = _tokenizer(folder / name)
+    scheduler = getattr(diffusers, index["scheduler"][1])
+    parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    if "ztsnr" in tensors:  # a mark of models trained from pure noise on
+        parts["scheduler"].register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    if layout == "sdxl":
+        zeros = index.get("force_zeros_for_empty_prompt", True)
+        return diffusers.StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
+    without = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    return diffusers.StableDiffusionPipeline(**parts, **without)
+
+
+def _text_encoder(
+    kind: Any, tensors: Mapping[str, Tensor], folder: Path, open_clip: str | None, dtype: torch.dtype
+) -> nn.Module:
+    """A CLIP text encoder; `open_clip` is the prefix of its tensors if they are OpenCLIP's.
+
+    What OpenCLIP holds beyond the config is left: Stable Diffusion 2 reads its last layer but one.
+    """
+    from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
+
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model = kind(config)
+    given = dict(tensors)
+    found = convert_open_clip_checkpoint(model, given, open_clip) if open_clip else convert_ldm_clip_checkpoint(given)
+    # Some files, and transformers' model without projection, leave the first part of the names away.
+    found = {name.removeprefix("text_model."): value for name, value in found.items()}
+    expected = model.state_dict()
+    state = {name: found[short] for name in expected if (short := name.removeprefix("text_model.")) in found}
+    check_state("text encoder", expected, state)
+    return kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's own vocabulary, or CLIP's with the padding that the folder says."""
+    from transformers import CLIPTokenizer
+
+    if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return clip_tokenizer(json.loads((folder / "tokenizer_config.json").read_text("utf-8"))["pad_token"])

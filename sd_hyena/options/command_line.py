@@ -1,0 +1,164 @@
+"""How a config comes about: a frozen dataclass whose fields are options, from flags, YAML files and pictures.
+
+Everything else comes from the fields too: the command line, `--help`, the metadata of what a run writes. Nothing heavy is
+imported here, so bad input is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any, Literal
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files import yaml_file
+from sd_hyena.files.picture import read_metadata, read_parameters
+from sd_hyena.options import infotext
+
+Config = typing.TypeVar("Config")
+
+
+def option(
+    default: Any, help: str, *flags: str, free: bool = False, path: Callable[[str, str], object] | None = None
+) -> Any:
+    """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
+
+    `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
+    all files and flags have had their say, and not of an empty value.
+    """
+    return field(default=default, metadata={"help": help, "flags": flags, "free": free, "path": path})
+
+
+def parse(
+    config_class: type[Config], arguments: list[str] | None = None, given: dict[str, Any] | None = None
+) -> Config:
+    """Read the command line; flags win over the YAML file behind `--config` and the image behind `--from`, and these
+    over `given`. Only what is left then has to hold together, and to name files that are there.
+
+    Raises BadInput.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    stored: dict[str, Any] = dict(given or {})
+    for flag, read in (("--config", _read_yaml), ("--from_image", _read_image), ("--from", _read_image)):
+        for value in _taken(arguments, flag, keep=read is _read_image):
+            stored |= read(value)
+    _check_types(config_class, stored)
+    parser = build_parser(config_class)
+    parser.set_defaults(stored)
+    try:
+        values = parser.parse_args(arguments)
+    except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
+        raise BadInput(f"{yaml_file.first_line(error)}; see --help") from None
+    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)})
+    check_paths(config)
+    return config
+
+
+def check_paths(config: Any) -> None:
+    """Look at what the options name, without torch. Raises BadInput."""
+    for f in dataclasses.fields(config):
+        if f.metadata["path"] and getattr(config, f.name):
+            f.metadata["path"](getattr(config, f.name), f.name)
+
+
+def build_parser(config_class: type):
+    """The command line of a config, generated from its fields."""
+    from jsonargparse import ActionYesNo, ArgumentParser
+
+    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win over it")
+    types = typing.get_type_hints(config_class)
+    for f in dataclasses.fields(config_class):
+        flags = [*(flag for flag in f.metadata["flags"] if not flag.startswith("--")), f"--{f.name}"]
+        flags += [flag for flag in f.metadata["flags"] if flag.startswith("--")]
+        if types[f.name] is bool:
+            parser.add_argument(*flags, action=ActionYesNo, default=f.default, help=f.metadata["help"])
+        else:
+            plain = str if types[f.name] == str | None else types[f.name]
+            parser.add_argument(*flags, type=plain, default=f.default, help=f.metadata["help"])
+    return parser
+
+
+def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
+    """The values of a flag (`--flag X` or `--flag=X`), taken out of the arguments unless `keep`."""
+    values, i = [], 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].partition("=")
+        if name != flag:
+            i += 1
+            continue
+        if not equals and i + 1 == len(arguments):
+            raise BadInput(f"{flag} needs a file behind it")
+        width = 1 if equals else 2
+        values.append(value if equals else arguments[i + 1])
+        if keep:
+            i += width
+        else:
+            del arguments[i : i + width]
+    return values
+
+
+def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """Build a config from names and values; strict on both. Raises BadInput."""
+    types = _check_types(config_class, values)
+    return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
+
+
+def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The fields' types, once each value is of its own. What values mean together is for the whole config to say."""
+    types = typing.get_type_hints(config_class)
+    unknown = sorted(set(values) - set(types))
+    if unknown:
+        raise BadInput(f"unknown option {', '.join(unknown)}; see --help")
+    for name, value in values.items():
+        if not _is_of_type(value, types[name]):
+            raise BadInput(f"{name}={value!r} must be {getattr(types[name], '__name__', types[name])}")
+    return types
+
+
+def to_dict(config) -> dict[str, Any]:
+    """The options as they would be given: a height that is the width stays "as the width"."""
+    values = dataclasses.asdict(config)
+    return values | {"height": 0} if values.get("height") == values["width"] else values
+
+
+def _is_of_type(value: Any, expected: Any) -> bool:
+    if typing.get_origin(expected) is Literal:
+        return value in typing.get_args(expected)
+    if typing.get_args(expected):
+        return any(_is_of_type(value, part) for part in typing.get_args(expected))
+    if expected in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if expected is float else expected)
+
+
+def _read_image(path: str) -> dict[str, Any]:
+    """The options stored in an image of ours, but for where to write; or in one of A1111's."""
+    metadata = read_metadata(path)
+    stored = metadata.get("config")
+    if not metadata and (text := read_parameters(path)):
+        return _options_of_a1111(text, path)
+    if not isinstance(stored, dict):
+        raise BadInput(f"from_image={path!r} holds no options; give it as written by generate.py or A1111")
+    if metadata.get("regions"):  # they travel in the picture, whatever became of their file
+        stored |= {"regions": path}
+    return {name: value for name, value in stored.items() if name not in ("out_dir", "from_image", "debug")}
+
+
+def _options_of_a1111(text: str, path: str) -> dict[str, Any]:
+    stored, unknown = infotext.options(text, f"from_image={path!r}")
+    if unknown:
+        print(f"note: {' and '.join(unknown)} of {path!r} cannot be had here; the picture will differ")
+    return stored | {"num_images": 1}
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    documents = yaml_file.read_documents(path)
+    if len(documents) != 1:
+        raise BadInput(
+            f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"
+        )
+    return documents[0]

@@ -1,0 +1,195 @@
+"""Every option of generate.py, declared once: its flag, default, help and rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.names import check_format
+from sd_hyena.options import given_path
+from sd_hyena.options.command_line import option
+from sd_hyena.options.rules import LARGEST_SIDE, DType, at_least, between, check_seed, check_size, check_text
+from sd_hyena.options.sampler import KARRAS, SAMPLERS
+
+Scheduler = Literal[tuple(SAMPLERS)]
+OPTIMIZATIONS = (
+    "bf16",
+    "channels_last",
+    "sdpa",
+    "qkv",
+    "int8",
+    "compile",
+    "graphs",
+    "halves",
+)  # in the order of taking
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Generate images with trained students swapped in for self-attentions."""
+
+    model: str = option(
+        "",
+        "diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
+        "-m",
+        path=given_path.model,
+    )
+    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
+    hyena: str = option(
+        "",
+        "trained students; a,b are alternatives numbered by {h}, a+b are used together",
+        "-y",
+        path=given_path.students,
+    )
+    target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t")
+    prompt: str | None = option(
+        None, "(more:1.2) [less] BREAK, of any length; default: the model's first example prompt", "-p"
+    )
+    negative_prompt: str = option("", "what to avoid; guidance works without it", "-q")
+    clip_skip: int = option(
+        1, "the layer of the text encoder to read, from the last, 1; SDXL reads the second by itself"
+    )
+    embeddings: str = option(
+        "",
+        "textual inversions: files (word.pt, word.safetensors) and folders, separated by commas",
+        path=given_path.embeddings,
+    )
+    width: int = option(512, "image width in pixels, a multiple of 8", "-W")
+    height: int = option(0, "image height; 0 means as the width", "-H")
+    num_images: int = option(4, "images in an iteration", "-n")
+    batch_size: int = option(1, "images at once; image i does not depend on it, to the last bit only at 1", "-b")
+    steps: int = option(30, "denoising steps", "-s")
+    cfg_scale: float = option(7.0, "guidance; 0 turns it off", "-c")
+    iteration: int = option(1, "how often; NUM_IMAGES x ITERATION images in all", "-i")
+    seed: int = option(-1, "of the first image, image i has seed + i; -1 draws one and records it", "-k")
+    scheduler: Scheduler = option("ddim", "sampler")
+    karras: bool = option(False, "Karras' noise levels (euler, heun, lms, dpm++, unipc)")
+    out_dir: str = option("./", "where the images go", "-o", path=given_path.folder)
+    name_format: str = option(
+        "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f"
+    )
+    compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM")
+    from_image: str = option(
+        "", "repeat an image of ours or a PNG of A1111: its options, with other flags on top", "--from"
+    )
+    init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file)
+    strength: float = option(0.6, "how much of it is drawn anew, 0 to 1")
+    noise_inversion: int = option(
+        0, "steps that look for the noise that INIT_IMAGE itself comes from, so that it is kept, e.g. 10; 0: any noise"
+    )
+    retouch: float = option(1.0, "of the noise inversion: above 1 smooths, 3 for drawings")
+    renoise_strength: float = option(1.0, "of the noise inversion: fresh noise where the picture is smooth, 0 to 2")
+    renoise_kernel: int = option(64, "of the noise inversion: radius in px that counts as smooth")
+    mask: str = option("", "white where the picture is drawn anew (inpainting)", path=given_path.plain_file)
+    control_image: str = option(
+        "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
+    )
+    controlnet: str = option("", "diffusers folder of a ControlNet; several a,b", path=given_path.controlnets)
+    control_scale: float | str = option(1.0, "how strongly it acts; of several 1,0.5 or one for all")
+    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras)
+    tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
+        "auto", "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece"
+    )
+    tile_width: int = option(0, "of a tile in latent cells of 8 px; 0 chooses: 96, with students 256")
+    tile_height: int = option(0, "likewise")
+    overlap: int | None = option(None, "cells that tiles share; default: half a tile, with spot none")
+    tile_batch_size: int = option(4, "tiles at once")
+    regions: str = option(
+        "",
+        "JSON file of rectangles with their own prompts (bbox_controls), or a PNG of ours",
+        path=given_path.plain_file,
+    )
+    draw_background: bool = option(False, "draw tiles below the regions too")
+    tiled_vae: Literal["off", "auto", "exact", "fast", "two_pass", "classic", "blend"] = option(
+        "auto", "how the VAE works in tiles; exact changes nothing; auto: exact above 1024 px"
+    )
+    encoder_tile_size: int = option(0, "tile of the VAE's encoder in px; 0: by free memory")
+    decoder_tile_size: int = option(0, "tile of its decoder in latent cells; 0: by free memory")
+    color_fix: bool = option(False, "true colours for the fast encoder")
+    hypertile: int = option(
+        0, "HyperTile: split the attentions that stay into tiles of so many px, e.g. 256; 0 does not"
+    )
+    hypertile_swap: int = option(2, "how many tilings take turns")
+    hypertile_depth: int = option(0, "levels that are split, from the finest: 0 to 3")
+    attn_shape: Literal["off", "brick", "tile", "shifted"] = option("off", "LargeResPatch: attention in 64x64 bricks")
+    ff_chunk_size: int = option(0, "tokens at once in the feed-forward layers, e.g. 4096; 0: all")
+    attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = option(
+        "auto", "PyTorch's kernel for the attentions that stay"
+    )
+    optimize: str = option(
+        "",
+        "steps, separated by commas: bf16, channels_last, sdpa, qkv (fused projections), int8 (torchao), compile, "
+        "graphs (of a GPU's launches), halves (the sides of guidance in turn)",
+    )
+    keep_attention: str = option(
+        "",
+        "sites that keep their attention although there is a student; auto: where it is measured to be faster at this size",
+    )
+    device: str = option("auto", "auto, cpu, cuda, mps")
+    offload: Literal["off", "model", "group", "sequential"] = option(
+        "off",
+        "weights wait in the computer's memory: whole networks (model), or single layers, slower and in less memory of "
+        "the GPU (group, sequential)",
+    )
+    dtype: DType = option("auto", "auto: float16 on a GPU")
+    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side")
+    debug: bool = option(False, "show the traceback of an error")
+
+    def __post_init__(self):
+        object.__setattr__(self, "height", self.height or self.width)
+        check_size(self)
+        at_least(self, 1, "num_images", "batch_size", "steps", "iteration", "clip_skip")
+        at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
+        between(self, 0, 1e3, "cfg_scale")
+        between(self, 0, 1, "strength")
+        check_seed(self.seed)
+        check_format(self.name_format, "nhbi")
+        check_text(self, "prompt", "negative_prompt")
+        for needy, needed in (
+            ("mask", "init_image"),
+            ("noise_inversion", "init_image"),
+            ("control_image", "controlnet"),
+            ("controlnet", "control_image"),
+        ):
+            if getattr(self, needy) and not getattr(self, needed):
+                raise BadInput(f"{needy}={getattr(self, needy)!r} needs --{needed} too")
+        if self.init_image and not int(self.steps * self.strength):
+            raise BadInput(f"strength={self.strength:g} of steps={self.steps} leaves no step; raise one of them")
+        if self.karras and self.scheduler not in KARRAS:
+            raise BadInput(f"karras: {self.scheduler} has no Karras noise levels; use {', '.join(KARRAS)}")
+        if len(self.controls) != len(given_path.several(self.control_image)):
+            raise BadInput(
+                f"control_image={self.control_image!r} must be as many pictures as controlnet={self.controlnet!r} has folders"
+            )
+        for step in self.optimizations:
+            if step not in OPTIMIZATIONS:
+                raise BadInput(f"optimize={step!r} is none of {', '.join(OPTIMIZATIONS)}")
+        replacing = [step for step in self.optimizations if step not in ("bf16", "sdpa", "halves")]
+        if replacing and self.offload != "off":
+            raise BadInput(f"optimize={replacing[0]} needs weights that stay where they are; use it with --offload off")
+        if self.keep_attention == "auto" and self.offload != "off":
+            raise BadInput("keep_attention=auto measures where the weights stay; with --offload name the sites instead")
+        if self.lora and {"qkv", "int8"} & set(self.optimizations):
+            raise BadInput("optimize=qkv and int8 replace the weights that a LoRA changes; leave them out, or the LoRA")
+        if "bf16" in self.optimizations and self.dtype not in ("auto", "bfloat16"):
+            raise BadInput(f"optimize=bf16 and dtype={self.dtype} contradict each other; leave one away")
+
+    @property
+    def controls(self) -> list[tuple[str, float]]:
+        """Folder and strength of each ControlNet. Raises BadInput."""
+        folders = given_path.several(self.controlnet)
+        try:
+            scales = [float(part) for part in str(self.control_scale).split(",")]
+        except ValueError:
+            scales = [-1.0]
+        if not all(0 <= scale <= 1000 for scale in scales) or len(scales) not in (1, len(folders)):
+            raise BadInput(
+                f"control_scale={self.control_scale!r} must be a number from 0 to 1000, or one for each ControlNet: 1,0.5"
+            )
+        return list(zip(folders, scales if len(scales) > 1 else scales * len(folders), strict=True))
+
+    @property
+    def optimizations(self) -> tuple[str, ...]:
+        """The steps of `optimize`."""
+        return tuple(filter(None, (part.strip() for part in self.optimize.split(","))))

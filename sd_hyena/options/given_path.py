@@ -1,0 +1,176 @@
+"""What options name on disk, told without torch: whether it is there, of a form that is read, of the right kind.
+
+What takes tensors to tell is told where they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.safetensors_header import tensor_names
+from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, PICKLED, VAE, Kind, kind_of
+
+PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
+    "StableDiffusionPipeline": "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
+}
+MODELS = (
+    "give a diffusers folder (with model_index.json), a .safetensors or a .ckpt file of Stable Diffusion 1.x, 2.x, SDXL"
+)
+VAES = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
+CONTROLNETS = "give a diffusers folder of a ControlNetModel"
+RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
+EMBEDDINGS = (".pt", ".bin", ".safetensors")
+
+
+def plain_file(given: str, option: str) -> Path:
+    """Raises BadInput, as all here do, with one line that names the option, its value and the rule."""
+    if not os.path.isfile(given):
+        raise BadInput(f"{option}={given!r} is no file")
+    return Path(given)
+
+
+def model(given: str, option: str = "model") -> Path:
+    """A folder with the index of a pipeline that is known, or a file that is not of another kind."""
+    if not os.path.exists(given):
+        raise BadInput(f"model {given!r} does not exist; {MODELS}")
+    path = Path(given)
+    if path.is_file():
+        if path.stat().st_size == 0:
+            raise BadInput(f"model {given!r} is an empty file; {MODELS}")
+        if (kind := _kind(path, MODEL)) is not MODEL:
+            raise BadInput(f"model {given!r} looks like {kind}")
+        return path
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise BadInput(f"model {given!r} has no model_index.json; {MODELS}")
+    name = class_name(index)
+    if name is None:
+        raise BadInput(f"model {given!r}: model_index.json is damaged; {MODELS}")
+    if name not in PIPELINES:
+        raise BadInput(f"model {given!r} looks like a {name}; known are {', '.join(PIPELINES)}")
+    return path
+
+
+def vae(given: str, option: str = "vae") -> Path:
+    """A folder of an AutoencoderKL, or a file that is not of another kind."""
+    if os.path.isdir(given):
+        return _folder(given, option, "AutoencoderKL", VAES)
+    if not os.path.isfile(given):
+        raise BadInput(f"{option}={given!r} does not exist; {VAES}")
+    if (kind := _kind(Path(given), VAE)) is not VAE:
+        raise BadInput(f"{option}={given!r} looks like {kind}")
+    return Path(given)
+
+
+def students(given: str, option: str) -> list[Path]:
+    """All files of a+b,c."""
+    names = [part.strip() for alternative in given.split(",") for part in alternative.split("+")]
+    for name in filter(None, names):
+        if not os.path.isfile(name):
+            raise BadInput(f"{option}={name!r} is no file; train.py writes out/hyena.pt")
+    return [Path(name) for name in names if name]
+
+
+def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
+    """FILE or FILE:WEIGHT, separated by commas."""
+    found = []
+    for entry in _entries(given):
+        path, weight = entry, 1.0
+        name, _, number = entry.rpartition(":")
+        if name:
+            with suppress(ValueError):  # C:\lora.safetensors
+                path, weight = name, float(number)
+        if not os.path.isfile(path):
+            raise BadInput(f"{option}={entry!r} is no file; give FILE.safetensors or FILE.safetensors:WEIGHT")
+        kind = kind_of(tensor_names(path))
+        if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, diffusers may know
+            raise BadInput(f"{option}={path!r} looks like {kind}")
+        found.append((Path(path), weight))
+    return found
+
+
+def controlnets(given: str, option: str = "controlnet") -> list[Path]:
+    """Folders of ControlNetModels, separated by commas."""
+    return [_folder(name, option, "ControlNetModel", CONTROLNETS) for name in several(given)]
+
+
+def pictures(given: str, option: str) -> list[Path]:
+    """Files separated by commas; whether they are pictures is told where they are read."""
+    return [plain_file(name, option) for name in several(given)]
+
+
+def several(given: str) -> list[str]:
+    """The entries between commas; a name that has a comma itself is one, if it is there."""
+    if os.path.exists(given):
+        return [given]
+    return _entries(given)
+
+
+def embeddings(given: str, option: str = "embeddings") -> list[tuple[Path, bool]]:
+    """Files, and all below folders, separated by commas; with each whether it was named itself."""
+    found: list[tuple[Path, bool]] = []
+    for entry in _entries(given):
+        if os.path.isdir(entry):
+            below: Iterable[Path] = sorted(Path(entry).rglob("*"))
+            found += [(file, False) for file in below if file.suffix.lower() in EMBEDDINGS]
+        elif os.path.isfile(entry) and Path(entry).suffix.lower() in EMBEDDINGS:
+            found.append((Path(entry), True))
+        else:
+            raise BadInput(f"{option}={entry!r} is no folder and no file that ends in {', '.join(EMBEDDINGS)}")
+    return found
+
+
+def folder(given: str, option: str) -> None:
+    """A folder that is there, or could be made; nothing is made."""
+    place = Path(given)
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if os.path.exists(place):  # a loop of links, a name too long: told where the folder is made
+        reason = None if place.is_dir() else "Not a directory"
+        reason = reason or (None if os.access(place, os.W_OK | os.X_OK) else "Permission denied")
+        if reason:
+            raise BadInput(f"{option}={given!r} cannot be written to ({reason}); name a folder you own")
+
+
+def run(given: str, option: str = "resume") -> None:
+    """auto, or what may be a run or a checkpoint."""
+    if given != "auto" and not os.path.exists(given):
+        raise BadInput(f"{option}={given!r} is no checkpoint in a run's folder; {RUNS}")
+
+
+def class_name(path: Path) -> str | None:
+    """Which class of diffusers a JSON file is of; None where it does not say."""
+    try:
+        name = json.loads(path.read_text("utf-8"))["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _entries(given: str) -> list[str]:
+    return [part.strip() for part in given.split(",") if part.strip()]
+
+
+def _kind(path: Path, hoped: Kind) -> Kind:
+    """The kind of a `.safetensors`; of a pickle, which takes torch to read, what is hoped."""
+    if path.suffix not in (".safetensors", *PICKLED):
+        raise BadInput(f"{str(path)!r}: expected a .safetensors or .ckpt file")
+    return kind_of(tensor_names(path)) if path.suffix == ".safetensors" else hoped
+
+
+def _folder(given: str, option: str, wanted: str, forms: str) -> Path:
+    name = class_name(Path(given) / "config.json")
+    if name is None:
+        raise BadInput(f"{option}={given!r} has no readable config.json; {forms}")
+    if name != wanted:
+        raise BadInput(f"{option}={given!r} is a {name}; {forms}")
+    return Path(given)

@@ -1,0 +1,15 @@
+"""Where what ships with the program lies: beside the code, as a package installs it, or in a copy of the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped(*places: str) -> Path:
+    """The first of these that is there, seen from the package; the last one if none is."""
+    return next((path for place in places if (path := PACKAGE / place).exists()), PACKAGE / places[-1])
+
+
+SHIPPED_MODEL = shipped("tiny_sd/model", "../examples/tiny_sd/model").resolve()

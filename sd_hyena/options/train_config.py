@@ -1,0 +1,194 @@
+"""Every option of train.py, declared once: its flag, default, help and rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.names import check_format
+from sd_hyena.options import given_path
+from sd_hyena.options.command_line import option
+from sd_hyena.options.rules import LARGEST_SIDE, DType, at_least, between, check_seed, check_size
+
+Operator = Literal["hyena2d", "bidirectional", "causal", "safari", "landmarks", "linear", "windows", "pointwise"]
+Source = Literal["samples", "trajectories", "images", "latents", "noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Distil self-attentions of a Stable Diffusion checkpoint into Hyena operators; watch it in TensorBoard."""
+
+    teacher_model: str = option(
+        "",
+        "the teacher: diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
+        "-m",
+        free=True,
+        path=given_path.model,
+    )
+    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
+    target: str = option(
+        "IN01",
+        "sites: names (IN01,OUT11), level0, level1, all, a pattern (OUT*), or auto: chosen by a short pilot",
+        "-t",
+    )
+    max_error: float = option(0.0, "of -t auto: the largest relative error of a site's pilot; 0 means any", free=True)
+    budget: str = option("", "of -t auto: how many times cheaper the UNet is to become, e.g. 4x", free=True)
+    operator: Operator = option(
+        "hyena2d",
+        "what stands in for attention; bidirectional, causal and safari (as published) are one-dimensional; landmarks is "
+        "hyena2d's content branch alone; linear and windowed attention, and pointwise, which mixes nothing, are baselines",
+    )
+    stage: Literal["layerwise", "joint", "end_to_end"] = option(
+        "layerwise", "layerwise: each site by itself; joint: all together inside the UNet; end_to_end: its prediction"
+    )
+    feature_weight: float = option(0.1, "of the sites' outputs beside the prediction in end_to_end")
+    guidance_weight: float = option(0.5, "of the guided prediction, at scales from 1 to 10, in end_to_end")
+    hyena2d_local: int = option(9, "side of the explicit filter; 0 leaves it out")
+    hyena2d_long: Literal["full", "separable", "axial_1d", "none"] = option(
+        "none", "the filter over the plane: by FFT, as a sum of products, along rows plus columns; none leaves it out"
+    )
+    hyena2d_rank: int = option(4, "products in a separable filter")
+    hyena2d_reach: int = option(64, "the farthest offset of the filter, in cells")
+    hyena2d_groups: int = option(0, "filters of the long branch; 0 means one for each channel")
+    hyena2d_filter_order: int = option(32, "width of the filter's MLP")
+    hyena2d_content: Literal["landmarks", "hedgehog", "elu", "none"] = option(
+        "landmarks", "attention by way of landmarks, or linear attention with this feature map; none leaves it out"
+    )
+    landmarks: int = option(128, "of a head, in hyena2d and landmarks")
+    hyena2d_window: int = option(0, "side of the windows of an additional softmax attention; 0 leaves it out")
+    hyena2d_gates: Literal["diagonal", "dense"] = option("diagonal", "a factor per channel, or a 1x1 convolution")
+    hyena2d_norm: bool = option(True, "normalise the gated product and the output")
+    hyena_order: int = option(2, "of the 1-D operators: gates and long convolutions in turn, order - 1 of them")
+    hyena_filter_order: int = option(64, "width of the filter's MLP")
+    hyena_num_blocks: int = option(1, "must be 1: with more, the published filter wraps around")
+    hyena_num_heads: int = option(1, "must be 1: the published operator crashes on more")
+    hyena_short_filter_order: int = option(3, "taps of the short convolution on each stream")
+    hyena_emb_dim: int = option(33, "positional features of the filter, odd; safari's default of 3 has one frequency")
+    hyena_w: float = option(3.0, "initial frequency of the filter's sines; safari's default is 1")
+    width: int = option(512, "image width in pixels, a multiple of 8", "-W")
+    height: int = option(0, "image height; 0 means as the width", "-H")
+    batch_size: int = option(16, "samples in a step, over all devices", "-b")
+    micro_batch_size: int = option(
+        0,
+        "samples at once on each device, the rest accumulated; 0 means all, halved on out-of-memory on one device",
+        free=True,
+    )
+    lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r", free=True)
+    lr_projections: float = option(0.0, "learning rate of the projections' change; 0 means a tenth of lr", free=True)
+    schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up", free=True)
+    warmup_steps: int = option(20, "steps of linear warm-up", free=True)
+    weight_decay: float = option(0.0, "of AdamW")
+    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", free=True)
+    ema: float = option(0.0, "decay of the averaged weights, e.g. 0.99; 0 turns averaging off")
+    n_steps: int = option(200, "training steps", "-n", free=True)
+    save_every_n_steps: int = option(40, "0 saves only at the end", "-s", free=True)
+    keep: int = option(3, "how many checkpoints stay", free=True)
+    validate_every_n_steps: int = option(50, "0 validates only at the start and the end", free=True)
+    data: Source = option(
+        "samples",
+        "samples: images the teacher drew; trajectories: states it met while drawing; noise: a baseline",
+    )
+    data_path: str = option("", "the folder for --data images, the .safetensors file for --data latents")
+    prompts: str = option(
+        "",
+        "text file, one prompt a line; default: the model's own list, or a list for natural images",
+        path=given_path.plain_file,
+    )
+    num_samples: int = option(32, "images the teacher draws for --data samples and trajectories, once; they are cached")
+    sample_steps: int = option(20, "denoising steps of each of them")
+    cfg_scale: float = option(5.0, "their guidance", "-c")
+    log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True, path=given_path.folder)
+    out_dir: str = option(
+        "out", "config, checkpoints and students go to OUT_DIR/RUN", "-o", free=True, path=given_path.folder
+    )
+    cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
+    name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
+    seed: int = option(-1, "-1 draws one and records it", "-d")
+    pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file)
+    resume: str = option(
+        "", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True, path=given_path.run
+    )
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
+        "auto", "auto: bf16 where the device has it", free=True
+    )
+    device: str = option("auto", "auto, cpu, cuda, mps", free=True)
+    devices: int = option(1, "how many of them share the batch, each with a process of its own", free=True)
+    num_nodes: int = option(
+        1,
+        "machines with so many devices each; start it on each with MASTER_ADDR, MASTER_PORT, NODE_RANK set",
+        free=True,
+    )
+    strategy: Literal["auto", "ddp"] = option("auto", "Lightning's; auto: ddp on several devices", free=True)
+    dtype: DType = option("auto", "of the teacher; auto: bfloat16 on a GPU that has it, else float16", free=True)
+    dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop", free=True)
+    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", free=True)
+    debug: bool = option(False, "show the traceback of an error", free=True)
+
+    def __post_init__(self):
+        object.__setattr__(self, "height", self.height or self.width)
+        check_size(self)
+        counts = ("landmarks", "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices", "num_nodes")
+        at_least(self, 1, *counts)
+        at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
+        between(self, 0, 1e3, "lr", open_low=True)
+        for name in (
+            "max_error",
+            "lr_projections",
+            "weight_decay",
+            "clip",
+            "cfg_scale",
+            "feature_weight",
+            "guidance_weight",
+        ):
+            between(self, 0, 1e3, name)
+        between(self, 0, 1, "ema", open_high=True)
+        check_seed(self.seed)
+        if not self.target.strip(" ,"):
+            raise BadInput("target is empty; name a site (IN01), a group (level0, all) or a pattern (OUT*)")
+        if (self.max_error or self.budget) and self.target != "auto":
+            raise BadInput(f"max_error and budget choose sites for -t auto, but target={self.target!r} names them")
+        if self.target == "auto" and not (self.max_error or self.budget):
+            raise BadInput("target=auto needs --max_error E or --budget Nx to choose by")
+        if self.budget and not re.fullmatch(r"\d+(\.\d+)?x?", self.budget):
+            raise BadInput(f"budget={self.budget!r} must be how many times cheaper, e.g. 4x")
+        if self.budget and float(self.budget.rstrip("x")) <= 1:
+            raise BadInput(f"budget={self.budget!r} must be more than 1x, the UNet as it is")
+        if self.target == "auto" and (self.processes > 1 or self.resume or self.pretrained_weight):
+            raise BadInput(
+                "target=auto runs a pilot first: on one device, without --resume and -p; then name its choice"
+            )
+        if self.data == "noise" and self.stage != "layerwise":
+            raise BadInput(f"data=noise has no pictures, so stage={self.stage} cannot learn from it; use layerwise")
+        shared = f"devices={self.devices}" + (f" x num_nodes={self.num_nodes}" if self.num_nodes > 1 else "")
+        if self.batch_size % self.processes:
+            raise BadInput(f"{shared} must divide batch_size={self.batch_size}")
+        if self.micro_batch_size and self.batch_size // self.processes % self.micro_batch_size:
+            of = f"batch_size={self.batch_size}" + (f" / {shared}" if self.processes > 1 else "")
+            raise BadInput(f"micro_batch_size={self.micro_batch_size} must divide {of}")
+        if self.devices > 1 and ":" in self.device:
+            raise BadInput(f"device={self.device!r} is one device, but devices={self.devices}; leave the number away")
+        if self.data in ("images", "latents") and not (self.data_path and Path(self.data_path).exists()):
+            raise BadInput(f"data={self.data} needs data_path; {self.data_path!r} does not exist")
+        if self.resume and self.dry_run:
+            raise BadInput(
+                "resume and dry_run exclude each other: a dry run starts anew and leaves nothing to go on from"
+            )
+        check_format(self.name_format, "s")
+
+    @property
+    def processes(self) -> int:
+        """Which share the batch, one for each device."""
+        return self.devices * self.num_nodes
+
+    def operator_options(self) -> dict[str, Any]:
+        """The options of the operator by their names in `safari`."""
+        prefix = {"hyena2d": "hyena2d_"} | dict.fromkeys(("causal", "bidirectional", "safari"), "hyena_")
+        shared = {"landmarks": self.landmarks} if self.operator in ("hyena2d", "landmarks") else {}
+        if self.operator not in prefix:
+            return shared
+        own, names = prefix[self.operator], (f.name for f in dataclasses.fields(self))
+        return {name.removeprefix(own): getattr(self, name) for name in names if name.startswith(own)} | shared
