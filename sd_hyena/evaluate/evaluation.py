@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +312,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     report = Report(folder, examiner.facts)
     for alternative in load_alternatives(config.students, examiner.pipe.unet):
         measured: dict[str, Any] = {}
-        label = "+".join(Path(name).stem for name in alternative.entry.split("+"))
+        label = "+".join(Path(name).stem for name in chain(*given_path.alternatives(alternative.entry)))
         while label in report.content["students"]:
             label += "'"
         for size, found, rows in examiner.examine(alternative.students):

@@ -9,6 +9,7 @@ from torch import nn
 
 from sd_hyena.cost.crossover import speedup
 from sd_hyena.errors import BadInput
+from sd_hyena.options import given_path
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import load_students
 from sd_hyena.students.student import cast
@@ -41,9 +42,9 @@ class Alternative:
 def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list[Alternative]:
     """The alternatives of `a,b+c`, where `+` uses several files at once. Raises BadInput."""
     result = []
-    for entry in filter(None, (part.strip() for part in files.split(","))):
-        together, files_of, hashes = {}, {}, []
-        for name in filter(None, (part.strip() for part in entry.split("+"))):
+    for names in given_path.alternatives(files):
+        together, files_of, hashes, entry = {}, {}, [], "+".join(names)
+        for name in names:
             file = load_students(name, unet, target)
             for site, student in file.students.items():
                 if site in together:

@@ -16,26 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import read_checkpoint
-from sd_hyena.files.weights_kind import UNET, layout_of
+from sd_hyena.files.averaged import averages_as_weights
+from sd_hyena.files.quantised import unquantised
+from sd_hyena.files.weights import read_checkpoint, shapes_of
+from sd_hyena.files.weights_kind import TEXTS, UNET, layout_of
 from sd_hyena.models.clip_vocabulary import clip_tokenizer
 from sd_hyena.models.part import Misfit, check_state, filled
 from sd_hyena.models.vae import load_vae, vae_of
 
 LAYOUTS = Path(__file__).with_name("layouts")
 NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "SDXL"}
-OPEN_CLIP = {
-    ("sd21", "text_encoder"): "cond_stage_model.model.",
-    ("sdxl", "text_encoder_2"): "conditioner.embedders.1.model.",
-}
 OWN_CONFIG = "a model of another size needs its diffusers configuration (model_index.json, unet/config.json ...) in {}"
 
 
 def check_single_file(path: Path) -> None:
     """Raise BadInput for what is no model with a UNet and text encoders that are known here; builds nothing."""
-    tensors = read_checkpoint(path)
+    shapes = averages_as_weights(shapes_of(path))
     try:
-        layout_of({name: tuple(value.shape) for name, value in tensors.items()})
+        layout_of(shapes)
     except BadInput as error:
         raise BadInput(f"model {str(path)!r} {error}") from None
 
@@ -47,7 +45,7 @@ def has_own_config(path: Path) -> bool:
 
 def configuration_of(path: Path) -> Path:
     """The folder of configurations, without weights, that describes a file. Raises BadInput."""
-    return _configuration(path, layout_of({name: tuple(v.shape) for name, v in read_checkpoint(path).items()}))
+    return _configuration(path, layout_of(averages_as_weights(shapes_of(path))))
 
 
 def _configuration(path: Path, layout: str) -> Path:
@@ -56,7 +54,10 @@ def _configuration(path: Path, layout: str) -> Path:
 
 def load_single_file(path: Path, dtype: torch.dtype, vae: str = "") -> Any:
     """The pipeline of a file, checked before, on the CPU; with the VAE of another file if given. Raises BadInput."""
-    tensors = read_checkpoint(path)
+    try:
+        tensors = averages_as_weights(unquantised(read_checkpoint(path)))
+    except BadInput as error:
+        raise BadInput(f"model {str(path)!r}: {error}") from None
     layout = layout_of({name: tuple(value.shape) for name, value in tensors.items()})
     own = has_own_config(path)
     folder = _configuration(path, layout)
@@ -82,9 +83,10 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     config = diffusers.UNet2DConditionModel.load_config(folder, subfolder="unet", local_files_only=True)
     config["in_channels"] = tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]  # an inpainting model's is 9
-    state = convert_ldm_unet_checkpoint(dict(tensors), config)
-    if len(state) != sum(name.startswith(UNET) for name in tensors):
-        raise Misfit("its UNet has layers that this one does not know")
+    known = convert_ldm_unet_checkpoint({name: name for name in tensors}, config)  # diffusers' name -> the file's
+    if strange := [name for name in tensors if name.startswith(UNET) and name not in known.values()]:
+        raise Misfit(f"its UNet has layers that this one does not know: {strange[0]} (and {len(strange) - 1} more)")
+    state = {name: tensors[original] for name, original in known.items()}
     parts: dict[str, Any] = {"unet": filled(diffusers.UNet2DConditionModel, config, "UNet", state, dtype)}
     if vae is not None:
         parts["vae"] = vae
@@ -94,7 +96,7 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
         raise BadInput("it holds no VAE; give one with --vae FILE, or a file that has its own")
     for name in (name for name in index if name.startswith("text_encoder")):
         kind = getattr(transformers, index[name][1])
-        parts[name] = _text_encoder(kind, tensors, folder / name, OPEN_CLIP.get((layout, name)), dtype)
+        parts[name] = _text_encoder(kind, _below(tensors, TEXTS[layout, name]), folder / name, dtype)
         name = name.replace("text_encoder", "tokenizer")
         parts[name] = _tokenizer(folder / name)
     scheduler = getattr(diffusers, index["scheduler"][1])
@@ -108,20 +110,28 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
     return diffusers.StableDiffusionPipeline(**parts, **without)
 
 
-def _text_encoder(
-    kind: Any, tensors: Mapping[str, Tensor], folder: Path, open_clip: str | None, dtype: torch.dtype
-) -> nn.Module:
-    """A CLIP text encoder; `open_clip` is the prefix of its tensors if they are OpenCLIP's.
+def _below(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors behind the first of the prefixes that any has."""
+    found = ({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)} for prefix in prefixes)
+    return next(filter(None, found), {})
 
-    What OpenCLIP holds beyond the config is left: Stable Diffusion 2 reads its last layer but one.
+
+def _text_encoder(kind: Any, tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A CLIP text encoder of OpenCLIP's tensors or of transformers'; what OpenCLIP holds beyond the config is left.
+
+    Stable Diffusion 2 reads its last layer but one.
     """
-    from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         model = kind(config)
-    given = dict(tensors)
-    found = convert_open_clip_checkpoint(model, given, open_clip) if open_clip else convert_ldm_clip_checkpoint(given)
+    if any(".resblocks." in name for name in tensors):
+        found = convert_open_clip_checkpoint(model, dict(tensors), "model.")
+    else:
+        found = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+        if (projection := found.pop("text_projection", None)) is not None:  # ComfyUI's, as OpenCLIP has it
+            found["text_projection.weight"] = projection.T.contiguous()
     # Some files, and transformers' model without projection, leave the first part of the names away.
     found = {name.removeprefix("text_model."): value for name, value in found.items()}
     expected = model.state_dict()

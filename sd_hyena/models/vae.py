@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import check_weights, read_checkpoint, sha256
+from sd_hyena.files.quantised import unquantised
+from sd_hyena.files.weights import check_weights, read_checkpoint, sha256, shapes_of
 from sd_hyena.files.weights_kind import VAE, kind_of
 from sd_hyena.models.part import filled
 from sd_hyena.options import given_path
@@ -22,7 +23,7 @@ def check_vae(given: str) -> None:
     if path.is_dir():
         for weights in path.glob("diffusion_pytorch_model*"):
             check_weights(weights)
-    elif (kind := kind_of(read_checkpoint(path))) is not VAE:
+    elif (kind := kind_of(shapes_of(path))) is not VAE:
         raise BadInput(f"vae={given!r} looks like {kind}")
 
 
@@ -48,7 +49,7 @@ def load_vae(given: str, model: Path, dtype: torch.dtype) -> nn.Module:
         except (OSError, ValueError) as error:
             raise BadInput(f"vae={given!r} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
     try:
-        return vae_of(read_checkpoint(given), model, dtype)
+        return vae_of(unquantised(read_checkpoint(given)), model, dtype)
     except BadInput as error:
         raise BadInput(f"vae={given!r} does not suit this model: {error}") from None
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.container import check_packed, is_safetensors
 from sd_hyena.files.safetensors_header import tensor_names
-from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, PICKLED, VAE, Kind, kind_of
+from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, VAE, Kind, kind_of
 
 PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
     "StableDiffusionPipeline": "StableDiffusionPipeline",
@@ -28,7 +30,7 @@ MODELS = (
 VAES = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
 CONTROLNETS = "give a diffusers folder of a ControlNetModel"
 RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
-EMBEDDINGS = (".pt", ".bin", ".safetensors")
+EMBEDDINGS = (".pt", ".pth", ".bin", ".safetensors", ".sft")
 
 
 def plain_file(given: str, option: str) -> Path:
@@ -73,20 +75,30 @@ def vae(given: str, option: str = "vae") -> Path:
 
 def students(given: str, option: str) -> list[Path]:
     """All files of a+b,c."""
-    names = [part.strip() for alternative in given.split(",") for part in alternative.split("+")]
-    for name in filter(None, names):
+    names = [name for together in alternatives(given) for name in together]
+    for name in names:
         if not os.path.isfile(name):
             raise BadInput(f"{option}={name!r} is no file; train.py writes out/hyena.pt")
-    return [Path(name) for name in names if name]
+    return [Path(name) for name in names]
+
+
+def alternatives(given: str) -> list[list[str]]:
+    """The names of a+b,c: those used together, for each alternative."""
+    found: list[list[str]] = [[]]
+    for separator, name in _names(given, ",+"):
+        if separator == ",":
+            found.append([])
+        found[-1] += [name] if name else []
+    return [together for together in found if together]
 
 
 def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
     """FILE or FILE:WEIGHT, separated by commas."""
     found = []
-    for entry in _entries(given):
+    for entry in several(given, lambda name: os.path.isfile(name) or os.path.isfile(name.rpartition(":")[0])):
         path, weight = entry, 1.0
         name, _, number = entry.rpartition(":")
-        if name:
+        if name and not os.path.isfile(entry):
             with suppress(ValueError):  # C:\lora.safetensors
                 path, weight = name, float(number)
         if not os.path.isfile(path):
@@ -108,25 +120,29 @@ def pictures(given: str, option: str) -> list[Path]:
     return [plain_file(name, option) for name in several(given)]
 
 
-def several(given: str) -> list[str]:
-    """The entries between commas; a name that has a comma itself is one, if it is there."""
-    if os.path.exists(given):
-        return [given]
-    return _entries(given)
+def several(given: str, there: Callable[[str], bool] = os.path.exists) -> list[str]:
+    """The entries between commas; what is `there` with commas in its name is one entry."""
+    return [name for _, name in _names(given, ",", there) if name]
 
 
 def embeddings(given: str, option: str = "embeddings") -> list[tuple[Path, bool]]:
     """Files, and all below folders, separated by commas; with each whether it was named itself."""
     found: list[tuple[Path, bool]] = []
-    for entry in _entries(given):
+    for entry in several(given):
         if os.path.isdir(entry):
-            below: Iterable[Path] = sorted(Path(entry).rglob("*"))
-            found += [(file, False) for file in below if file.suffix.lower() in EMBEDDINGS]
+            found += [(file, False) for file in _below(Path(entry)) if file.suffix.lower() in EMBEDDINGS]
         elif os.path.isfile(entry) and Path(entry).suffix.lower() in EMBEDDINGS:
             found.append((Path(entry), True))
         else:
             raise BadInput(f"{option}={entry!r} is no folder and no file that ends in {', '.join(EMBEDDINGS)}")
     return found
+
+
+def _below(place: Path) -> Iterable[Path]:
+    """All files below a folder but for hidden ones, which are other programs' debris."""
+    for file in sorted(place.rglob("*")):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(place).parts):
+            yield file
 
 
 def folder(given: str, option: str) -> None:
@@ -156,15 +172,30 @@ def class_name(path: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _entries(given: str) -> list[str]:
-    return [part.strip() for part in given.split(",") if part.strip()]
+def _names(given: str, separators: str, there: Callable[[str], bool] = os.path.exists) -> list[tuple[str, str]]:
+    """Each name and the separator before it; of names that hold separators themselves the longest that is `there`."""
+    pieces = ["", *re.split(f"([{re.escape(separators)}])", given)]  # a separator before every name
+    found, start = [], 1
+    while start < len(pieces):
+        longest_first = range(len(pieces), start + 1, -2)
+        wholes = (
+            (end, name) for end in longest_first for name in _spellings("".join(pieces[start:end])) if there(name)
+        )
+        end, name = next(wholes, (start + 1, pieces[start].strip()))
+        found.append((pieces[start - 1], name))
+        start = end + 1
+    return found
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """A name as it was given, and without blanks around it."""
+    return (name, name.strip())
 
 
 def _kind(path: Path, hoped: Kind) -> Kind:
     """The kind of a `.safetensors`; of a pickle, which takes torch to read, what is hoped."""
-    if path.suffix not in (".safetensors", *PICKLED):
-        raise BadInput(f"{str(path)!r}: expected a .safetensors or .ckpt file")
-    return kind_of(tensor_names(path)) if path.suffix == ".safetensors" else hoped
+    check_packed(path)
+    return kind_of(tensor_names(path)) if is_safetensors(path) else hoped
 
 
 def _folder(given: str, option: str, wanted: str, forms: str) -> Path:
