@@ -191,7 +191,9 @@ def read_pickle(path: str | Path, largest: int = LARGEST_PT, mmap: bool = False)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle's errors have no common base
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else " ".join(str(error).split())[:160]
+        reason = (
+            f"it asks for {asked[1]}" if asked else " ".join(str(error).rpartition("Unpickler error:")[2].split())[:160]
+        )
         raise BadInput(f"{str(path)!r} holds more than tensors and was not executed ({reason})") from None
 
 

@@ -177,7 +177,7 @@ def _names(given: str, separators: str, there: Callable[[str], bool] = os.path.e
     pieces = ["", *re.split(f"([{re.escape(separators)}])", given)]  # a separator before every name
     found, start = [], 1
     while start < len(pieces):
-        longest_first = range(len(pieces), start + 1, -2)
+        longest_first = range(len(pieces), start, -2)
         wholes = (
             (end, name) for end in longest_first for name in _spellings("".join(pieces[start:end])) if there(name)
         )
