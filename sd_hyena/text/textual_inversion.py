@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from sd_hyena.files.container import is_pickled
 from sd_hyena.files.quantised import widened
 from sd_hyena.files.weights import read_pickle, read_weights
 from sd_hyena.files.weights_kind import INVERSION, NOTHING_KNOWN, kind_of
-from sd_hyena.models.pipeline import text_encoders
+from sd_hyena.models.condition import text_encoders
 from sd_hyena.options import given_path
 from sd_hyena.processes.ranks import say
-from sd_hyena.text.words import Words, key_of, teach
+from sd_hyena.text.words import Words, key_of, teach, words_of
 
 SDXL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))  # keys of a file for both of its text encoders
 
@@ -74,6 +75,28 @@ def _one_name(one: Embedding, other: Embedding) -> str:
     return f"embeddings: {str(one.path)!r} and {str(other.path)!r} have one name; rename one of them"
 
 
+@contextmanager
+def embedded(pipe: Any, embeddings: Sequence[Embedding]) -> Iterator[None]:
+    """Within the block, `pipe` knows these words; afterwards it knows what it knew. Raises BadInput."""
+    encoders = text_encoders(pipe)
+    before = [(words_of(tokenizer), encoder.get_input_embeddings(), _ends(encoder)) for tokenizer, encoder in encoders]
+    try:
+        if embeddings:
+            load_embeddings(pipe, embeddings)
+        yield
+    finally:
+        for (tokenizer, encoder), (words, table, ends) in zip(encoders, before, strict=True):
+            teach(tokenizer, words)
+            encoder.set_input_embeddings(table)
+            for module, end in ends:
+                module.eos_token_id = end
+
+
+def _ends(encoder: nn.Module) -> list[tuple[Any, int]]:
+    """Each module that knows which token ends a text, and which one."""
+    return [(module, module.eos_token_id) for module in encoder.modules() if hasattr(module, "eos_token_id")]
+
+
 def load_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
     """Teach the pipeline these words, and no others. Those of a folder that are for other models are left out.
 
@@ -81,7 +104,6 @@ def load_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
     """
     encoders = text_encoders(pipe)
     widths = tuple(encoder.get_input_embeddings().embedding_dim for _, encoder in encoders)
-    fitting: dict[str, dict[Path, Embedding]] = {}
     others = [embedding for embedding in embeddings if not embedding.fault and embedding.widths != widths]
     for embedding in others:
         if embedding.asked:
@@ -89,32 +111,31 @@ def load_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
                 f"embeddings={str(embedding.path)!r} is for text encoders of width {_listed(embedding.widths)}, "
                 f"the model's have {_listed(widths)}"
             )
-    for embedding in sorted(embeddings, key=lambda one: one.asked):
-        if embedding.widths == widths:
-            word = key_of(embedding.word)
-            fitting[word] = (
-                fitting.get(word, {}) | {embedding.path: embedding}
-                if not embedding.asked
-                else {embedding.path: embedding}
-            )
-    usable = [next(iter(found.values())) for found in fitting.values() if len(found) == 1]
-    unusable = {
-        embedding.word: embedding.fault
-        for embedding in embeddings
-        if embedding.fault and key_of(embedding.word) not in fitting
-    }
-    unusable |= {word: _one_name(*list(found.values())[:2]) for word, found in fitting.items() if len(found) > 1}
     if others:
         names = ", ".join(sorted(embedding.word for embedding in others))
         say(f"note: {len(others)} embeddings are for other models and are left out: {names[:200]}")
     if faults := [embedding for embedding in embeddings if embedding.fault]:
         say(f"note: {len(faults)} files among the embeddings are left out: {faults[0].fault}")
+    usable, unusable = _told_apart([embedding for embedding in embeddings if embedding.widths == widths])
+    unusable = {
+        embedding.word: embedding.fault for embedding in faults if key_of(embedding.word) not in usable
+    } | unusable
     for n, (tokenizer, encoder) in enumerate(encoders):
-        rows = _add_rows(encoder, [embedding.vectors[n] for embedding in usable])
-        teach(tokenizer, Words(dict(zip((e.word for e in usable), rows, strict=True)), unusable))
-        for module in encoder.modules():  # SDXL's says 2, which takes the largest token for the end: now that is a word
-            if usable and hasattr(module, "eos_token_id"):
-                module.eos_token_id = tokenizer.eos_token_id
+        rows = _add_rows(encoder, [embedding.vectors[n] for embedding in usable.values()])
+        teach(tokenizer, Words(dict(zip(usable, rows, strict=True)), unusable))
+        for module, _ in _ends(encoder) if usable else ():  # SDXL's says 2, for the largest token: now that is a word
+            module.eos_token_id = tokenizer.eos_token_id
+
+
+def _told_apart(embeddings: Sequence[Embedding]) -> tuple[dict[str, Embedding], dict[str, str]]:
+    """The embeddings by word, and why there is none for a word that is the name of several in folders."""
+    named = {key_of(embedding.word): embedding for embedding in embeddings if embedding.asked}
+    found: dict[str, dict[Path, Embedding]] = {}
+    for embedding in embeddings:
+        found.setdefault(key_of(embedding.word), {})[embedding.path] = embedding
+    several = {word: list(ones.values()) for word, ones in found.items() if len(ones) > 1 and word not in named}
+    usable = {word: named.get(word, next(iter(ones.values()))) for word, ones in found.items() if word not in several}
+    return usable, {word: _one_name(*ones[:2]) for word, ones in several.items()}
 
 
 @torch.no_grad()

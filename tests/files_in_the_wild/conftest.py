@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sd_hyena.models.pipeline import load_pipeline, model_path
+from sd_hyena.models.location import model_path
+from sd_hyena.models.pipeline import load_pipeline
 from tests.files_in_the_wild import layouts
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ def state(shared_pipe):
 def epsilon_or_velocity_is_told():
     """What a file predicts is asked of its UNet, which takes a step; tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sd_hyena.models.pipeline.predicts_velocity", lambda _: True)
+        patch.setattr("sd_hyena.models.prediction.predicts_velocity", lambda _: True)
         yield
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from sd_hyena.errors import BadInput
 from sd_hyena.files.quantised import widened
 from sd_hyena.files.weights import check_weights, read_checkpoint, read_pickle
-from sd_hyena.models.pipeline import load_pipeline, model_path
+from sd_hyena.models.location import model_path
+from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.vae import load_vae
 from sd_hyena.options import given_path
 from sd_hyena.options.shipped import SHIPPED_MODEL

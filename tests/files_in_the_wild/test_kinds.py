@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from sd_hyena.errors import BadInput
 from sd_hyena.files.averaged import averages_as_weights
 from sd_hyena.files.weights_kind import MODEL, kind_of, layout_of
-from sd_hyena.models.pipeline import model_path
+from sd_hyena.models.location import model_path
 from sd_hyena.models.single_file import LAYOUTS
 from sd_hyena.options import given_path
 from tests.files_in_the_wild import layouts
