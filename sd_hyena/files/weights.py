@@ -6,7 +6,10 @@ import hashlib
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,14 +70,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def shapes_of(path: str | Path) -> dict[str, tuple[int, ...]]:
+def shapes_of(path: str | Path) -> Mapping[str, tuple[int, ...]]:
     """What `read_checkpoint` would give, by its sizes; of a `.safetensors` the header alone is read. Raises BadInput."""
     path = Path(path)
     check_packed(path)
+    status = path.stat()
+    return _shapes(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _shapes(path: Path, _size: int, _time: int) -> Mapping[str, tuple[int, ...]]:
     if not is_safetensors(path):
-        return {name: tuple(value.shape) for name, value in read_checkpoint(path).items()}
+        return MappingProxyType({name: tuple(value.shape) for name, value in read_checkpoint(path).items()})
     with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        names = file.keys()  # a safe_open is no mapping
+        return MappingProxyType({name: tuple(file.get_slice(name).get_shape()) for name in names})
 
 
 def check_weights(path: str | Path) -> None:

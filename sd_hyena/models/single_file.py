@@ -26,6 +26,7 @@ from sd_hyena.models.vae import load_vae, vae_of
 
 LAYOUTS = Path(__file__).with_name("layouts")
 NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "SDXL"}
+PURE_NOISE = "ztsnr"  # a tensor that marks models trained from pure noise on
 OWN_CONFIG = "a model of another size needs its diffusers configuration (model_index.json, unet/config.json ...) in {}"
 
 
@@ -101,7 +102,7 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
         parts[name] = _tokenizer(folder / name)
     scheduler = getattr(diffusers, index["scheduler"][1])
     parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    if "ztsnr" in tensors:  # a mark of models trained from pure noise on
+    if PURE_NOISE in tensors:
         parts["scheduler"].register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     if layout == "sdxl":
         zeros = index.get("force_zeros_for_empty_prompt", True)
