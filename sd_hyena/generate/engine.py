@@ -158,7 +158,8 @@ class Engine:
         config, arrangement = order.config, order.arrangement
         if said := str(arrangement):
             watch.note(said)
-        if said := note_on_steps(config.scheduler, denoising_steps(config)):
+        few = note_on_steps(config.scheduler, denoising_steps(config))
+        for said in filter(None, (*order.task.notes, *arrangement.notes, few)):
             watch.note(said)
         files = {name: ("students", stamp(name), config.target) for name in files_of(config.hyena)}
         model, nets, stored = self._loaded(order, files)

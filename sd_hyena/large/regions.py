@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
-from sd_hyena.files.picture import read_metadata, read_picture
+from sd_hyena.files.mask import read_mask
+from sd_hyena.files.picture import read_metadata
 from sd_hyena.large.tiling import Rect, Size, add, feather
 from sd_hyena.options.rules import check_text
 
@@ -95,7 +96,7 @@ def _is_number(value: Any, low: float, high: float) -> bool:
 
 def _read_mask(path: str, rect: Rect) -> Tensor:
     try:
-        grey = read_picture(path).convert("L").resize((rect.width, rect.height), Image.Resampling.BOX)
+        grey = read_mask(path)[0].resize((rect.width, rect.height), Image.Resampling.BOX)
     except BadInput as error:
         raise BadInput(f"mask of a region: {error}") from None
     return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(rect.height, rect.width) / 255
