@@ -134,7 +134,7 @@ def _check_pickled(path: Path, largest: int) -> None:
     """Raise BadInput for what torch.save did not write, or what claims more than `largest` bytes."""
     with path.open("rb") as file:
         start = file.read(16)
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         _check_archive(path, largest)
     elif start[2:].startswith(BEFORE_ZIP):
         _check_claims(path, largest)
@@ -142,6 +142,13 @@ def _check_pickled(path: Path, largest: int) -> None:
         looks = "a safetensors file" if start[8:9] == b"{" else "no file of torch.save"
         looks += ", or a truncated one" if start.startswith(b"PK") else ""
         raise BadInput(f"{str(path)!r} looks like {looks}; expected what torch.save writes, whole")
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except Exception as error:  # of a damaged archive zipfile raises whatever it stumbles over, here too
+        raise BadInput(f"{str(path)!r} is a damaged archive ({str(error)[:160]})") from None
 
 
 def _check_archive(path: Path, largest: int) -> None:
@@ -192,13 +199,13 @@ def read_pickle(path: str | Path, largest: int = LARGEST_PT, mmap: bool = False)
     path = Path(path)
     check_packed(path)
     _check_pickled(path, largest)
-    mmap = mmap and zipfile.is_zipfile(path)
-    if zipfile.is_zipfile(path) and not mmap:
+    archive = _is_archive(path)
+    if archive and not mmap:
         _check_sums(path)
     inert = [(_Inert, name) for name in INERT]
     try:
         with torch.serialization.safe_globals([*inert, (_Mapping, MAPPING)]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
     except Exception as error:  # pickle's errors have no common base
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = (

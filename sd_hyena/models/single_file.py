@@ -23,6 +23,7 @@ from sd_hyena.files.weights_kind import TEXTS, UNET, layout_of
 from sd_hyena.models.clip_vocabulary import clip_tokenizer
 from sd_hyena.models.part import Misfit, check_state, filled
 from sd_hyena.models.vae import load_vae, vae_of
+from sd_hyena.processes.memory import is_out_of_memory
 
 LAYOUTS = Path(__file__).with_name("layouts")
 NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "SDXL"}
@@ -70,7 +71,9 @@ def load_single_file(path: Path, dtype: torch.dtype, vae: str = "") -> Any:
         raise BadInput(f"model {str(path)!r} looks like {NAMES[layout]}, but {error}{hint}") from None
     except BadInput as error:
         raise BadInput(f"model {str(path)!r}: {error}") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever the libraries stumble over
+        if is_out_of_memory(error):
+            raise
         raise BadInput(
             f"model {str(path)!r} cannot be built as {folder} says: {' '.join(str(error).split())[:200]}"
         ) from None

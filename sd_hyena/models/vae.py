@@ -15,6 +15,7 @@ from sd_hyena.files.weights import check_weights, read_checkpoint, sha256, shape
 from sd_hyena.files.weights_kind import VAE, kind_of
 from sd_hyena.models.part import filled
 from sd_hyena.options import given_path
+from sd_hyena.processes.memory import is_out_of_memory
 
 
 def check_vae(given: str) -> None:
@@ -46,7 +47,9 @@ def load_vae(given: str, model: Path, dtype: torch.dtype) -> nn.Module:
         try:
             variant = "fp16" if half_only else None
             return AutoencoderKL.from_pretrained(given, dtype=dtype, variant=variant, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever the library stumbles over
+            if is_out_of_memory(error):
+                raise
             raise BadInput(f"vae={given!r} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
     try:
         return vae_of(unquantised(read_checkpoint(given)), model, dtype)
