@@ -19,7 +19,6 @@ import pkgutil
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
@@ -66,25 +65,32 @@ class Option:
 
 @dataclass(frozen=True)
 class Operator:
-    """A token mixer and what a student has to know to be built around it.
+    """A token mixer, and what a student has to know to be built around it.
 
-    `make(channels, **options)` is an `nn.Module` whose `forward(streams, x, (H, W))` takes so many `streams` of (B, L, D),
-    L = H W, and the tokens x (B, L, D), and returns (B, L, D). The first stream is the site's query with its trained
-    change, the last its value, those between its key, each with a change of its own. It must also be constructible on
-    the `meta` device, where a file's header is tried before memory is given to it.
+    Args:
+        make: an `nn.Module` class, or "module:Class", which is imported when it is needed. `make(channels, **options)`
+            gives a mixer; its `forward(streams, x, (H, W))` takes streams and tokens x of (B, L, D), L = H W, and returns
+            (B, L, D). A file's header is tried without memory, so the constructor must not look into its tensors
+        help: one line for `--help`
+        options: by name, what it can be told
+        streams: how many it takes: the site's query, keys and value, in this order, each with a trained change of its own.
+            Given the options, if their number depends on them. 0: it is called as `forward(x)` and has projections of
+            its own, the last of them `out_proj`
+        heads: whether it needs the site's number of heads, which `make` takes as `heads`
+        one_size: whether it serves only the (H, W) it was made for; `make` takes L behind the channels
+        gates: whether all streams but the last are factors, which start near one
+        ancestors: further options, those with flags of their own: --hyena_NAME
     """
 
     name: str
-    make: str | Callable[..., Any]  # "module:Class", imported when it is needed, or the class itself
+    make: str | Callable[..., Any]
     help: str
     options: Mapping[str, Option] = field(default_factory=dict)
-    streams: int | Callable[[Mapping[str, Value]], int] = (
-        3  # 0: it has projections of its own, and is called with x alone
-    )
-    heads: bool = False  # whether it needs the site's number of heads; `make` takes `heads`
-    one_size: bool = False  # whether it serves only the (H, W) it was made for; `make` takes L behind the channels
-    gates: bool = False  # whether all streams but the last are factors, which start near one
-    ancestors: tuple[str, ...] = ()  # further options, which have flags of their own: --hyena_NAME
+    streams: int | Callable[[Mapping[str, Value]], int] = 3
+    heads: bool = False
+    one_size: bool = False
+    gates: bool = False
+    ancestors: tuple[str, ...] = ()
 
     def resolve(self) -> Callable[..., Any]:
         """Its class, imported."""
@@ -261,7 +267,7 @@ def register_operator(name: str, help: str, **facts: Any) -> Callable[[type], ty
         raise ValueError(f"an operator cannot be called {name!r}: it ships with the program, or is no name")
 
     def register(make: type) -> type:
-        OPERATORS[name] = Operator(name, make, help, MappingProxyType(options_of(make)), **facts)
+        OPERATORS[name] = Operator(name, make, help, options_of(make), **facts)
         return make
 
     return register

@@ -1,9 +1,11 @@
 """Whole runs of `train`, small: 64 px, a few steps. A resumed run is the uninterrupted one, bit for bit."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +16,13 @@ from torch.utils.data import default_collate
 from sd_hyena.distil import pilot, stages
 from sd_hyena.distil.data import Lessons, make_bank
 from sd_hyena.distil.module import PATIENCE, Distillation, NonFinite
+from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.stages import Joint, prediction_error
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
 from sd_hyena.models.pipeline import load_pipeline, model_sha256, prompts_of
 from sd_hyena.options.command import Interrupted, Terminated
+from sd_hyena.options.command_line import to_dict
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
@@ -403,6 +407,17 @@ def test_a_checkpoint_with_a_payload_is_refused_unexecuted(folder, monkeypatch):
     with pytest.raises(BadInput, match="not executed"):
         train(config(folder, resume=str(path)))
     assert not target.exists()
+
+
+def test_a_run_of_the_last_release_is_resumed_by_what_its_options_mean_now():
+    now = config(Path("x"), operator_options="landmarks=64")
+    facts = {"teacher_sha256": "0", "sites": [IN01]}
+    stored = {name: value for name, value in to_dict(now).items() if name != "operator_options"}
+    for landmarks, words in ((64, None), (32, "operator_options: landmarks=32 there, landmarks=64 now")):
+        old = stored | {"landmarks": landmarks, "hyena2d_local": 9, "hyena2d_norm": True, "hyena_w": 3.0}
+        found = Resumable(Path("x.ckpt"), {"global_step": 1, "sd_hyena": {"config": old, **facts}})
+        with pytest.raises(BadInput, match=words) if words else contextlib.nullcontext():
+            found.check(now, facts)
 
 
 def test_training_starts_from_a_given_student_and_refuses_one_of_another_shape(folder):
