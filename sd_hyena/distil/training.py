@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from sd_hyena.distil.data import Lessons, make_bank
+from sd_hyena.distil.sources import Lessons, make_bank
 from sd_hyena.distil.module import Distillation
 from sd_hyena.distil.pilot import with_chosen_sites
 from sd_hyena.distil.placement import own_device, teacher_dtype

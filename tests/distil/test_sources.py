@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from sd_hyena.distil.data import (
+from sd_hyena.distil.sources import (
     UNCONDITIONAL_SHARE,
     Bank,
     GaussianTokens,
