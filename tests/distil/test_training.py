@@ -14,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import default_collate
 
 from sd_hyena.distil import pilot, stages
-from sd_hyena.distil.sources import Lessons, make_bank
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import PATIENCE, Distillation, NonFinite
 from sd_hyena.distil.resume import Resumable
+from sd_hyena.distil.sources import make_bank
 from sd_hyena.distil.stages import Joint, prediction_error
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
