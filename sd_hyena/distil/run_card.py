@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sd_hyena.cost.timing import block_seconds, wait_for
-from sd_hyena.distil.data import Lessons
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.memory import peak_gib
