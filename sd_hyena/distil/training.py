@@ -27,7 +27,7 @@ from sd_hyena.files.names import writable_folder
 from sd_hyena.models.pipeline import load_pipeline, model_path, model_sha256, noiser, prompts_of
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command import Interrupted, Terminated
-from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.options.train_config import TrainConfig
@@ -45,7 +45,7 @@ T = TypeVar("T")
 def train(config: TrainConfig) -> Outcome:
     """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
     quiet_libraries()
-    check_paths(config)
+    config = with_paths(config)
     if config.target == "auto":
         config = with_chosen_sites(config, train)
     ranks.check_launched_by_us()

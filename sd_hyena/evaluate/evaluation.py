@@ -19,7 +19,7 @@ from typing import Any
 from sd_hyena.errors import BadInput
 from sd_hyena.options import given_path
 from sd_hyena.options.command import run
-from sd_hyena.options.command_line import check_paths, option
+from sd_hyena.options.command_line import option, with_paths
 from sd_hyena.options.rules import LARGEST_SIDE, DType
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.options.shipped import SHIPPED_MODEL
@@ -35,6 +35,7 @@ class EvaluationConfig:
         "",
         "files of train.py, also as plain arguments; a,b are compared, a+b are used together",
         path=given_path.students,
+        beside="students",
     )
     model: str = option(
         "",
@@ -299,7 +300,7 @@ def advice(measured: dict[str, dict[str, Any]]) -> list[str]:
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded."""
-    check_paths(config)
+    config = with_paths(config)
     if not config.students:
         raise BadInput("no students given; name a file of train.py, e.g. out/hyena.pt")
     _judge(config.judge)

@@ -26,7 +26,7 @@ from sd_hyena.models.pipeline import (
     prompts_of,
 )
 from sd_hyena.models.vae import check_vae
-from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
@@ -47,7 +47,7 @@ def generate(config: GenerateConfig) -> list[Path]:
 
     Raises BadInput before anything is drawn, NotDrawn if an image failed.
     """
-    check_paths(config)
+    config = with_paths(config)
     path = model_path(config.model)
     if config.vae:
         check_vae(config.vae)

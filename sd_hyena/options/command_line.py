@@ -16,20 +16,27 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.picture import read_metadata, read_parameters
-from sd_hyena.options import infotext
+from sd_hyena.options import given_path, infotext
 
 Config = typing.TypeVar("Config")
 
 
 def option(
-    default: Any, help: str, *flags: str, free: bool = False, path: Callable[[str, str], object] | None = None
+    default: Any,
+    help: str,
+    *flags: str,
+    free: bool = False,
+    path: Callable[[str, str], object] | None = None,
+    beside: str = "",
 ) -> Any:
     """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
 
     `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
-    all files and flags have had their say, and not of an empty value.
+    all files and flags have had their say, and not of an empty value. `beside` is the folder beside the model where bare
+    names are looked up before.
     """
-    return field(default=default, metadata={"help": help, "flags": flags, "free": free, "path": path})
+    metadata = {"help": help, "flags": flags, "free": free, "path": path, "beside": beside}
+    return field(default=default, metadata=metadata)
 
 
 def parse(
@@ -52,16 +59,27 @@ def parse(
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
         raise BadInput(f"{yaml_file.first_line(error)}; see --help") from None
-    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)})
-    check_paths(config)
-    return config
+    return with_paths(from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)}))
 
 
-def check_paths(config: Any) -> None:
-    """Look at what the options name, without torch. Raises BadInput."""
+def with_paths(config: Config) -> Config:
+    """The config with names that are known beside its model as their paths, once all that it names was looked at, without
+    torch. Raises BadInput."""
+    paths = {}
     for f in dataclasses.fields(config):
-        if f.metadata["path"] and getattr(config, f.name):
-            f.metadata["path"](getattr(config, f.name), f.name)
+        value, look, kind = getattr(config, f.name), f.metadata["path"], f.metadata["beside"]
+        if value and kind:
+            value = paths[f.name] = given_path.located(value, f.name, _model(config), kind)
+        if value and look:
+            look(value, f.name)
+    return dataclasses.replace(config, **paths)
+
+
+def _model(config: Any) -> str:
+    """The value of the option that names the model."""
+    return next(
+        (getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["path"] is given_path.model), ""
+    )
 
 
 def build_parser(config_class: type):
@@ -120,8 +138,12 @@ def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_dict(config) -> dict[str, Any]:
-    """The options as they would be given: a height that is the width stays "as the width"."""
+    """The options as they would be given: what lies beside the model by its name, a height that is the width "as the
+    width"."""
     values = dataclasses.asdict(config)
+    for f in dataclasses.fields(config):
+        if kind := f.metadata["beside"]:
+            values[f.name] = given_path.named(values[f.name], _model(config), kind)
     return values | {"height": 0} if values.get("height") == values["width"] else values
 
 
