@@ -172,5 +172,10 @@ def _rate(device: Any) -> float:
     return 2 * n**3 / best
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run(DoctorConfig, main, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run(DoctorConfig, main))
+    sys.exit(command())

@@ -30,7 +30,7 @@ class CardConfig:
     """Write the model card of trained students; with --push upload both to the Hugging Face Hub."""
 
     students: str = option("", "the .safetensors file of train.py, also as a plain argument")
-    report: str = option("", "report.json of python -m sd_hyena.evaluate.evaluation, whose tables the card shows")
+    report: str = option("", "report.json of python -m sd_hyena.evaluate, whose tables the card shows")
     base_model: str = option("", "the base model's name on the Hub, USER/NAME")
     license: str = option("other", "the Hub's word for the base model's licence, e.g. creativeml-openrail-m")
     push: str = option("", "USER/NAME: upload to that repository, made if it is not there; nothing is uploaded without")
@@ -39,10 +39,10 @@ class CardConfig:
 
     def __post_init__(self):
         if self.students and (Path(self.students).suffix != ".safetensors" or not Path(self.students).is_file()):
-            raise BadInput(f"students={self.students!r} is no .safetensors file; train.py writes out/hyena.safetensors")
+            raise BadInput(f"students={self.students!r} is no .safetensors file; training writes out/hyena.safetensors")
         if self.report and not Path(self.report).is_file():
             raise BadInput(
-                f"report={self.report!r} is no file; python -m sd_hyena.evaluate.evaluation writes report.json"
+                f"report={self.report!r} is no file; python -m sd_hyena.evaluate writes report.json"
             )
         for name in ("push", "base_model"):
             value = getattr(self, name)
@@ -109,7 +109,7 @@ def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "
         "## Sites", "",
         "| site | operator | channels | sizes | parameters |", "|---|---|---|---|---|", *rows, "",
         "## How to use", "",
-        "```bash", f"python generate.py -m MODEL -y {_plain(name)} {_plain(size)} -p \"...\"", "```", "",
+        "```bash", f"sd-hyena generate -m MODEL -y {_plain(name)} {_plain(size)} -p \"...\"", "```", "",
         "`MODEL` is the base model, as a diffusers folder, `.safetensors` or `.ckpt` file. "
         f"`python -m sd_hyena.students.checkpoint {_plain(name)}` tells everything that the file says of itself.", "",
         "## Training", "",
@@ -124,7 +124,7 @@ def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "
         lines += [
             "## Errors",
             "",
-            "`python -m sd_hyena.evaluate.evaluation`, on captions and seeds never trained on.",
+            "`python -m sd_hyena.evaluate`, on captions and seeds never trained on.",
             "",
             tables,
             "",
@@ -186,7 +186,13 @@ def _plain(value: Any) -> str:
     return "".join(c for c in str(value)[:200] if c.isprintable() and c not in "`|<>[]*\\")
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line, whose first plain argument may be the file, and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    files = list(takewhile(lambda argument: not argument.startswith("-"), given))
+    options = ["--students", files[0]] if len(files) == 1 else []
+    return run(CardConfig, main, [*options, *given[len(options) // 2 :]])
+
+
 if __name__ == "__main__":
-    files = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
-    given = ["--students", files[0]] if len(files) == 1 else []
-    sys.exit(run(CardConfig, main, [*given, *sys.argv[1 + len(given) // 2 :]]))
+    sys.exit(command())

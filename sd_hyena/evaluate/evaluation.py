@@ -1,4 +1,4 @@
-"""python -m sd_hyena.evaluate.evaluation out/hyena.pt: how close students are to their teacher, on what they never saw.
+"""python -m sd_hyena.evaluate out/hyena.pt: how close students are to their teacher, on what they never saw.
 
 Per site, timestep and size the error of what the site answers; the UNet's prediction, with and without the caption and
 guided; images on the same seeds. Everything is deterministic and lands in a folder: JSON, Markdown, pictures, TensorBoard.
@@ -7,18 +7,15 @@ guided; images on the same seeds. Everything is deterministic and lands in a fol
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from sd_hyena.errors import BadInput
 from sd_hyena.options import given_path
-from sd_hyena.options.command import run
 from sd_hyena.options.command_line import option, with_paths
 from sd_hyena.options.rules import LARGEST_SIDE, DType
 from sd_hyena.options.sampler import set_scheduler
@@ -326,9 +323,3 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
 
 def main(config: EvaluationConfig) -> None:
     evaluate(config)
-
-
-if __name__ == "__main__":
-    files = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
-    given = ["--students", ",".join(files)] if files else []
-    sys.exit(run(EvaluationConfig, main, [*given, *sys.argv[1 + len(files) :]]))

@@ -17,6 +17,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.picture import read_metadata, read_parameters
 from sd_hyena.options import given_path, infotext
+from sd_hyena.options.shipped import shipped_file
 
 Config = typing.TypeVar("Config")
 
@@ -63,14 +64,15 @@ def parse(
 
 
 def with_paths(config: Config) -> Config:
-    """The config with names that are known beside its model as their paths, once all that it names was looked at, without
-    torch. Raises BadInput."""
+    """The config with the paths of what it names: beside its model, or among the files that ship; once all of it was looked
+    at, without torch. Raises BadInput."""
     paths = {}
     for f in dataclasses.fields(config):
         value, look, kind = getattr(config, f.name), f.metadata["path"], f.metadata["beside"]
         if value and kind:
             value = paths[f.name] = given_path.located(value, f.name, _model(config), kind)
         if value and look:
+            value = paths[f.name] = shipped_file(value)
             look(value, f.name)
     return dataclasses.replace(config, **paths)
 
@@ -178,7 +180,7 @@ def _options_of_a1111(text: str, path: str) -> dict[str, Any]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    documents = yaml_file.read_documents(path)
+    documents = yaml_file.read_documents(shipped_file(path))
     if len(documents) != 1:
         raise BadInput(
             f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"

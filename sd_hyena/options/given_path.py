@@ -125,7 +125,7 @@ def students(given: str, option: str) -> list[Path]:
     names = [part.strip() for alternative in given.split(",") for part in alternative.split("+")]
     for name in filter(None, names):
         if not os.path.isfile(name):
-            raise BadInput(f"{option}={name!r} is no file; train.py writes out/hyena.pt")
+            raise BadInput(f"{option}={name!r} is no file; training writes out/hyena.pt")
     return [Path(name) for name in names if name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -13,3 +14,10 @@ def shipped(*places: str) -> Path:
 
 
 SHIPPED_MODEL = shipped("tiny_sd/model", "../examples/tiny_sd/model").resolve()
+CONFIGS = shipped("configs", "../configs").resolve()
+
+
+def shipped_file(given: str) -> str:
+    """A path as it is; where there is no such file but one that ships is called so (configs/...), that one's."""
+    ours = CONFIGS.parent / given
+    return str(ours) if given.startswith("configs/") and not os.path.exists(given) and ours.is_file() else given

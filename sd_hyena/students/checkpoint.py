@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,14 +201,19 @@ def versions() -> dict[str, str]:
     return {"sd_hyena": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
-if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+def command(arguments: list[str] | None = None) -> int:
+    """Say what the one file is that is named; the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) != 1 or given[0] in ("-h", "--help"):
         print("usage: python -m sd_hyena.students.checkpoint FILE", file=sys.stderr)
-        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+        return 0 if given in (["-h"], ["--help"]) else 2
     try:
-        print(describe(load_students(sys.argv[1])))
+        print(describe(load_students(given[0])))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

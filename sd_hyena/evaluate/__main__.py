@@ -1,0 +1,21 @@
+"""sd-hyena evaluate out/hyena.pt, or python -m sd_hyena.evaluate: measure students against their teacher. See --help."""
+
+from __future__ import annotations
+
+import sys
+from itertools import takewhile
+
+from sd_hyena.evaluate.evaluation import EvaluationConfig, main
+from sd_hyena.options.command import run
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line, whose first plain arguments are files, and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    files = list(takewhile(lambda argument: not argument.startswith("-"), given))
+    options = ["--students", ",".join(files)] if files else []
+    return run(EvaluationConfig, main, [*options, *given[len(files) :]])
+
+
+if __name__ == "__main__":
+    sys.exit(command())
