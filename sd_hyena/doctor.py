@@ -70,7 +70,7 @@ def _installed(_config: DoctorConfig) -> Iterator[str]:
     try:
         yield ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     except PackageNotFoundError as error:
-        raise ImportError(f"{error}; run pip install -r requirements.txt") from None
+        raise ImportError(f"{error}; run pip install {error.name}") from None
 
 
 def _device(config: DoctorConfig) -> Iterator[str]:

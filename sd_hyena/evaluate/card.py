@@ -41,9 +41,7 @@ class CardConfig:
         if self.students and (Path(self.students).suffix != ".safetensors" or not Path(self.students).is_file()):
             raise BadInput(f"students={self.students!r} is no .safetensors file; training writes out/hyena.safetensors")
         if self.report and not Path(self.report).is_file():
-            raise BadInput(
-                f"report={self.report!r} is no file; python -m sd_hyena.evaluate writes report.json"
-            )
+            raise BadInput(f"report={self.report!r} is no file; python -m sd_hyena.evaluate writes report.json")
         for name in ("push", "base_model"):
             value = getattr(self, name)
             if value and not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", value, re.ASCII):

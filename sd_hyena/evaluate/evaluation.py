@@ -19,7 +19,7 @@ from sd_hyena.options import given_path
 from sd_hyena.options.command_line import option, with_paths
 from sd_hyena.options.rules import LARGEST_SIDE, DType
 from sd_hyena.options.sampler import set_scheduler
-from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.options.shipped import SHIPPED_JUDGE, SHIPPED_MODEL
 
 WORSE = 1.5  # times the error at the first size, from which a size needs attention, or training of its own
 
@@ -96,7 +96,7 @@ class Examiner:
 
         path = p.model_path(config.model)
         self.config, self.device = config, p.pick_device(config.device)
-        self.judge = _judge(config.judge or ("examples.tiny_sd.checker:is_right" if path == SHIPPED_MODEL else ""))
+        self.judge = _judge(config.judge or (SHIPPED_JUDGE if path == SHIPPED_MODEL else ""))
         _, prompts = p.split_prompts(p.prompts_of(path, config.prompts))
         self.prompts = [prompts[i % len(prompts)] for i in range(max(config.images, config.states))]
         self.pipe = p.load_pipeline(path, self.device, p.pick_dtype(config.dtype, self.device))

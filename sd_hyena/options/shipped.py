@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -14,6 +15,9 @@ def shipped(*places: str) -> Path:
 
 
 SHIPPED_MODEL = shipped("tiny_sd/model", "../examples/tiny_sd/model").resolve()
+SHIPPED_JUDGE = (
+    f"{'sd_hyena' if find_spec('sd_hyena.tiny_sd') else 'examples'}.tiny_sd.checker:is_right"  # of its pictures
+)
 CONFIGS = shipped("configs", "../configs").resolve()
 
 
