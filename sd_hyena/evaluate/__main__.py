@@ -1,12 +1,19 @@
-"""sd-hyena evaluate out/hyena.pt, or python -m sd_hyena.evaluate: measure students against their teacher. See --help."""
+"""sd-hyena evaluate out/hyena.pt: how close students are to their teacher, on what they never saw. See --help."""
 
 from __future__ import annotations
 
 import sys
 from itertools import takewhile
 
-from sd_hyena.evaluate.evaluation import EvaluationConfig, main
+from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.options.command import run
+
+
+def main(config: EvaluationConfig) -> None:
+    config = checked(config)
+    from sd_hyena.evaluate.evaluation import evaluate
+
+    evaluate(config)
 
 
 def command(arguments: list[str] | None = None) -> int:

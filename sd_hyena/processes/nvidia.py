@@ -8,6 +8,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from sd_hyena.processes.ranks import say
+
 DRIVER = Path("/proc/driver/nvidia/gpus")  # Linux; elsewhere nvidia-smi is on the PATH
 CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
 
@@ -45,7 +47,5 @@ def unused_gpu() -> str:
 @cache
 def say_unused_gpu() -> None:
     """Say it, once in a process."""
-    from sd_hyena.processes.ranks import say
-
     if note := unused_gpu():
         say(f"note: {note}")

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sd_hyena.errors import BadInput
-from sd_hyena.evaluate.evaluation import EvaluationConfig
+from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.generate.generation import generate
 from sd_hyena.options.command_line import parse, to_dict, with_paths
 from sd_hyena.options.generate_config import GenerateConfig
