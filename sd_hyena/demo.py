@@ -17,9 +17,9 @@ from sd_hyena.options.command import run
 from sd_hyena.options.command_line import option
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import SHIPPED_MODEL
-from sd_hyena.options.train_config import Operator, TrainConfig
+from sd_hyena.options.train_config import TrainConfig
 
-OPERATORS: tuple[Operator, ...] = ("pointwise", "causal", "bidirectional", "hyena2d")
+OPERATORS = ("pointwise", "causal", "bidirectional", "hyena2d")
 BLOCK_SIZES = (256, 512, 1024)  # pixels
 IMAGES = 4
 SITE = "IN01"
@@ -128,7 +128,7 @@ def _print_block_times() -> None:
     for side in BLOCK_SIZES:
         h = side // 8
         attention = Attention(320, heads=8, dim_head=40).eval()
-        student = build_student(spec_for(site, config.operator, config.operator_options(), (h, h))).eval()
+        student = build_student(spec_for(site, config.operator, config.options_of_operator(), (h, h))).eval()
         a, s = block_seconds(attention, student, (h, h), batch=1, rounds=3)
         print(f"{side:<10}{h * h:>8}{a * 1e3:>14.1f}{s * 1e3:>12.1f}{a / s:>7.1f}")
 

@@ -126,7 +126,7 @@ def _expectations(config: DoctorConfig) -> Iterator[str]:
     for side in SIZES:
         cells, saved = (side // 8, side // 8), 0
         for site in finest:
-            spec, size = spec_for(site, train.operator, train.operator_options(), cells), site.size(*cells)
+            spec, size = spec_for(site, train.operator, train.options_of_operator(), cells), site.size(*cells)
             saved += attention_flops(site, size) - student_flops(spec, size)
         whole = unet_flops(unet, cells)
         yield (

@@ -79,7 +79,7 @@ def run_recipe(stages: list[Stage]) -> Path:
         asked["pretrained_weight"] = student
         if done.is_file():
             record = json.loads(done.read_text("utf-8"))
-            if record["config"] != asked or not Path(record["student"]).is_file():
+            if TrainConfig.translated(record["config"]) != asked or not Path(record["student"]).is_file():
                 raise BadInput(f"{own} was made by another recipe; give another --out_dir")
             print(f"done before: {record['student']}")
         else:

@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> Outcome:
     sites = select(find_sites(pipe.unet), config.target)
     teacher = Teacher(pipe.unet, sites)
     latent_size = (config.height // 8, config.width // 8)
-    specs = [spec_for(site, config.operator, config.operator_options(), latent_size) for site in sites]
+    specs = [spec_for(site, config.operator, config.options_of_operator(), latent_size) for site in sites]
     L.seed_everything(seed, verbose=False)
     students = {spec.site: build_student(spec) for spec in specs}
     facts = {"teacher": path.name, "teacher_sha256": model_sha256(path), "sites": [site.name for site in sites]}

@@ -6,10 +6,11 @@ imported here, so bad input is answered before torch is loaded.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, Literal
 
@@ -54,13 +55,19 @@ def parse(
         for value in _taken(arguments, flag, keep=read is _read_image):
             stored |= read(value)
     _check_types(config_class, stored)
+    former = _former(config_class)
     parser = build_parser(config_class)
-    parser.set_defaults(stored)
+    parser.set_defaults({name: value for name, value in stored.items() if name not in former})
     try:
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
         raise BadInput(f"{yaml_file.first_line(error)}; see --help") from None
-    return with_paths(from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)}))
+    flags = {name: values[name] for name in former if name in values}
+    old = {name: stored[name] for name, new in former.items() if name in stored and values[new] == stored.get(new, "")}
+    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)} | old | flags)
+    if old | flags:
+        config.note_former(tuple(old | flags))
+    return with_paths(config)
 
 
 def with_paths(config: Config) -> Config:
@@ -86,9 +93,18 @@ def _model(config: Any) -> str:
 
 def build_parser(config_class: type):
     """The command line of a config, generated from its fields."""
-    from jsonargparse import ActionYesNo, ArgumentParser
+    from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Leaves the lines of the listing at the end as they are."""
+
+    parser = ArgumentParser(
+        description=config_class.__doc__,
+        epilog=getattr(config_class, "epilog", str)(),
+        formatter_class=Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win over it")
     types = typing.get_type_hints(config_class)
     for f in dataclasses.fields(config_class):
@@ -99,7 +115,16 @@ def build_parser(config_class: type):
         else:
             plain = str if types[f.name] == str | None else types[f.name]
             parser.add_argument(*flags, type=plain, default=f.default, help=f.metadata["help"])
+    for name in _former(config_class):
+        kind = config_class.former_type(name)
+        typed = {"action": ActionYesNo} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **typed)
     return parser
+
+
+def _former(config_class: type) -> Mapping[str, str]:
+    """Options of the last release, and the option that took their place: accepted, unless that is given as a flag."""
+    return getattr(config_class, "FORMER", {})
 
 
 def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
@@ -124,17 +149,19 @@ def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
 def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Build a config from names and values; strict on both. Raises BadInput."""
     types = _check_types(config_class, values)
+    if any(name in values for name in _former(config_class)):
+        values = config_class.translated(values)
     return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
 
 
 def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
     """The fields' types, once each value is of its own. What values mean together is for the whole config to say."""
-    types = typing.get_type_hints(config_class)
-    unknown = sorted(set(values) - set(types))
+    types = {f.name: typing.get_type_hints(config_class)[f.name] for f in dataclasses.fields(config_class)}
+    unknown = sorted(set(values) - set(types) - set(_former(config_class)))
     if unknown:
         raise BadInput(f"unknown option {', '.join(unknown)}; see --help")
     for name, value in values.items():
-        if not _is_of_type(value, types[name]):
+        if name in types and not _is_of_type(value, types[name]):
             raise BadInput(f"{name}={value!r} must be {getattr(types[name], '__name__', types[name])}")
     return types
 

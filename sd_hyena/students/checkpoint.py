@@ -9,7 +9,6 @@ format version, the spec of each student, and how it was trained. The ancestor's
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import read_weights, write_weights
@@ -90,9 +90,14 @@ def _from_header(tensors: dict[str, Tensor], header: dict[str, Any]) -> StudentF
 
 
 def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
-    _check_extent(spec, state)
-    student = build_student(spec)
-    expected = student.state_dict()
+    """Nothing is allocated that the file does not hold: the header is first tried without memory."""
+    counts = (spec.channels, *(spec.size or (1, 1)))
+    if not all(type(count) is int and count > 0 for count in counts) or len(counts) != 3:
+        raise BadInput(
+            f"{spec.short}: its header counts in {str(counts)[:80]}; expected whole numbers, height and width"
+        )
+    with _WithoutMemory(state):
+        expected = build_student(spec).state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         raise BadInput(f"{spec.short}: missing {missing[:3]}, not expected {extra[:3]}")
@@ -101,33 +106,37 @@ def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
             raise BadInput(f"{spec.short}: {name} is {tuple(value.shape)}, not {tuple(expected[name].shape)}")
         if not value.is_floating_point() or not value.isfinite().all():
             raise BadInput(f"{spec.short}: {name} holds NaN, infinities or whole numbers; train again")
+    student = build_student(spec)
     student.load_state_dict(state)
     return student.eval()
 
 
-def _check_extent(spec: StudentSpec, state: dict[str, Tensor]) -> None:
-    """A header must not make us allocate what the file does not hold: no tensor larger than all of its own."""
-    names = ("order", "filter_order", "emb_dim", "short_filter_order", "num_inner_mlps", "hidden", "local", "rank")
-    numbers = [spec.options.get(name, 2) for name in names]
-    landmarks = spec.options.get("landmarks", 1)
-    counts = (spec.channels, *(spec.size or (1, 1)), *numbers, landmarks)
-    if not all(type(count) is int and count >= 0 for count in counts) or len(spec.size or (1, 1)) != 2:
-        raise BadInput(
-            f"{spec.short}: its header counts in {str(counts)[:80]}; expected whole numbers, height and width"
-        )
-    order, width, features, taps, layers, hidden, side, rank = numbers
-    d, tokens = spec.channels, math.prod(spec.size or (1, 1))
-    extents = [d * d, d * (order + 1) * taps, tokens * features, d * hidden, d * max(side, 1) ** 2]
-    extents += [d * max(spec.options.get("width", 1), 1)]
-    if spec.options.get("content", "landmarks") == "landmarks":  # else they are an option without effect
-        extents += [d * max(landmarks, 1)]
-    if spec.options.get("long") != "none":
-        extents += [width * width, width * d * (order - 1)]
-    if spec.options.get("long") == "separable":
-        extents += [rank * width * (spec.options.get("groups") or d)]
-    held = sum(value.numel() for value in state.values())
-    if not all(0 < extent <= held for extent in extents) or not 0 <= layers <= len(state):
-        raise BadInput(f"{spec.short}: its header claims more than the {held} numbers that the file holds")
+class _WithoutMemory(TorchDispatchMode):
+    """What is made inside has shapes only. Refuses a tensor larger than all that a file holds, and work without end.
+
+    Raises BadInput, whatever the operator. Small tensors and so many calls are free. `torch.device("meta")` would not do:
+    it passes over what a library has patched.
+    """
+
+    free_numbers, free_calls = 1 << 20, 1 << 14
+
+    def __init__(self, state: dict[str, Tensor]):
+        super().__init__()
+        self.held = sum(value.numel() for value in state.values())
+        self.calls = self.free_calls + 64 * len(state)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if any(argument.name == "device" for argument in function._schema.arguments):
+            kwargs["device"] = torch.device("meta")
+        self.calls -= 1
+        try:
+            made = function(*args, **kwargs)
+        except RuntimeError as error:  # among others of a size that no integer can tell
+            raise BadInput(f"its header claims more than can be made ({str(error)[:80]})") from None
+        if self.calls < 0 or (isinstance(made, Tensor) and made.numel() > max(self.held, self.free_numbers)):
+            raise BadInput(f"its header claims more than the {self.held} numbers that the file holds")
+        return made.to("meta") if isinstance(made, Tensor) and not made.is_meta else made
 
 
 def _from_ancestor(

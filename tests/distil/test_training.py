@@ -28,7 +28,7 @@ from sd_hyena.students.checkpoint import load_students
 from sd_hyena.students.teacher import Teacher
 from tests.conftest import IN01
 
-SMALL = dict(width=64, n_steps=8, batch_size=6, num_samples=4, sample_steps=2, seed=3, hyena_emb_dim=5, lr=1e-2)
+SMALL = dict(width=64, n_steps=8, batch_size=6, num_samples=4, sample_steps=2, seed=3, lr=1e-2)
 SMALL |= dict(save_every_n_steps=0, validate_every_n_steps=4, warmup_steps=2)
 
 
@@ -115,7 +115,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(folder, tmp_path_fac
     shutil.copytree(folder / "out" / "cache", other / "out" / "cache")
     for given in ({"out_dir": str(folder / "out")}, {"out_dir": str(other / "out"), "micro_batch_size": 2}):
         # Hedgehog: an inverse between landmarks multiplies the rounding that is left.
-        train(config(folder, n_steps=1, hyena2d_content="hedgehog", **given))
+        train(config(folder, n_steps=1, operator_options="content=hedgehog", **given))
     whole, accumulated = gradients
     for name in whole:
         scale = whole[name].abs().max()
@@ -416,7 +416,7 @@ def test_training_starts_from_a_given_student_and_refuses_one_of_another_shape(f
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, before[name], atol=1e-7, rtol=1e-6)
     with pytest.raises(BadInput, match="pretrained_weight"):
-        train(config(folder, n_steps=1, pretrained_weight=str(start), hyena2d_filter_order=16))
+        train(config(folder, n_steps=1, pretrained_weight=str(start), operator_options="landmarks=16"))
 
 
 def test_two_runs_in_the_same_second_get_two_folders(folder):
@@ -429,9 +429,9 @@ def test_two_runs_in_the_same_second_get_two_folders(folder):
 def test_options_survive_the_run_in_its_config_file(folder):
     from sd_hyena.options.command_line import parse
 
-    outcome = train(config(folder, n_steps=1, hyena_w=3.0, ema=0.5))
+    outcome = train(config(folder, n_steps=1, operator_options="local=5", ema=0.5))
     assert parse(TrainConfig, ["--config", str(outcome.folder / "config.yaml")]) == dataclasses.replace(
-        config(folder, n_steps=1, hyena_w=3.0, ema=0.5)
+        config(folder, n_steps=1, operator_options="local=5", ema=0.5)
     )
 
 
@@ -439,7 +439,7 @@ def test_auto_runs_a_pilot_shows_its_choice_and_trains_the_chosen_sites_from_it(
     monkeypatch.setattr(pilot, "speedup", lambda *_, **__: 2.0)  # at so small a size attention is faster everywhere
     monkeypatch.setattr(pilot, "STEPS", 10)
     given = config(folder, target="auto", budget="1.0001x", n_steps=2, width=256, batch_size=2, num_samples=2)
-    exported = train(dataclasses.replace(given, validate_every_n_steps=0, hyena2d_rank=1)).exported
+    exported = train(dataclasses.replace(given, validate_every_n_steps=0, operator_options="rank=1")).exported
     printed = capsys.readouterr().out
     assert "pilot: every site that a student makes cheaper, 10 steps" in printed and "times cheaper" in printed
     chosen = load_students(exported).students

@@ -112,7 +112,13 @@ def test_a_header_that_claims_more_landmarks_than_the_file_holds_is_refused_befo
     save_students(tmp_path / "x.pt", StudentFile({IN01: build_student(spec)}))
     tensors, metadata = read_weights(tmp_path / "x.pt")
     header = json.loads(metadata["sd_hyena"])
-    for claimed, words in ((2**40, "claims more than"), (-1, "whole numbers"), (2.5, "whole numbers"), (4, "not")):
+    for claimed, words in (
+        (10**9, "claims more than"),
+        (2**40, "whole number"),
+        (-1, "whole number"),
+        (2.5, "whole number"),
+        (4, "not"),
+    ):
         header["students"][0]["options"]["landmarks"] = claimed
         write_weights(tmp_path / "y.pt", tensors, {"sd_hyena": json.dumps(header)})
         with pytest.raises(BadInput, match=words):
