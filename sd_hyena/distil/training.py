@@ -162,7 +162,7 @@ def _run_folder(config: TrainConfig, resumed: Resumable | None) -> Path:
 
 
 def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
-    stored = load_students(path, unet).students
+    stored = load_students(path, unet, like=torch.empty(0)).students  # as precise as it is stored
     for site, student in students.items():
         if site not in stored or stored[site].spec != student.spec:
             found = [s.spec for s in stored.values()]

@@ -26,7 +26,6 @@ from sd_hyena.generate.alternatives import (
     files_of,
     joined_students,
     keep_attention,
-    load_for,
 )
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.job import Drawn, Job, shares
@@ -46,7 +45,7 @@ from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
-from sd_hyena.students.checkpoint import StudentFile
+from sd_hyena.students.checkpoint import StudentFile, load_students
 from sd_hyena.text.encoding import chunks, weighted_prompts
 from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings
 
@@ -210,7 +209,7 @@ class Engine:
         if config.offload != "off":
             self._kept.get(("offload", on), lambda: nullcontext(offload(pipe, config.offload, order.device)))
             like = torch.empty(0, dtype=order.dtype, device=order.device)  # students stay on the device
-        load = lambda name: lambda: nullcontext(load_for(pipe.unet, name, config.target, like))
+        load = lambda name: lambda: nullcontext(load_students(name, pipe.unet, config.target, like))
         stored = {name: self._kept.get(key, load(name)) for name, key in students.items()}
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)
