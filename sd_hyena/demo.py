@@ -66,7 +66,7 @@ def main(config: DemoConfig) -> None:
     _print_block_times()
     print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {config.log_dir}")
     size = f"-W {config.width}"
-    print(f"next: python train.py -t {SITE} {size}, then python generate.py -y out/hyena.pt {size}")
+    print(f"next: python -m sd_hyena train -t {SITE} {size}, then python -m sd_hyena generate -y out/hyena.pt {size}")
 
 
 def _parameters(file: Path) -> int:
@@ -133,5 +133,10 @@ def _print_block_times() -> None:
         print(f"{side:<10}{h * h:>8}{a * 1e3:>14.1f}{s * 1e3:>12.1f}{a / s:>7.1f}")
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run(DemoConfig, main, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run(DemoConfig, main))
+    sys.exit(command())

@@ -70,7 +70,7 @@ def _installed(_config: DoctorConfig) -> Iterator[str]:
     try:
         yield ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     except PackageNotFoundError as error:
-        raise ImportError(f"{error}; run pip install -r requirements.txt") from None
+        raise ImportError(f"{error}; run pip install {error.name}") from None
 
 
 def _device(config: DoctorConfig) -> Iterator[str]:
@@ -172,5 +172,10 @@ def _rate(device: Any) -> float:
     return 2 * n**3 / best
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run(DoctorConfig, main, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run(DoctorConfig, main))
+    sys.exit(command())

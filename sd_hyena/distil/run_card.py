@@ -76,4 +76,4 @@ def print_card(outcome: Outcome, config: TrainConfig) -> None:
     size = f"-W {config.width}" + (f" -H {config.height}" if config.height != config.width else "")
     newest = outcome.exported if config.dry_run else Path(config.out_dir) / "hyena.pt"
     print(f"student: {outcome.exported}, newest: {newest}")
-    print(f"next: python generate.py{model} -y {newest} {size} --compare")
+    print(f"next: python -m sd_hyena generate{model} -y {newest} {size} --compare")

@@ -31,7 +31,7 @@ from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noiser
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command import Interrupted, Terminated
-from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.options.train_config import TrainConfig
@@ -49,7 +49,7 @@ T = TypeVar("T")
 def train(config: TrainConfig) -> Outcome:
     """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
     quiet_libraries()
-    check_paths(config)
+    config = with_paths(config)
     if config.target == "auto":
         config = with_chosen_sites(config, train)
     ranks.check_launched_by_us()
@@ -163,7 +163,7 @@ def _run_folder(config: TrainConfig, resumed: Resumable | None) -> Path:
 
 
 def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
-    stored = load_students(path, unet).students
+    stored = load_students(path, unet, like=torch.empty(0)).students  # as precise as it is stored
     for site, student in students.items():
         if site not in stored or stored[site].spec != student.spec:
             found = [s.spec for s in stored.values()]

@@ -17,20 +17,28 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.picture import read_metadata, read_parameters
-from sd_hyena.options import infotext
+from sd_hyena.options import given_path, infotext
+from sd_hyena.options.shipped import shipped_file
 
 Config = typing.TypeVar("Config")
 
 
 def option(
-    default: Any, help: str, *flags: str, free: bool = False, path: Callable[[str, str], object] | None = None
+    default: Any,
+    help: str,
+    *flags: str,
+    free: bool = False,
+    path: Callable[[str, str], object] | None = None,
+    beside: str = "",
 ) -> Any:
     """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
 
     `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
-    all files and flags have had their say, and not of an empty value.
+    all files and flags have had their say, and not of an empty value. `beside` is the folder beside the model where bare
+    names are looked up before.
     """
-    return field(default=default, metadata={"help": help, "flags": flags, "free": free, "path": path})
+    metadata = {"help": help, "flags": flags, "free": free, "path": path, "beside": beside}
+    return field(default=default, metadata=metadata)
 
 
 def parse(
@@ -59,15 +67,28 @@ def parse(
     config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)} | old | flags)
     if old | flags:
         config.note_former(tuple(old | flags))
-    check_paths(config)
-    return config
+    return with_paths(config)
 
 
-def check_paths(config: Any) -> None:
-    """Look at what the options name, without torch. Raises BadInput."""
+def with_paths(config: Config) -> Config:
+    """The config with the paths of what it names: beside its model, or among the files that ship; once all of it was looked
+    at, without torch. Raises BadInput."""
+    paths = {}
     for f in dataclasses.fields(config):
-        if f.metadata["path"] and getattr(config, f.name):
-            f.metadata["path"](getattr(config, f.name), f.name)
+        value, look, kind = getattr(config, f.name), f.metadata["path"], f.metadata["beside"]
+        if value and kind:
+            value = paths[f.name] = given_path.located(value, f.name, _model(config), kind)
+        if value and look:
+            value = paths[f.name] = shipped_file(value)
+            look(value, f.name)
+    return dataclasses.replace(config, **paths)
+
+
+def _model(config: Any) -> str:
+    """The value of the option that names the model."""
+    return next(
+        (getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["path"] is given_path.model), ""
+    )
 
 
 def build_parser(config_class: type):
@@ -146,8 +167,12 @@ def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_dict(config) -> dict[str, Any]:
-    """The options as they would be given: a height that is the width stays "as the width"."""
+    """The options as they would be given: what lies beside the model by its name, a height that is the width "as the
+    width"."""
     values = dataclasses.asdict(config)
+    for f in dataclasses.fields(config):
+        if kind := f.metadata["beside"]:
+            values[f.name] = given_path.named(values[f.name], _model(config), kind)
     return values | {"height": 0} if values.get("height") == values["width"] else values
 
 
@@ -182,7 +207,7 @@ def _options_of_a1111(text: str, path: str) -> dict[str, Any]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    documents = yaml_file.read_documents(path)
+    documents = yaml_file.read_documents(shipped_file(path))
     if len(documents) != 1:
         raise BadInput(
             f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"

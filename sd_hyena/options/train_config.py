@@ -29,7 +29,9 @@ class TrainConfig:
         free=True,
         path=given_path.model,
     )
-    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
+    vae: str = option(
+        "", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae, beside="vae"
+    )
     target: str = option(
         "IN01",
         "sites: names (IN01,OUT11), level0, level1, all, a pattern (OUT*), or auto: chosen by a short pilot",
@@ -91,7 +93,7 @@ class TrainConfig:
     cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
     name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
     seed: int = option(-1, "-1 draws one and records it", "-d")
-    pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file)
+    pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file, beside="students")
     resume: str = option(
         "", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True, path=given_path.run
     )

@@ -9,6 +9,8 @@ format version, the spec of each student, and how it was trained. The ancestor's
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,26 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import read_weights, write_weights
 from sd_hyena.files.weights_kind import kind_of
 from sd_hyena.sites import Site, find_sites, select
-from sd_hyena.students.student import StudentSpec, build_student
+from sd_hyena.students.student import StudentSpec, build_student, cast
 
 FORMAT_VERSION = 1
 
 
 @dataclass
-class StudentFile:
-    """The content of a file: students by site path, and what is known of their training."""
+class StudentFile(Mapping[str, nn.Module]):
+    """The content of a file: students by site path, which it is a mapping of, and what is known of their training."""
 
     students: dict[str, nn.Module]
     training: dict[str, Any] = field(default_factory=dict)  # options, step, teacher's sha256, metrics, versions
+
+    def __getitem__(self, site: str) -> nn.Module:
+        return self.students[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.students)
+
+    def __len__(self) -> int:
+        return len(self.students)
 
 
 def save_students(path: str | Path, file: StudentFile) -> None:
@@ -50,9 +61,12 @@ def write_students(
     write_weights(path, tensors, {"sd_hyena": json.dumps(header)})
 
 
-def load_students(path: str | Path, unet: nn.Module | None = None, target: str = "IN01") -> StudentFile:
+def load_students(
+    path: str | Path, unet: nn.Module | None = None, target: str = "IN01", like: Tensor | None = None
+) -> StudentFile:
     """Read students and check them: format, keys, shapes, finiteness; with `unet` also that their sites exist there.
 
+    They come ready to be swapped in: where and in the precision that `like` is, by default the UNet, else as stored.
     `target` names the site of an ancestor's file, which knows it only since its last version. Raises BadInput.
     """
     tensors, metadata = read_weights(path)
@@ -69,6 +83,10 @@ def load_students(path: str | Path, unet: nn.Module | None = None, target: str =
         raise BadInput(f"{str(path)!r}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, StopIteration) as error:
         raise BadInput(f"{str(path)!r}: damaged header ({type(error).__name__}: {str(error)[:160]})") from None
+    if like is None and unet is not None:
+        like = next(unet.parameters())
+    for student in file.values() if like is not None else ():
+        cast(student, like)
     return file
 
 
@@ -209,14 +227,19 @@ def versions() -> dict[str, str]:
     return {"sd_hyena": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
-if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+def command(arguments: list[str] | None = None) -> int:
+    """Say what the one file is that is named; the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) != 1 or given[0] in ("-h", "--help"):
         print("usage: python -m sd_hyena.students.checkpoint FILE", file=sys.stderr)
-        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+        return 0 if given in (["-h"], ["--help"]) else 2
     try:
-        print(describe(load_students(sys.argv[1])))
+        print(describe(load_students(given[0])))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -101,7 +101,7 @@ def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, 
         f"        raise {failure}\n"
         "    return original(self, batch, batch_idx)\n"
         "Distillation.training_step = step\n"
-        "from train import main\n"
+        "from sd_hyena.distil.__main__ import main\n"
         "sys.exit(run(TrainConfig, main))\n"
     )
     given = arguments(folder, "bidirectional", "--devices", 2, "-n", 50)[1:]

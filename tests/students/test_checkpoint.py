@@ -10,6 +10,7 @@ from sd_hyena.files.weights import read_weights, write_weights
 from sd_hyena.options.operators import OPERATORS, Operator, options_of
 from sd_hyena.students.checkpoint import FORMAT_VERSION, StudentFile, describe, load_students, save_students
 from sd_hyena.students.student import Projections, StudentSpec, build_student
+from sd_hyena.students.swap import swapped
 from tests.conftest import IN01, OUT11, ROOT, command
 
 SPECS = {
@@ -50,6 +51,25 @@ def test_a_file_of_two_sites_holds_both(tmp_path, unet):
     students = {IN01: randomised(SPECS["causal"]), OUT11: randomised(second)}
     save_students(tmp_path / "x.safetensors", StudentFile(students))
     assert list(load_students(tmp_path / "x.safetensors", unet).students) == [IN01, OUT11]
+
+
+def test_students_come_as_the_unet_is_and_their_file_is_swapped_in_as_it_comes(tmp_path, own_pipe, states):
+    """But for implicit filters, which stay in float32; without a UNet, and where it is asked for, all is as stored."""
+    options = {"heads": 4, "local": 3, "long": "separable", "rank": 2, "reach": 8, "landmarks": 4}
+    students = {IN01: randomised(StudentSpec(IN01, "IN01", 32, "hyena2d", options, None))}
+    save_students(tmp_path / "x.pt", StudentFile(students))
+    unet = own_pipe.unet.to(torch.bfloat16)
+    file = load_students(tmp_path / "x.pt", unet)
+    assert dict(file) == file.students and len(file) == 1
+    dtypes = {name: p.dtype for name, p in file[IN01].named_parameters()}
+    assert dtypes["change_out.weight"] == torch.bfloat16 and torch.float32 in dtypes.values()
+    latents, timesteps, told = states
+    told = {name: value.to(torch.bfloat16) for name, value in told.items()}
+    with torch.no_grad(), swapped(unet, file):
+        assert unet(latents.to(torch.bfloat16), timesteps, **told).sample.isfinite().all()
+    for stored in (load_students(tmp_path / "x.pt"), load_students(tmp_path / "x.pt", unet, like=torch.empty(0))):
+        for name, value in students[IN01].state_dict().items():
+            assert torch.equal(stored[IN01].state_dict()[name], value)
 
 
 @pytest.fixture
