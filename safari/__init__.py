@@ -1,5 +1,6 @@
 """Sub-quadratic token mixers: the Hyena operator and its long convolution. Imports torch and einops only."""
 
+from safari.cluster_attention import ClusterAttention
 from safari.fftconv import long_conv, long_conv2d
 from safari.hyena import HyenaMixer, HyenaOperator
 from safari.hyena2d import Hyena2d
@@ -9,6 +10,7 @@ from safari.pointwise import PointwiseMixer
 from safari.window_attention import WindowAttention
 
 __all__ = [
+    "ClusterAttention",
     "Hyena2d",
     "HyenaMixer",
     "HyenaOperator",

@@ -176,6 +176,61 @@ def landmark_attention(state: dict[str, Tensor], streams: tuple[Tensor, ...], he
     return (weights(q, far_k) @ inverse @ weights(far_q, k) @ v).transpose(1, 2).flatten(2)
 
 
+def clusters(keys: Tensor, m: int, steps: int) -> list[list[int]]:
+    """The members of each of m clusters of keys (L, E) by Lloyd's iteration from the first m keys."""
+    centers = [keys[i] for i in range(m)]
+    for _ in range(steps):
+        members = [[] for _ in range(m)]
+        for i, key in enumerate(keys):
+            distances = [float((key - center).square().sum()) for center in centers]
+            members[distances.index(min(distances))].append(i)
+        centers = [keys[them].mean(dim=0) if them else center for them, center in zip(members, centers, strict=True)]
+    return members
+
+
+def cluster_attention(
+    state: dict[str, Tensor],
+    streams: tuple[Tensor, ...],
+    heads: int,
+    m: int,
+    order: list[int],
+    *,
+    steps: int,
+    ridge: float,
+) -> Tensor:
+    """`ClusterAttention` sample by sample and head by head, `order` the tokens that are clustered; (B, L, D).
+
+    An empty cluster keeps the token that it started from.
+    """
+    e = streams[0].shape[-1] // heads
+
+    def weights(a: Tensor, b: Tensor) -> Tensor:
+        z = (a @ b.T / e**0.5).exp()
+        return z / z.sum(dim=-1, keepdim=True)
+
+    def one(q: Tensor, k: Tensor, v: Tensor, head: int) -> Tensor:
+        if len(k) <= m:
+            return weights(q, k) @ v
+        some_q, some_k = q[order], k[order]
+        members = [them or [j] for j, them in enumerate(clusters(some_k.detach(), m, steps))]
+        far_k, far_q = (torch.stack([t[them].mean(dim=0) for them in members]) for t in (some_k, some_q))
+        damp = ridge
+        if "a_k" in state:
+            far_k = state["a_k"][head] * (far_k - some_k.mean(dim=0))
+            far_q = state["a_q"][head] * far_q + state["b_q"][head]
+            damp = state["log_ridge"][head].exp()
+        between = weights(far_q, far_k)
+        inverse = torch.linalg.inv(between.T @ between + damp**2 * torch.eye(m, dtype=k.dtype)) @ between.T
+        met = weights(far_q, k) @ v
+        return met.mean(dim=0) + weights(q, far_k) @ inverse @ (met - met.mean(dim=0))
+
+    rows = []
+    for sample in zip(*streams, strict=True):
+        parts = zip(*(t.split(e, dim=-1) for t in sample), strict=True)
+        rows.append(torch.cat([one(*part, head) for head, part in enumerate(parts)], dim=-1))
+    return torch.stack(rows)
+
+
 def hyena2d(
     state: dict[str, Tensor],
     streams: tuple[Tensor, ...],
