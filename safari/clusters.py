@@ -44,14 +44,23 @@ def nearest(x: Tensor, centers: Tensor) -> Tensor:
     return closeness.argmax(dim=-1).unflatten(0, x.shape[:2])
 
 
+def sizes(labels: Tensor, m: int) -> Tensor:
+    """How many of (B, N, L) are in each of m clusters; (B, N, M, 1)."""
+    one = torch.ones((*labels.shape, 1), device=labels.device)
+    return _sums(one, labels, m)
+
+
 def averages(x: Tensor, labels: Tensor, otherwise: Tensor) -> Tensor:
     """The mean of (B, N, L, E) over each of M clusters; (B, N, M, E), and where one is empty what `otherwise` holds."""
-    b, n, m, e = otherwise.shape
+    m = otherwise.shape[-2]
+    count = sizes(labels, m).to(x)
+    return torch.where(count > 0, _sums(x, labels, m) / count.clamp(min=1), otherwise)
+
+
+def _sums(x: Tensor, labels: Tensor, m: int) -> Tensor:
+    b, n, _, e = x.shape
     first = torch.arange(0, b * n * m, m, device=x.device).view(b, n, 1)
-    members = (labels + first).flatten()
-    total = x.new_zeros(b * n * m, e).index_add(0, members, x.reshape(-1, e))
-    count = x.new_zeros(b * n * m).index_add(0, members, x.new_ones(len(members)))[:, None]
-    return torch.where(count > 0, total / count.clamp(min=1), otherwise.reshape(-1, e)).view(b, n, m, e)
+    return x.new_zeros(b * n * m, e).index_add(0, (labels + first).flatten(), x.reshape(-1, e)).view(b, n, m, e)
 
 
 def lloyd(x: Tensor, m: int, steps: int) -> Tensor:

@@ -197,32 +197,48 @@ def cluster_attention(
     *,
     steps: int,
     ridge: float,
+    least: float,
 ) -> Tensor:
     """`ClusterAttention` sample by sample and head by head, `order` the tokens that are clustered; (B, L, D).
 
-    An empty cluster keeps the token that it started from.
+    An empty cluster keeps the token that it started from, and counts as one.
     """
     e = streams[0].shape[-1] // heads
 
-    def weights(a: Tensor, b: Tensor) -> Tensor:
-        z = (a @ b.T / e**0.5).exp()
-        return z / z.sum(dim=-1, keepdim=True)
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q @ k.T / e**0.5).exp()
+        return weights / weights.sum(dim=-1, keepdim=True) @ v
 
     def one(q: Tensor, k: Tensor, v: Tensor, head: int) -> Tensor:
         if len(k) <= m:
-            return weights(q, k) @ v
-        some_q, some_k = q[order], k[order]
-        members = [them or [j] for j, them in enumerate(clusters(some_k.detach(), m, steps))]
-        far_k, far_q = (torch.stack([t[them].mean(dim=0) for them in members]) for t in (some_k, some_q))
-        damp = ridge
-        if "a_k" in state:
-            far_k = state["a_k"][head] * (far_k - some_k.mean(dim=0))
-            far_q = state["a_q"][head] * far_q + state["b_q"][head]
-            damp = state["log_ridge"][head].exp()
-        between = weights(far_q, far_k)
-        inverse = torch.linalg.inv(between.T @ between + damp**2 * torch.eye(m, dtype=k.dtype)) @ between.T
-        met = weights(far_q, k) @ v
-        return met.mean(dim=0) + weights(q, far_k) @ inverse @ (met - met.mean(dim=0))
+            return attention(q, k, v)
+        k = k - k[order].mean(dim=0)
+        members = [them or [j] for j, them in enumerate(clusters(k[order].detach(), m, steps))]
+        n = torch.tensor([len(them) for them in members], dtype=k.dtype) * len(k) / len(order)
+        far_k, far_v = (torch.stack([t[order][them].mean(dim=0) for them in members]) for t in (k, v))
+        own_cluster = {i: j for j, them in enumerate(members) for i in them}
+        logits = [
+            float(q[i] @ (k[order[x]] - far_k[own_cluster[x]])) / e**0.5 for i in order for x in range(len(order))
+        ]
+        damp = ridge * sum(logit**2 for logit in logits) / len(logits)
+        if "turn" in state:
+            far_k, n = far_k @ state["turn"][head], n * state["log_n"][head].exp().flatten()
+            damp = damp * state["log_ridge"][head].exp()
+
+        def weights(rows: list[int] | slice) -> tuple[Tensor, Tensor]:
+            """Of the clusters, and of oneself."""
+            among = n * (q[rows] @ far_k.T / e**0.5).exp()
+            own = ((q[rows] * k[rows]).sum(dim=-1, keepdim=True) / e**0.5).exp()
+            total = among.sum(dim=-1, keepdim=True) + own
+            return among / total, own / total
+
+        asked = order[:m]
+        among, own = weights(asked)
+        missing = attention(q[asked], k, v) - (among @ far_v + own * v[asked])
+        damped = among.T @ among + (damp + least) ** 2 * torch.eye(m, dtype=k.dtype)
+        z = far_v + torch.linalg.inv(damped) @ among.T @ missing
+        among, own = weights(slice(None))
+        return among @ z + own * v
 
     rows = []
     for sample in zip(*streams, strict=True):

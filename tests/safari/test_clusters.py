@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from safari import reference
-from safari.clusters import averages, lloyd, nearest, spread
+from safari.clusters import averages, lloyd, nearest, sizes, spread
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,6 +37,7 @@ def test_labels_are_lloyds_and_averages_those_of_plain_loops():
         for n in range(3):
             for j, members in enumerate(reference.clusters(x[b, n], 7, steps=3)):
                 assert labels[b, n].eq(j).nonzero().flatten().tolist() == members
+                assert sizes(labels, 7)[b, n, j] == len(members)
                 expected = values[b, n, members].mean(dim=0) if members else values[b, n, j]
                 torch.testing.assert_close(means[b, n, j], expected)
 
