@@ -207,6 +207,18 @@ OPERATORS: dict[str, Operator] = {
             heads=True,
         ),
         Operator(
+            "clusters",
+            "safari:ClusterAttention",
+            "attention to oneself and to clusters of the picture's own keys; near to softmax without training",
+            {
+                "landmarks": Option(256, "clusters of a head", low=1),
+                "sample": Option(2048, "tokens that are clustered, spread over the picture", low=1),
+                "steps": Option(2, "assignments of tokens to clusters", low=1),
+                "learned": Option(False, "with weights of its own, which start as what it is without"),
+            },
+            heads=True,
+        ),
+        Operator(
             "bidirectional",
             "safari:BidirectionalHyena",
             "one-dimensional, over the raster of one size",
