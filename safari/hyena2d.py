@@ -55,8 +55,6 @@ class Hyena2d(nn.Module):
     Raises ValueError for options that cannot work.
     """
 
-    streams = 3
-
     def __init__(
         self,
         d_model: int,

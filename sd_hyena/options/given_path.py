@@ -1,6 +1,7 @@
 """What options name on disk, told without torch: whether it is there, of a form that is read, of the right kind.
 
-What takes tensors to tell is told where they are read.
+A bare name is looked up beside the model: NAME in students/, vae/, loras/ or embeddings/ of the folder that the model's folder
+or file lies in. A path that exists wins over a name. What takes tensors to tell is told where they are read.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.container import check_packed, is_safetensors
+from sd_hyena.files.container import PICKLED, SAFETENSORS, check_packed, is_safetensors
 from sd_hyena.files.safetensors_header import tensor_names
 from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, VAE, Kind, kind_of
+from sd_hyena.options.landmarks import WORD, Landmarks
+from sd_hyena.options.shipped import SHIPPED_MODEL
 
 PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
     "StableDiffusionPipeline": "StableDiffusionPipeline",
@@ -31,6 +34,67 @@ VAES = "give a diffusers folder, a .safetensors or a .ckpt file of an Autoencode
 CONTROLNETS = "give a diffusers folder of a ControlNetModel"
 RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
 EMBEDDINGS = (".pt", ".pth", ".bin", ".safetensors", ".sft")
+BESIDE = {  # the folders beside a model -> endings of what is known there by its name; the first wins
+    "students": (".safetensors", ".pt"),
+    "vae": (*SAFETENSORS, *PICKLED, ""),
+    "loras": (".safetensors",),
+    "embeddings": EMBEDDINGS,
+}
+SEPARATORS = {"students": ",+", "vae": "", "loras": ",", "embeddings": ","}  # of the names in the value of an option
+
+
+def beside(model: str, kind: str) -> dict[str, Path]:
+    """What can be named beside a model ("" is the one that ships): by name, with its ending and without."""
+    folder = Path(os.path.abspath(model or SHIPPED_MODEL)).parent / kind
+    names: dict[str, Path] = {}
+    for ending in BESIDE[kind] if folder.is_dir() else ():
+        for path in sorted(folder.glob(f"*{ending}")):
+            if path.is_file() if ending else path.is_dir():
+                names |= {name: path for name in (path.name, path.stem) if name not in names}
+    return names
+
+
+def located(given: str, option: str, model: str, kind: str) -> str:
+    """The value of an option with each name beside the model as its path. Raises BadInput, with the names there are."""
+    known = beside(model, kind)
+
+    def path(name: str) -> str:
+        if os.path.exists(name) or not known:
+            return name
+        bare = os.path.basename(name) == name and not Landmarks.read(name)
+        if name not in known and bare:
+            names = ", ".join(sorted({path.stem for path in known.values()}))
+            raise BadInput(f"{option}={name!r} is no file; of that kind there are beside the model: {names}")
+        return str(known.get(name, name))
+
+    return _renamed(given, kind, path, lambda name: os.path.exists(name) or name in known)
+
+
+def named(given: str, model: str, kind: str) -> str:
+    """The other way: each path that `located` answers as the name it has beside the model."""
+    names = {str(path): path.stem for path in beside(model, kind).values()}
+    return _renamed(given, kind, lambda path: names.get(path, path), os.path.exists)
+
+
+def _renamed(given: str, kind: str, rename: Callable[[str], str], there: Callable[[str], bool]) -> str:
+    """The value with its names renamed; a LoRA's weight stays behind its name."""
+    pieces, changed = [], False
+    for separator, entry in _names(given, SEPARATORS[kind], lambda entry: there(_weighted(entry, there)[0])):
+        name, weight = _weighted(entry, there) if kind == "loras" else (entry, "")
+        new = rename(name) if name else name
+        changed |= new != name
+        pieces += [separator, new + weight]
+    return "".join(pieces) if changed else given
+
+
+def _weighted(entry: str, there: Callable[[str], bool]) -> tuple[str, str]:
+    """A name and the `:weight` behind it, empty if the whole is there or ends in no number."""
+    name, _, number = entry.rpartition(":")
+    if name and not there(entry):
+        with suppress(ValueError):  # C:\lora.safetensors
+            float(number)
+            return name, f":{number}"
+    return entry, ""
 
 
 def plain_file(given: str, option: str) -> Path:
@@ -77,8 +141,8 @@ def students(given: str, option: str) -> list[Path]:
     """All files of a+b,c."""
     names = [name for together in alternatives(given) for name in together]
     for name in names:
-        if not os.path.isfile(name):
-            raise BadInput(f"{option}={name!r} is no file; train.py writes out/hyena.pt")
+        if not os.path.isfile(name) and not Landmarks.read(name):
+            raise BadInput(f"{option}={name!r} is no file; training writes out/hyena.pt, {WORD} needs no file")
     return [Path(name) for name in names]
 
 
@@ -95,18 +159,14 @@ def alternatives(given: str) -> list[list[str]]:
 def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
     """FILE or FILE:WEIGHT, separated by commas."""
     found = []
-    for entry in several(given, lambda name: os.path.isfile(name) or os.path.isfile(name.rpartition(":")[0])):
-        path, weight = entry, 1.0
-        name, _, number = entry.rpartition(":")
-        if name and not os.path.isfile(entry):
-            with suppress(ValueError):  # C:\lora.safetensors
-                path, weight = name, float(number)
+    for entry in several(given, lambda name: os.path.isfile(_weighted(name, os.path.isfile)[0])):
+        path, weight = _weighted(entry, os.path.isfile)
         if not os.path.isfile(path):
             raise BadInput(f"{option}={entry!r} is no file; give FILE.safetensors or FILE.safetensors:WEIGHT")
         kind = kind_of(tensor_names(path))
         if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, diffusers may know
             raise BadInput(f"{option}={path!r} looks like {kind}")
-        found.append((Path(path), weight))
+        found.append((Path(path), float(weight[1:]) if weight else 1.0))
     return found
 
 
@@ -174,7 +234,8 @@ def class_name(path: Path) -> str | None:
 
 def _names(given: str, separators: str, there: Callable[[str], bool] = os.path.exists) -> list[tuple[str, str]]:
     """Each name and the separator before it; of names that hold separators themselves the longest that is `there`."""
-    pieces = ["", *re.split(f"([{re.escape(separators)}])", given)]  # a separator before every name
+    parts = re.split(f"([{re.escape(separators)}])", given) if separators else [given]
+    pieces = ["", *parts]  # a separator before every name
     found, start = [], 1
     while start < len(pieces):
         longest_first = range(len(pieces), start, -2)

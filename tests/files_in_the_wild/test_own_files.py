@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sd_hyena.distil import training
-from sd_hyena.distil.data import pictures_of
 from sd_hyena.distil.run_card import Outcome, print_card
 from sd_hyena.distil.run_folder import newest_first
+from sd_hyena.distil.sources import pictures_of
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
 from sd_hyena.files.names import for_a_shell
@@ -94,7 +94,7 @@ def test_captions_are_read_before_a_model_is_loaded_and_debris_is_passed_over(pi
     + [("trajectories", damage) for damage in ("cut", "empty", "text", "other sizes", "NaN", "other names")],
 )
 def test_a_damaged_cache_of_samples_is_drawn_again(tmp_path, data, damage, capsys, shared_pipe):
-    from sd_hyena.distil.data import make_bank
+    from sd_hyena.distil.sources import make_bank
     from sd_hyena.options.sampler import set_scheduler
 
     before = shared_pipe.scheduler
@@ -171,8 +171,8 @@ def test_the_command_that_is_printed_can_be_pasted(tmp_path, monkeypatch, capsys
     print_card(Outcome(Path(name) / "run", Path(name) / "run" / "x.safetensors", {}, {}), given)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
     words = shlex.split(line.removeprefix("next: "))
-    assert words[:2] == ["python", "generate.py"]
-    found = dict(zip(words[2::2], words[3::2], strict=False))
+    assert words[:4] == ["python", "-m", "sd_hyena", "generate"]
+    found = dict(zip(words[4::2], words[5::2], strict=False))
     wanted = {"-m": f"{name}.ckpt", "--vae": f"{name}.vae.pt", "-y": f"{name}/hyena.pt", "-W": "64"}
     assert {flag: Path(found[flag]) for flag in wanted} == {flag: Path(path) for flag, path in wanted.items()}
     assert not any(value.startswith("-") for value in found.values())
