@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> Outcome:
     if config.target == "auto":
         config = with_chosen_sites(config, train)
     ranks.check_launched_by_us()
-    path = model_path(config.teacher_model)
+    path = model_path(config.teacher_model, config.vae)
     if config.vae:
         check_vae(config.vae)
     if config.processes > 1:

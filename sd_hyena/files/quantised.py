@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sd_hyena.errors import BadInput
 
+T = TypeVar("T")
 SCALE = re.compile(r"(.*\.)(scale_weight|weight_scale)$")  # ComfyUI's, older and newer, beside `weight`
 MARK = re.compile(
     r"(^|\.)(scaled_fp8|scale_input|input_scale)$"
@@ -24,17 +26,23 @@ def unquantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises BadInput, which says how, for what is quantised in another way.
     """
-    if name := next(filter(IN_BLOCKS.search, tensors), None):
-        raise BadInput(f"it is quantised in blocks of 4 bits ({name}); give a file of float8, float16 or float32")
-    result = {}
     for name, value in tensors.items():
         if name.endswith(FORMAT):
             _check_format(name, value)
-        elif not MARK.search(name) and not _is_scale(name, tensors):
-            scales = (f"{name.removesuffix('weight')}{kind}" for kind in ("scale_weight", "weight_scale"))
-            scale = next(filter(tensors.__contains__, scales), None) if name.endswith(".weight") else None
-            result[name] = widened(value) if scale is None else _scaled(value, scale, tensors[scale])
+    result = {}
+    for name, value in without_scales(tensors).items():
+        scales = (f"{name.removesuffix('weight')}{kind}" for kind in ("scale_weight", "weight_scale"))
+        scale = next(filter(tensors.__contains__, scales), None) if name.endswith(".weight") else None
+        result[name] = widened(value) if scale is None else _scaled(value, scale, tensors[scale])
     return result
+
+
+def without_scales(tensors: Mapping[str, T]) -> dict[str, T]:
+    """What is left of the names when scales are multiplied in. Raises BadInput for weights in blocks."""
+    if name := next(filter(IN_BLOCKS.search, tensors), None):
+        raise BadInput(f"it is quantised in blocks of 4 bits ({name}); give a file of float8, float16 or float32")
+    extra = lambda name: name.endswith(FORMAT) or MARK.search(name) or _is_scale(name, tensors)
+    return {name: value for name, value in tensors.items() if not extra(name)}
 
 
 def widened(value: Tensor) -> Tensor:
@@ -44,7 +52,7 @@ def widened(value: Tensor) -> Tensor:
     return value.to(torch.float16) if value.is_floating_point() and value.itemsize == 1 else value
 
 
-def _is_scale(name: str, tensors: Mapping[str, Tensor]) -> bool:
+def _is_scale(name: str, tensors: Mapping[str, Any]) -> bool:
     match = SCALE.match(name)
     return match is not None and f"{match[1]}weight" in tensors
 

@@ -74,12 +74,16 @@ def shapes_of(path: str | Path) -> Mapping[str, tuple[int, ...]]:
     """What `read_checkpoint` would give, by its sizes; of a `.safetensors` the header alone is read. Raises BadInput."""
     path = Path(path)
     check_packed(path)
-    status = path.stat()
-    return _shapes(path, status.st_size, status.st_mtime_ns)
+    return _shapes(path, stamps(path))
+
+
+def stamps(*paths: Path) -> tuple[tuple[str, int, int], ...]:
+    """By which it is known whether files have changed."""
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths))
 
 
 @lru_cache(maxsize=16)
-def _shapes(path: Path, _size: int, _time: int) -> Mapping[str, tuple[int, ...]]:
+def _shapes(path: Path, _stamps: tuple) -> Mapping[str, tuple[int, ...]]:
     if not is_safetensors(path):
         return MappingProxyType({name: tuple(value.shape) for name, value in read_checkpoint(path).items()})
     with _opened(path) as file:

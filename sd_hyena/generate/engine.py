@@ -80,7 +80,7 @@ class Order:
     def of(cls, config: GenerateConfig) -> Order:
         """Raises BadInput."""
         config = with_paths(config)
-        path = model_path(config.model)
+        path = model_path(config.model, config.vae)
         check_sampler(config.scheduler, noise_levels(path))
         if config.vae:
             check_vae(config.vae)

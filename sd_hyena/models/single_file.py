@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.averaged import averages_as_weights
-from sd_hyena.files.quantised import unquantised
-from sd_hyena.files.weights import read_checkpoint, shapes_of
+from sd_hyena.files.quantised import unquantised, without_scales
+from sd_hyena.files.weights import read_checkpoint, shapes_of, stamps
 from sd_hyena.files.weights_kind import TEXTS, UNET, layout_of
 from sd_hyena.models.clip_vocabulary import clip_tokenizer
 from sd_hyena.models.part import Misfit, check_state, filled
@@ -31,13 +32,31 @@ PURE_NOISE = "ztsnr"  # a tensor that marks models trained from pure noise on
 OWN_CONFIG = "a model of another size needs its diffusers configuration (model_index.json, unet/config.json ...) in {}"
 
 
-def check_single_file(path: Path) -> None:
-    """Raise BadInput for what is no model with a UNet and text encoders that are known here; builds nothing."""
-    shapes = averages_as_weights(shapes_of(path))
+def check_single_file(path: Path, vae: str = "") -> None:
+    """Raise BadInput unless all that loading reads of a file, but for its numbers, makes a model that is known here.
+
+    With another `vae` its own is not read.
+    """
     try:
-        layout_of(shapes)
+        shapes = averages_as_weights(without_scales(shapes_of(path)))
+        layout = layout_of(shapes)
     except BadInput as error:
         raise BadInput(f"model {str(path)!r} {error}") from None
+    if fault := _fault(path, layout, bool(vae), stamps(path), stamps(*_configuration(path, layout).rglob("*.json"))):
+        raise BadInput(fault)
+
+
+@lru_cache(maxsize=16)
+def _fault(path: Path, layout: str, other_vae: bool, *_stamps: Any) -> str:
+    """What keeps a pipeline from being built of tensors of these names and sizes; empty if nothing."""
+    with torch.device("meta"):
+        shapes = averages_as_weights(without_scales(shapes_of(path)))
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    try:
+        _made(path, tensors, layout, torch.float32, other_vae or None)
+    except BadInput as error:
+        return str(error)
+    return ""
 
 
 def has_own_config(path: Path) -> bool:
@@ -61,13 +80,17 @@ def load_single_file(path: Path, dtype: torch.dtype, vae: str = "") -> Any:
     except BadInput as error:
         raise BadInput(f"model {str(path)!r}: {error}") from None
     layout = layout_of({name: tuple(value.shape) for name, value in tensors.items()})
-    own = has_own_config(path)
+    other_vae = load_vae(vae, _configuration(path, layout) / "vae", dtype) if vae else None
+    return _made(path, tensors, layout, dtype, other_vae)
+
+
+def _made(path: Path, tensors: Mapping[str, Tensor], layout: str, dtype: torch.dtype, vae: Any) -> Any:
+    """The pipeline of a file's tensors, what it lacks said of the file. Raises BadInput."""
     folder = _configuration(path, layout)
-    other_vae = load_vae(vae, folder / "vae", dtype) if vae else None
     try:
-        return _built(tensors, layout, folder, dtype, other_vae)
+        return _built(tensors, layout, folder, dtype, vae)
     except Misfit as error:
-        hint = f", as {folder} says" if own else f"; {OWN_CONFIG.format(path.with_suffix(''))}"
+        hint = f", as {folder} says" if has_own_config(path) else f"; {OWN_CONFIG.format(path.with_suffix(''))}"
         raise BadInput(f"model {str(path)!r} looks like {NAMES[layout]}, but {error}{hint}") from None
     except BadInput as error:
         raise BadInput(f"model {str(path)!r}: {error}") from None
@@ -80,6 +103,7 @@ def load_single_file(path: Path, dtype: torch.dtype, vae: str = "") -> Any:
 
 
 def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torch.dtype, vae: Any) -> Any:
+    """The pipeline, or None of tensors without numbers."""
     import diffusers
     import transformers
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
@@ -107,6 +131,8 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
     parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     if PURE_NOISE in tensors:
         parts["scheduler"].register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    if any(value.is_meta for value in tensors.values()):
+        return None
     if layout == "sdxl":
         zeros = index.get("force_zeros_for_empty_prompt", True)
         return diffusers.StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
@@ -141,6 +167,8 @@ def _text_encoder(kind: Any, tensors: Mapping[str, Tensor], folder: Path, dtype:
     expected = model.state_dict()
     state = {name: found[short] for name in expected if (short := name.removeprefix("text_model.")) in found}
     check_state("text encoder", expected, state)
+    if any(value.is_meta for value in state.values()):
+        return model
     return kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()
 
 
