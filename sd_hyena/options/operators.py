@@ -207,6 +207,18 @@ OPERATORS: dict[str, Operator] = {
             heads=True,
         ),
         Operator(
+            "clusters",
+            "safari:ClusterAttention",
+            "mixes by content alone: oneself, and clusters of the picture's own keys; near to softmax untrained",
+            {
+                "landmarks": Option(256, "of a head: clusters", low=1),
+                "sample": Option(2048, "tokens that are clustered, spread evenly; all of a smaller picture", low=1),
+                "steps": Option(2, "assignments of tokens to clusters", low=1),
+                "learned": Option(False, "turn and weigh the clusters by trained weights"),
+            },
+            heads=True,
+        ),
+        Operator(
             "bidirectional",
             "safari:BidirectionalHyena",
             "one-dimensional, over the raster of one size",

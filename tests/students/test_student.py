@@ -38,6 +38,7 @@ EVERY = [
     ("pointwise", {}),
     ("hyena2d", {"heads": 2, "window": 2}),
     ("landmarks", {"heads": 2, "landmarks": 3}),
+    ("clusters", {"heads": 2, "landmarks": 3, "learned": True}),
     ("linear", {"heads": 2, "feature_map": "elu"}),
     ("windows", {"heads": 2, "window": 2}),
 ]
