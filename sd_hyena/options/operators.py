@@ -124,13 +124,11 @@ class Operator:
             return f"{name} has a flag of its own, --hyena_{name}"
         return f"{self.name} has no {name[:80]!r}; it has {', '.join(self.options) or 'no options'}"
 
-    def write(self, given: Mapping[str, Value]) -> str:
-        """The shortest text that `read` understands as these options: defaults are left out."""
-        shown = {
-            name: given[name]
-            for name, option in self.options.items()
-            if given.get(name, option.default) != option.default
-        }
+    def write(self, given: Mapping[str, Value], in_full: bool = False) -> str:
+        """The text that `read` understands as these options: the shortest, or with every default, which a later release
+        may have changed."""
+        values = self.defaults() | given
+        shown = {name: values[name] for name, o in self.options.items() if in_full or values[name] != o.default}
         return ",".join(f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in shown.items())
 
     def defaults(self) -> dict[str, Value]:
