@@ -304,7 +304,7 @@ def hyena2d(
     y = p.flatten(2).transpose(1, 2)
     if "content.turn" in state:
         order = spread(q[0, 0].numel(), min(q[0, 0].numel(), 2048)).tolist()
-        given = {"steps": 2, "ridge": 3e-2, "least": 1e-3}
+        given = {"steps": 2, "ridge": 3e-2, "least": 2e-3}
         y = y + cluster_attention(inside("content."), streams, heads, landmarks, order, **given)
     if "content.seek" in state:
         y = y + landmark_attention(inside("content."), streams, heads)
