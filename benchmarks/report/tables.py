@@ -142,6 +142,36 @@ def quality(rows: Rows) -> str:
     return _markdown(head, lines)
 
 
+def sharpness(rows: Rows) -> str:
+    """What needs no training, at two sites, with all logits multiplied."""
+    columns = [f"{site}_x{factor}" for site in ("IN01", "OUT09") for factor in (1, 2, 4)]
+    lines = [[row["untrained"], *(_short(row[name]) for name in columns), row["gflop_2048"]] for row in rows]
+    heads = [name.replace("_x", " ×") for name in columns]
+    return _markdown(["untrained", *heads, "GFLOP at 2048 px"], lines)
+
+
+def landmarks(rows: Rows) -> str:
+    """How the error of untrained clusters falls with their number, by tokens."""
+    tokens, counts = (sorted({int(row[name]) for row in rows}) for name in ("tokens", "landmarks"))
+    cells = {
+        (int(row["tokens"]), int(row["landmarks"])): f"{_short(row['IN01'])}, {_short(row['OUT09'])}" for row in rows
+    }
+    lines = [[f"{n:,}".replace(",", " "), *(cells[n, m] for m in counts)] for n in tokens]
+    return _markdown(["tokens", *(f"{m} clusters" for m in counts)], lines)
+
+
+def _short(error: str) -> str:
+    """Two digits that count, without the leading zero."""
+    value = float(error)
+    return (
+        f"{value:.1e}"
+        if value < 1e-4
+        else f"{value:.5f}".rstrip("0").removeprefix("0")
+        if value < 1
+        else f"{value:.2f}"
+    )
+
+
 def _vae(rows: Rows, ways: dict[str, str], cell: str) -> str:
     """`cell` of each way, named by `mode` and `offload`, by size."""
     sizes = list(dict.fromkeys(row["pixels"] for row in rows))
@@ -207,6 +237,8 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "ladder": ("ladder_cpu", ladder, ""),
     "image": ("image_cpu", image, ""),
     "quality": ("quality", quality, ""),
+    "sharpness": ("sharpness", sharpness, ""),
+    "landmarks": ("landmarks", landmarks, ""),
     "vae_error": ("tiled_vae", vae_error, ""),
     "vae_memory": ("tiled_vae", vae_memory, "memory"),
     "options_tiny_sd": ("large_images_tiny_sd", options, ""),
