@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, product
+from itertools import count, pairwise, product
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sd_hyena.large.steps import QUERIES, Add, Attend, Moments, Norm, Span, Step
 from sd_hyena.large.tile_store import TileStore
-from sd_hyena.large.vae_steps import QUERIES, Add, Attend, Moments, Norm, Span, Step
 
 Box = tuple[Span, Span]  # rows, columns
 Size = tuple[int, int]
@@ -74,6 +74,7 @@ class TiledNetwork:
     stats_dtype: torch.dtype = torch.float32
     circular: bool = False
     measured: dict[nn.GroupNorm, Moments] = field(default_factory=dict)  # in the last call
+    progress: Callable[[int, int], None] | None = None  # told after each tile how many are done, and of how many
 
     def __call__(
         self, x: Tensor, known: Mapping[nn.GroupNorm, Moments] | None = None, own_statistics: bool = False
@@ -90,7 +91,8 @@ class TiledNetwork:
         norms = {step.module for step in self.steps if isinstance(step, Norm)}
         segments = cut(self.steps, norms if own_statistics else self.measured)
         cells, kept = x.movedim(1, -1), None
-        with tqdm(total=self._ticks(segments, x.shape[2:]), unit="tile", disable=None, leave=False) as bar:
+        total, ticks = self._ticks(segments, x.shape[2:]), count(1)
+        with tqdm(total=total, unit="tile", disable=None, leave=False) as bar:
             for segment, following in zip(segments, [*segments[1:], None], strict=True):
                 if isinstance(segment[0], Norm) and segment[0].keeps:
                     kept = cells
@@ -101,6 +103,8 @@ class TiledNetwork:
                         moments.add(tile)
                     self.store.settle()
                     bar.update()
+                    if self.progress is not None:
+                        self.progress(next(ticks), total)
 
                 if isinstance(segment[0], Attend):
                     self._attend(segment[0], cells, written)

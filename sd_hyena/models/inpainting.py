@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd_hyena.large.tiled_vae import in_float32
+from sd_hyena.large.float32 import in_float32
 
 CHANNELS = 9
 BLANK = 256  # pixels a side of the picture that stands for any blank one
@@ -27,7 +27,7 @@ def complete_inputs(pipe: Any) -> None:
     It goes by the name of a UNet of four channels; `paint_masks` gives the name back for the pipelines that mask. The
     blank picture is the middle of an encoded one, everywhere: without a border it is of any size.
     """
-    with in_float32(pipe.vae, "encoder"):  # SDXL's overflows in half precision
+    with in_float32(pipe.vae.encoder, pipe.vae.quant_conv):  # SDXL's overflows in half precision
         latents = pipe.vae.encode(torch.zeros(1, 3, BLANK, BLANK, device=pipe.vae.device)).latent_dist.mean
     latents = latents * pipe.vae.config.scaling_factor
     height, width = latents.shape[-2:]
