@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from sd_hyena.errors import BadInput
 from sd_hyena.large.float32 import in_float32
 from sd_hyena.large.steps import Step
 from sd_hyena.large.tile_sizes import default_tile_size
 from sd_hyena.large.tile_store import TileStore
 from sd_hyena.large.tiled_network import NotFinite, TiledNetwork
-from torch import Tensor
 
 from . import engine
 from .vae_steps import decoder_steps, encoder_steps

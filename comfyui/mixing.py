@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sd_hyena.students.student import PublishedStudent, Size, Student
 from torch import Tensor, nn
+
+from sd_hyena.students.student import PublishedStudent, Size, Student
 
 Finish = Callable[[Tensor], Tensor]
 Answer = tuple[Tensor, Finish]

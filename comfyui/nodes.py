@@ -6,11 +6,12 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import select
 from sd_hyena.students.checkpoint import StudentFile, describe, load_students
 from sd_hyena.students.student import cast
-from torch import Tensor
 
 from . import engine, exact_vae
 from .mixing import mixing_of

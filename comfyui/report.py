@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from sd_hyena.cost.operations import attention_flops, student_flops
 from sd_hyena.sites import Site
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.students.student import PublishedStudent
-from torch import nn
 
 from .sites import block_of
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from torch import nn
+
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import Site
-from torch import nn
 
 Block = tuple[str, int, int]
 SIDES = {"IN": "input", "M": "middle", "OUT": "output"}

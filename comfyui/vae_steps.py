@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import zip_longest
 
+from torch import Tensor, nn
+
 from sd_hyena.errors import BadInput
 from sd_hyena.large.steps import Add, Attend, Down, Local, Norm, Step, Up
-from torch import Tensor, nn
 
 from . import engine
 
