@@ -15,8 +15,8 @@ from itertools import count, pairwise, product
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sd_hyena.large.progress import Progress, bar
 from sd_hyena.large.steps import QUERIES, Add, Attend, Moments, Norm, Span, Step
 from sd_hyena.large.tile_store import TileStore
 
@@ -73,8 +73,8 @@ class TiledNetwork:
     store: TileStore
     stats_dtype: torch.dtype = torch.float32
     circular: bool = False
+    progress: Progress | None = None  # None shows a bar
     measured: dict[nn.GroupNorm, Moments] = field(default_factory=dict)  # in the last call
-    progress: Callable[[int, int], None] | None = None  # told after each tile how many are done, and of how many
 
     def __call__(
         self, x: Tensor, known: Mapping[nn.GroupNorm, Moments] | None = None, own_statistics: bool = False
@@ -91,8 +91,8 @@ class TiledNetwork:
         norms = {step.module for step in self.steps if isinstance(step, Norm)}
         segments = cut(self.steps, norms if own_statistics else self.measured)
         cells, kept = x.movedim(1, -1), None
-        total, ticks = self._ticks(segments, x.shape[2:]), count(1)
-        with tqdm(total=total, unit="tile", disable=None, leave=False) as bar:
+        done, total = count(1), self._ticks(segments, x.shape[2:])
+        with bar(total, "tile", self.progress) as tell:
             for segment, following in zip(segments, [*segments[1:], None], strict=True):
                 if isinstance(segment[0], Norm) and segment[0].keeps:
                     kept = cells
@@ -102,9 +102,7 @@ class TiledNetwork:
                     if moments is not None:
                         moments.add(tile)
                     self.store.settle()
-                    bar.update()
-                    if self.progress is not None:
-                        self.progress(next(ticks), total)
+                    tell(next(done), total)
 
                 if isinstance(segment[0], Attend):
                     self._attend(segment[0], cells, written)

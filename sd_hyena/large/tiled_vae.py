@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.float32 import in_float32
+from sd_hyena.large.progress import Progress
 from sd_hyena.large.steps import Down, Moments, Norm, Up
 from sd_hyena.large.tile_sizes import Side, default_tile_size
 from sd_hyena.large.tile_store import Offload, TileStore
@@ -53,6 +54,7 @@ class VAETiling:
     offload: Offload = "cpu"  # where whole maps wait: none (on the device), cpu (RAM), disk (a file in $TMPDIR)
     stats_dtype: torch.dtype = torch.float32
     padding_mode: Padding = "constant"  # circular: the image continues at its other side
+    progress: Progress | None = None  # told of each tile; None shows a bar
 
     def __post_init__(self):
         for name, allowed in (("mode", Mode), ("offload", Offload), ("padding_mode", Padding)):
@@ -144,7 +146,8 @@ def _tiled(vae: nn.Module, tiling: VAETiling, side: Side, x: Tensor) -> Tensor:
         px, cells = (tile, tile // factor) if side == "encoder" else (tile * factor, tile)
         return _untiled(vae, side, x, use_tiling=True, tile_sample_min_size=px, tile_latent_min_size=cells)
     store = TileStore(tiling.offload, x.device)
-    network = TiledNetwork(steps, tile, store, tiling.stats_dtype, tiling.padding_mode == "circular")
+    circular = tiling.padding_mode == "circular"
+    network = TiledNetwork(steps, tile, store, tiling.stats_dtype, circular, tiling.progress)
     if tiling.mode == "exact":
         return network(x)
     if tiling.mode == "two_pass":

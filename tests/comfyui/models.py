@@ -99,7 +99,10 @@ def drawn_by_diffusers(
 ) -> Tensor:
     """The same by diffusers' own scheduler and UNet, with these students in each step."""
     scheduler = EulerDiscreteScheduler(
-        beta_start=BETAS["linear_start"], beta_end=BETAS["linear_end"], beta_schedule="linear", prediction_type=prediction
+        beta_start=BETAS["linear_start"],
+        beta_end=BETAS["linear_end"],
+        beta_schedule="linear",
+        prediction_type=prediction,
     )
     scheduler.set_timesteps(timesteps=[999 - 1000 * n // STEPS for n in range(STEPS)])
     latents = start * (scheduler.sigmas[0] ** 2 + 1) ** 0.5
@@ -145,7 +148,9 @@ def by_another_door(model: Any, students: dict[str, nn.Module]) -> Any:
     model = model.clone()
     for student in students.values():
         match = re.fullmatch(r"(IN|M|OUT)(\d+)(?:\.(\d+))?", student.spec.short)
-        block = {"IN": f"input_blocks.{int(match[2])}", "M": "middle_block", "OUT": f"output_blocks.{int(match[2])}"}[match[1]]
+        block = {"IN": f"input_blocks.{int(match[2])}", "M": "middle_block", "OUT": f"output_blocks.{int(match[2])}"}[
+            match[1]
+        ]
         path = f"diffusion_model.{block}.1.transformer_blocks.{int(match[3] or 0)}.attn1"
         model.add_object_patch(path, StandIn(model.get_model_object(path), student))
     return model

@@ -1,15 +1,11 @@
 """Students in ComfyUI's own sampler, against diffusers and against another way into the same model."""
 
-import copy
-import gc
 import logging
 
 import pytest
 import torch
 
-from sd_hyena.errors import BadInput
 from sd_hyena.students.checkpoint import StudentFile, save_students
-from sd_hyena.students.student import Student
 from tests.comfyui import models
 from tests.comfyui.engine import call
 from tests.conftest import IN01
@@ -49,7 +45,9 @@ def difference(a, b):
 
 
 @pytest.mark.parametrize("height, width, batch", [(32, 32, 1), (35, 27, 2)])
-def test_latents_are_those_of_diffusers_at_odd_sizes_too(comfy, model, unet, hyena, level0, texts, height, width, batch):
+def test_latents_are_those_of_diffusers_at_odd_sizes_too(
+    comfy, model, unet, hyena, level0, texts, height, width, batch
+):
     x = models.noise(height, width, batch)
     want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0)
     got = models.drawn(applied(comfy, model, hyena), texts, x)
@@ -78,7 +76,9 @@ def test_a_lora_on_a_replaced_site_acts_before_and_behind_the_node(comfy, model,
 
 
 @pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.2), (torch.float16, 0.02)])
-def test_areas_and_half_precision_are_as_with_the_module_itself_replaced(comfy, unet, hyena, level0, texts, dtype, close):
+def test_areas_and_half_precision_are_as_with_the_module_itself_replaced(
+    comfy, unet, hyena, level0, texts, dtype, close
+):
     """The right half has its own prompt, so students meet grids of the whole and of the half in one step."""
     model = models.patcher_of(unet, dtype)
     half = models.condition(texts[1], area=(32, 16, 0, 16), strength=1.0, set_area_to_bounds=False)
@@ -117,18 +117,23 @@ def test_where_another_node_changes_the_tokens_attention_stays_and_it_is_said_on
     assert len(said) == 1 and "another node changes the tokens" in said[0]
 
 
-def test_two_models_in_one_process_draw_as_each_alone(comfy, model, unet, hyena, level0, texts, tiny_sdxl):
+def test_two_models_in_one_process_sdxl_with_all_its_sites_draw_as_in_diffusers(
+    comfy, model, unet, hyena, level0, texts, tiny_sdxl
+):
     xl = tiny_sdxl.unet
     students = models.students_of(xl, "all", landmarks=9)
-    hyena_xl = StudentFile(copy.deepcopy(students), {})
     one = applied(comfy, model, hyena)
-    other = applied(comfy, models.patcher_of(xl, prediction="EPS"), hyena_xl)
+    other = applied(comfy, models.patcher_of(xl, prediction="EPS"), StudentFile(students, {}))
     generator = torch.Generator().manual_seed(3)
     texts_xl = torch.randn(2, 1, 32, 80, generator=generator)
-    adm = torch.randn(1, xl.config.projection_class_embeddings_input_dim, generator=generator)
-    pooled, times = adm[:, :40], adm[:, 40:]
+    pooled, ids = torch.randn(1, 40, generator=generator), torch.tensor([[144, 184, 0, 0, 144, 184]])
+    adm = torch.cat([pooled, xl.add_time_proj(ids.flatten()).flatten()[None]], 1)
+    told = {"text_embeds": pooled.repeat(2, 1), "time_ids": ids.repeat(2, 1)}
     x = models.noise(18, 23)
-    first, conditions = models.drawn(one, texts, x), tuple(models.condition(t, adm=adm) for t in texts_xl)
-    second = models.drawn(other, conditions, x)
-    assert torch.equal(models.drawn(one, texts, x), first)
-    assert difference(first, models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0)) < 1e-4
+    for _ in range(2):
+        first = models.drawn(one, texts, x)
+        second = models.drawn(other, tuple(models.condition(t, adm=adm) for t in texts_xl), x)
+    want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0)
+    want_xl = models.drawn_by_diffusers(xl, texts_xl, x, "epsilon", lambda step: students, added_cond_kwargs=told)
+    assert len(students) == 9
+    assert difference(first, want) < 1e-4 and difference(second, want_xl) < 1e-4 * want_xl.std() * models.SCALE

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tqdm
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
@@ -521,12 +522,12 @@ def test_half_precision_that_fits_is_half_precision_and_near_float32():
 def test_the_progress_bar_ends_at_its_total(vae, monkeypatch):
     bars = []
 
-    class Bar(tiled_network.tqdm):
+    class Bar(tqdm.tqdm):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **{**kwargs, "disable": False, "file": open(os.devnull, "w")})  # noqa: SIM115
             bars.append(self)
 
-    monkeypatch.setattr(tiled_network, "tqdm", Bar)
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
     for mode in ("exact", "fast", "two_pass", "classic"):
         with tiled_vae(vae, mode, decoder_tile_size=5):
             decoded(vae, uneven(1, 4, 9, 14))
