@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import engine
 from .mixing import Finish, LandmarkMixing, Mixing, Size
@@ -39,7 +39,7 @@ class Swap:
         """ComfyUI tells a device and then the model's dtype; a student keeps its own dtype."""
         if not isinstance(where, torch.dtype):
             for mixing in self.mixings.values():
-                mixing.module.to(where)
+                _move(mixing.module, torch.device(where))
         return self
 
     def apply(self, model: Any) -> Any:
@@ -66,8 +66,7 @@ class Swap:
             if self._now(options) and reason:
                 self._warn(block, reason)
             return (self.before[block] or engine.attend)(q, k, v, options)
-        if next(mixing.module.parameters(), q).device != q.device:
-            mixing.module.to(q.device)  # models on two devices may share students
+        _move(mixing.module, q.device)  # models on two devices may share students
         y, options[self, "finish"] = mixing(q, k, v, x, size)
         return y
 
@@ -101,6 +100,12 @@ class Swap:
         if reason not in self.warned:
             self.warned.add(reason)
             logging.warning("Hyena: attention stays in %s %d and the like: %s", *block[:2], reason)
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.device != device:
+        module.to(device)
 
 
 def _block(options: Options) -> Block | None:

@@ -15,7 +15,7 @@ from sd_hyena.students.student import Projections, build_student, spec_for
 from sd_hyena.students.swap import swapped
 from tests import ldm
 
-STEPS, GUIDANCE, SCALE = 4, 5.0, 0.18215
+STEPS, GUIDANCE, SCALE, SCALE_XL = 4, 5.0, 0.18215, 0.13025
 BETAS = dict(beta_schedule="sqrt_linear", linear_start=0.0001, linear_end=0.02)  # the shipped model's
 
 
@@ -113,7 +113,7 @@ def drawn_by_diffusers(
             with swapped(unet, students(step)):
                 with_text, without = unet(x, t, text, **told).sample.chunk(2)
             latents = scheduler.step(without + GUIDANCE * (with_text - without), t, latents).prev_sample
-    return latents / SCALE
+    return latents / (SCALE if unet.config.addition_embed_type is None else SCALE_XL)
 
 
 def students_of(unet: nn.Module, targets: str, operator: str = "hyena2d", latent=(32, 32), seed: int = 0, **options):

@@ -75,24 +75,27 @@ def test_a_lora_on_a_replaced_site_acts_before_and_behind_the_node(comfy, model,
         assert difference(models.drawn(both, texts, x), want) < 1e-4 < difference(plain, want)
 
 
-@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 0.2), (torch.float16, 0.02)])
+@pytest.mark.parametrize(
+    "dtype, side, close", [(torch.float32, 32, 1e-5), (torch.bfloat16, 16, 0.1), (torch.float16, 8, 0.01)]
+)
 def test_areas_and_half_precision_are_as_with_the_module_itself_replaced(
-    comfy, unet, hyena, level0, texts, dtype, close
+    comfy, unet, hyena, level0, texts, dtype, side, close
 ):
     """The right half has its own prompt, so students meet grids of the whole and of the half in one step."""
     model = models.patcher_of(unet, dtype)
-    half = models.condition(texts[1], area=(32, 16, 0, 16), strength=1.0, set_area_to_bounds=False)
+    half = models.condition(texts[1], area=(side, side // 2, 0, side // 2), strength=1.0, set_area_to_bounds=False)
     prompts = ([*models.condition(texts[0]), *half], texts[1])
-    x, sizes = models.noise(32, 32), set()
-    for student in level0.values():
+    x, sizes = models.noise(side, side), set()
+    hooks = [
         student.mixer.register_forward_hook(lambda mixer, args, out: sizes.add(args[2]))
-    want = models.drawn(models.by_another_door(model, level0), prompts, x)
+        for student in hyena.students.values()
+    ]
     got = models.drawn(applied(comfy, model, hyena), prompts, x)
-    assert sizes == {(32, 32), (32, 16)}
-    assert difference(got, want) < close and {p.dtype for s in hyena.students.values() for p in s.parameters()} == {
-        torch.float32
-    }
-    assert difference(want, models.drawn(model, prompts, x)) > 2 * close
+    want = models.drawn(models.by_another_door(model, level0), prompts, x)
+    print(dtype, difference(got, want), difference(want, models.drawn(model, prompts, x)))
+    assert sizes == {(side, side), (side, side // 2)} and hooks
+    assert difference(got, want) < close < 0.5 * difference(want, models.drawn(model, prompts, x))
+    assert {p.dtype for s in hyena.students.values() for p in s.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("order", ["before", "behind"])
@@ -108,9 +111,11 @@ def test_where_another_node_changes_the_tokens_attention_stays_and_it_is_said_on
         return done[0]
 
     model, x = other(model) if order == "before" else model, models.noise(32, 32)
+    torch.manual_seed(0)  # ToMe draws
     want = models.drawn(model if order == "before" else other(model), texts, x)
     both = applied(comfy, model, hyena)
     both = other(both) if order == "behind" else both
+    torch.manual_seed(0)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(models.drawn(both, texts, x), want)
     said = [record.getMessage() for record in caplog.records if "Hyena" in record.getMessage()]
@@ -135,5 +140,6 @@ def test_two_models_in_one_process_sdxl_with_all_its_sites_draw_as_in_diffusers(
         second = models.drawn(other, tuple(models.condition(t, adm=adm) for t in texts_xl), x)
     want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0)
     want_xl = models.drawn_by_diffusers(xl, texts_xl, x, "epsilon", lambda step: students, added_cond_kwargs=told)
-    assert len(students) == 9
-    assert difference(first, want) < 1e-4 and difference(second, want_xl) < 1e-4 * want_xl.std() * models.SCALE
+    assert len(students) == 12
+    assert difference(first, want) < 1e-4
+    assert (second - want_xl).abs().max() < 1e-5 * want_xl.std()
