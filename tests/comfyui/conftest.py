@@ -32,7 +32,7 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def comfy(base):
+def running(base):
     """The running engine, with `node(id, **inputs)` and the pack's modules as `pack`."""
     try:
         started = engine.start(base)
@@ -43,6 +43,6 @@ def comfy(base):
 
 
 @pytest.fixture
-def model(comfy, unet):
+def model(running, unet):
     """The shipped UNet as a ComfyUI model."""
     return models.patcher_of(unet)

@@ -154,3 +154,21 @@ def by_another_door(model: Any, students: dict[str, nn.Module]) -> Any:
         path = f"diffusion_model.{block}.1.transformer_blocks.{int(match[3] or 0)}.attn1"
         model.add_object_patch(path, StandIn(model.get_model_object(path), student))
     return model
+
+
+def vae_of(width: int = 32, seed: int = 0) -> Any:
+    """A VAE of Stable Diffusion's kind, but narrow; random, with norms that matter."""
+    import comfy.sd
+
+    shape = dict(double_z=True, z_channels=4, resolution=256, in_channels=3, out_ch=3, ch=width, dropout=0.0)
+    shape |= dict(ch_mult=[1, 2, 2, 2], num_res_blocks=1, attn_resolutions=[])
+    generator = torch.Generator().manual_seed(seed)
+    vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": shape, "embed_dim": 4}}, dtype=torch.float32)
+    for module in vae.first_stage_model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(generator=generator)
+        elif isinstance(getattr(module, "weight", None), Tensor):
+            module.weight.data.normal_(std=1.5 * module.weight[0].numel() ** -0.5, generator=generator)
+            module.bias.data.normal_(std=0.1, generator=generator)
+    return vae
