@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from sd_hyena.cost.crossover import speedup
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import StudentFile, load_students
-from sd_hyena.students.student import cast
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,9 @@ def files_of(files: str) -> list[str]:
     return list(dict.fromkeys(name for names in _entries(files).values() for name in names))
 
 
-def load_for(unet: nn.Module, name: str, target: str = "IN01", like: Tensor | None = None) -> StudentFile:
-    """A file of students, where and in the precision that `like` is, by default the UNet. Raises BadInput."""
-    file = load_students(name, unet, target)
-    for student in file.students.values():
-        cast(student, next(unet.parameters()) if like is None else like).eval()
-    return file
-
-
 def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list[Alternative]:
     """The alternatives of `a,b+c`, where `+` uses several files at once. Raises BadInput."""
-    return joined_students(files, {name: load_for(unet, name, target) for name in files_of(files)})
+    return joined_students(files, {name: load_students(name, unet, target) for name in files_of(files)})
 
 
 def joined_students(files: str, loaded: Mapping[str, StudentFile]) -> list[Alternative]:

@@ -26,7 +26,6 @@ from sd_hyena.generate.alternatives import (
     files_of,
     joined_students,
     keep_attention,
-    load_for,
 )
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.job import Drawn, Job, shares
@@ -40,13 +39,13 @@ from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.vae import check_vae
-from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
-from sd_hyena.students.checkpoint import StudentFile
+from sd_hyena.students.checkpoint import StudentFile, load_students
 from sd_hyena.text.encoding import chunks, weighted_prompts
 from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings
 
@@ -76,7 +75,7 @@ class Order:
     @classmethod
     def of(cls, config: GenerateConfig) -> Order:
         """Raises BadInput."""
-        check_paths(config)
+        config = with_paths(config)
         path = model_path(config.model)
         if config.vae:
             check_vae(config.vae)
@@ -210,7 +209,7 @@ class Engine:
         if config.offload != "off":
             self._kept.get(("offload", on), lambda: nullcontext(offload(pipe, config.offload, order.device)))
             like = torch.empty(0, dtype=order.dtype, device=order.device)  # students stay on the device
-        load = lambda name: lambda: nullcontext(load_for(pipe.unet, name, config.target, like))
+        load = lambda name: lambda: nullcontext(load_students(name, pipe.unet, config.target, like))
         stored = {name: self._kept.get(key, load(name)) for name, key in students.items()}
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)
