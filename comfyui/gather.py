@@ -26,8 +26,11 @@ def needed() -> list[Path]:
 
 
 def _imported(path: Path) -> set[Path]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    names, nodes = set(), [ast.parse(path.read_text("utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
