@@ -162,7 +162,7 @@ _SEQUENCE = {
     "one_size": True,
     "ancestors": ("order", "filter_order", "num_blocks", "num_heads", "short_filter_order"),
 }
-_LANDMARKS = Option(128, "of a head: tokens gathered from the picture, through which it is seen", low=1)
+_LANDMARKS = Option(128, "of a head: what the picture is seen through", low=1)
 
 
 def _order_and_value(options: Mapping[str, Value]) -> int:
@@ -175,7 +175,7 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "hyena2d",
             "safari:Hyena2d",
-            "mixes by place (gated convolutions) and by content (landmarks); serves every size",
+            "mixes by place (gated convolutions) and by content (clusters); serves every size",
             {
                 "local": Option(9, "side of the explicit filter, odd; 0 leaves it out", low=0),
                 "long": Option(
@@ -188,9 +188,10 @@ OPERATORS: dict[str, Operator] = {
                 "groups": Option(0, "filters of the long branch; 0 means one for each channel", low=0),
                 "filter_order": Option(32, "width of the filter's MLP", low=1),
                 "content": Option(
-                    "landmarks",
-                    "attention by way of landmarks, or linear attention with this feature map; none leaves it out",
-                    ("landmarks", "hedgehog", "elu", "none"),
+                    "clusters",
+                    "attention by way of clusters of the picture's tokens, of learned landmarks, or linear attention with "
+                    "this feature map; none leaves it out",
+                    ("clusters", "landmarks", "hedgehog", "elu", "none"),
                 ),
                 "landmarks": _LANDMARKS,
                 "window": Option(0, "side of the windows of an additional softmax attention; 0 leaves it out", low=0),
@@ -202,8 +203,20 @@ OPERATORS: dict[str, Operator] = {
         Operator(
             "landmarks",
             "safari:LandmarkAttention",
-            "hyena2d's mixing by content alone",
+            "attention by way of tokens that learned queries gather",
             {"landmarks": _LANDMARKS},
+            heads=True,
+        ),
+        Operator(
+            "clusters",
+            "safari:ClusterAttention",
+            "attention to oneself and to clusters of the picture's own keys; near to softmax without training",
+            {
+                "landmarks": Option(256, "clusters of a head", low=1),
+                "sample": Option(2048, "tokens that are clustered, spread over the picture", low=1),
+                "steps": Option(2, "assignments of tokens to clusters", low=1),
+                "learned": Option(False, "with weights of its own, which start as what it is without"),
+            },
             heads=True,
         ),
         Operator(
