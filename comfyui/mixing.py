@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from sd_hyena.students.student import PublishedStudent, Size, Student
+from sd_hyena.students.untrained import Untrained
 
 Finish = Callable[[Tensor], Tensor]
 Answer = tuple[Tensor, Finish]
@@ -50,21 +51,21 @@ class PublishedMixing(Mixing):
         return v, lambda out: y.to(out.dtype)
 
 
-class LandmarkMixing:
-    """Landmarks of the picture's own keys, untrained: nothing but the block's projections."""
+class UntrainedMixing(Mixing):
+    """Of nothing but the block's projections, where the grid is large enough that this is the cheaper way."""
 
-    def __init__(self, mixer: nn.Module, channels: int):
-        self.module, self.channels = mixer, channels
-
-    def serves(self, size: Size) -> bool:
-        return True
+    def __init__(self, student: Untrained):
+        super().__init__(student)
 
     def pays(self, size: Size) -> bool:
-        return size[0] * size[1] > 4 * self.module.landmarks  # below, attention is as fast
+        return size[0] * size[1] > 8 * self.module.mixer.landmarks
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, size: Size) -> Answer:
-        return self.module((q, k, v), x, size), lambda out: out
+        return self.module.mixer((q, k, v), x, size), lambda out: out
+
+
+KINDS = {Student: Mixing, PublishedStudent: PublishedMixing, Untrained: UntrainedMixing}
 
 
 def mixing_of(student: nn.Module) -> Mixing:
-    return PublishedMixing(student) if isinstance(student, PublishedStudent) else Mixing(student)
+    return KINDS[type(student)](student)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from sd_hyena.errors import BadInput
+from sd_hyena.options.landmarks import COUNT
 from sd_hyena.sites import select
 from sd_hyena.students.checkpoint import StudentFile, describe, load_students
 from sd_hyena.students.student import cast
+from sd_hyena.students.untrained import untrained
 
 from . import engine, exact_vae
 from .mixing import mixing_of
@@ -79,6 +81,26 @@ class ApplyStudents:
         return (Swap(mixings, engine.sigmas(model, start, end)).apply(model),)
 
 
+class ApplyLandmarks:
+    DESCRIPTION = (
+        "The model with attention by way of landmarks, found anew in each picture: no training, no file. More landmarks are "
+        "closer to attention and slower. Small grids keep attention, which is cheaper there."
+    )
+    CATEGORY, FUNCTION = CATEGORY, "apply"
+    RETURN_TYPES = ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        landmarks = ("INT", {"default": COUNT, "min": 8, "max": 4096, "step": 8, "tooltip": "of each head"})
+        return {"required": {"model": ("MODEL",), "landmarks": landmarks, "sites": SITES, "start": START, "end": END}}
+
+    def apply(self, model: Any, landmarks: int, sites: str, start: float, end: float) -> tuple[Any]:
+        chosen = select(find_sites(engine.unet_of(model)), sites)
+        students = untrained(None, chosen, landmarks).students.values()
+        mixings = {block_of(student.spec.short): mixing_of(student) for student in students}
+        return (Swap(mixings, engine.sigmas(model, start, end)).apply(model),)
+
+
 class ModelInfo:
     DESCRIPTION = "Which students fit the model, and how many times cheaper its self-attentions get at a size."
     CATEGORY, FUNCTION = CATEGORY, "tell"
@@ -129,6 +151,7 @@ class EncodeExactly:
 NODES = {
     "HyenaLoadStudents": ("Load Hyena Students", LoadStudents),
     "HyenaApplyStudents": ("Apply Hyena Students", ApplyStudents),
+    "HyenaApplyLandmarks": ("Apply Landmarks (no training)", ApplyLandmarks),
     "HyenaModelInfo": ("Hyena Model Info", ModelInfo),
     "HyenaVAEDecode": ("VAE Decode (exact tiles)", DecodeExactly),
     "HyenaVAEEncode": ("VAE Encode (exact tiles)", EncodeExactly),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engine
-from .mixing import Finish, LandmarkMixing, Mixing, Size
+from .mixing import Finish, Mixing, Size
 from .sites import Block
 
 Options = dict[str, Any]
@@ -27,7 +27,7 @@ class Swap:
     Called with a block's tokens, before its projections. All clones of a model share one of these.
     """
 
-    def __init__(self, mixings: Mapping[Block, Mixing | LandmarkMixing], sigmas: tuple[float, float] | None = None):
+    def __init__(self, mixings: Mapping[Block, Mixing], sigmas: tuple[float, float] | None = None):
         self.mixings, self.sigmas = mixings, sigmas
         self.before: dict[Block, Any] = {}  # replacements of other nodes, which serve where ours do not
         self.warned: set[str] = set()
@@ -84,9 +84,7 @@ class Swap:
         return last <= float(options["sigmas"].max()) <= first
 
     @staticmethod
-    def _hindrance(
-        mixing: Mixing | LandmarkMixing, q: Tensor, k: Tensor, x: Tensor | None, size: Size | None
-    ) -> str | None:
+    def _hindrance(mixing: Mixing, q: Tensor, k: Tensor, x: Tensor | None, size: Size | None) -> str | None:
         """Why attention does it, if it does; without a word where that is the faster way."""
         if x is None or not x.shape == q.shape == k.shape or size is None:
             return "another node changes the tokens there (HyperTile, ToMe, a reference)"

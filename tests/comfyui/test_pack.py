@@ -94,7 +94,14 @@ def test_it_loads_where_it_is_cloned_or_gathered_without_anything_installed(shar
     assert not stray and not on_the_path
 
 
-IDS = ("LoadStudents", "ApplyStudents", "ModelInfo", "VAEDecode", "VAEEncode")  # in people's workflows: never changed
+IDS = (
+    "LoadStudents",
+    "ApplyStudents",
+    "ApplyLandmarks",
+    "ModelInfo",
+    "VAEDecode",
+    "VAEEncode",
+)  # in people's workflows: never changed
 
 
 def required(distribution):

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from sd_hyena.errors import BadInput
+from sd_hyena.sites import find_sites
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import Student
+from sd_hyena.students.untrained import untrained
 from tests.comfyui import models
 from tests.comfyui.engine import call
 from tests.conftest import IN01
@@ -40,6 +42,11 @@ def applied(running, model, hyena, sites="all", start=0.0, end=1.0):
     return call(running, "HyenaApplyStudents", model=model, students=hyena, sites=sites, start=start, end=end)[0]
 
 
+def with_landmarks(running, model, landmarks, sites="all", start=0.0, end=1.0):
+    inputs = dict(landmarks=landmarks, sites=sites, start=start, end=end)
+    return call(running, "HyenaApplyLandmarks", model=model, **inputs)[0]
+
+
 def swap_of(model):
     return model.model_options["transformer_options"]["patches"]["attn1_patch"][-1]
 
@@ -58,6 +65,39 @@ def test_latents_are_those_of_diffusers_at_odd_sizes_too(
     want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0)
     got = models.drawn(applied(running, model, hyena), texts, x)
     assert difference(got, want) < 1e-4 < 0.1 < difference(want, models.drawn_by_diffusers(unet, texts, x))
+
+
+@pytest.mark.parametrize("height, width, batch", [(32, 32, 1), (35, 27, 2)])
+def test_landmarks_need_no_file_and_are_those_of_diffusers(running, own_pipe, texts, height, width, batch):
+    """In double precision: which cluster a token belongs to may hang on the last digits of single precision."""
+    unet, texts = own_pipe.unet.double(), [text.double() for text in texts]
+    x, landmarks = models.noise(height, width, batch).double(), 16
+    got = models.drawn(with_landmarks(running, models.patcher_of(unet, torch.float64), landmarks), texts, x)
+    cheaper = {  # where there are more than eight times as many tokens: levels 0 and 1
+        site.name: student
+        for site, student in zip(find_sites(unet), untrained(unet, "all", landmarks).students.values(), strict=True)
+        if site.level < 2
+    }
+    want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: cheaper)
+    assert difference(got, want) < 1e-4 < 0.01 < difference(want, models.drawn_by_diffusers(unet, texts, x))
+
+
+def test_landmarks_take_sdxl_parts_of_the_schedule_and_half_precision(running, own_pipe, texts, tiny_sdxl):
+    """Each against a model whose attention modules were replaced."""
+    x = models.noise(16, 24)
+    model = models.patcher_of(own_pipe.unet, torch.bfloat16)
+    students = untrained(own_pipe.unet, "level0", 16).students
+    want = models.drawn(models.by_another_door(model, students), texts, x)
+    got = models.drawn(with_landmarks(running, model, 16, "level0"), texts, x)
+    assert difference(got, want) < 0.1
+    xl = models.patcher_of(tiny_sdxl.unet, prediction="EPS")
+    students = untrained(tiny_sdxl.unet, "level1", 8).students
+    conditions = [models.condition(torch.ones(1, 32, 80), adm=torch.ones(1, 88)) for _ in texts]
+    want = models.drawn(models.by_another_door(xl, students), conditions, x)
+    assert (models.drawn(with_landmarks(running, xl, 8), conditions, x) - want).abs().max() < 1e-4 * want.std()
+    plain = models.drawn(model, texts, x)
+    assert torch.equal(models.drawn(with_landmarks(running, model, 16, start=1.0), texts, x), plain)
+    assert torch.equal(models.drawn(with_landmarks(running, model, 512), texts, x), plain)
 
 
 def test_a_lora_on_a_replaced_site_acts_before_and_behind_the_node(running, model, own_pipe, hyena, level0, texts):
@@ -98,7 +138,6 @@ def test_areas_and_half_precision_are_as_with_the_module_itself_replaced(
     ]
     got = models.drawn(applied(running, model, hyena), prompts, x)
     want = models.drawn(models.by_another_door(model, level0), prompts, x)
-    print(dtype, difference(got, want), difference(want, models.drawn(model, prompts, x)))
     assert sizes == {(side, side), (side, side // 2)} and hooks
     assert difference(got, want) < close < 0.5 * difference(want, models.drawn(model, prompts, x))
     assert {p.dtype for s in hyena.students.values() for p in s.parameters()} == {torch.float32}

@@ -13,7 +13,12 @@ from tests.comfyui import models
 from tests.conftest import ROOT
 
 WORKFLOWS = sorted((ROOT / "comfyui" / "workflows").glob("*.json"))
-SIZES = {"sd15_2048_students": (2048, 2048), "sdxl_students": (2048, 1152), "exact_vae": (4096, 4096)}
+SIZES = {
+    "sd15_2048_students": (2048, 2048),
+    "sdxl_students": (2048, 1152),
+    "landmarks": (2048, 1152),
+    "exact_vae": (4096, 4096),
+}
 SMALLER = 16  # so many times fewer pixels a side
 
 
