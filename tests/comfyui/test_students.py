@@ -143,6 +143,17 @@ def test_areas_and_half_precision_are_as_with_the_module_itself_replaced(
     assert {p.dtype for s in hyena.students.values() for p in s.parameters()} == {torch.float32}
 
 
+def test_in_tiles_that_another_node_cuts_students_meet_the_tiles_own_grid(running, model, hyena, level0, texts):
+    def in_two(apply_model, call):
+        return torch.cat([apply_model(x, call["timestep"], **call["c"]) for x in call["input"].split([13, 11], 3)], 3)
+
+    x = models.noise(16, 24)
+    model.set_model_unet_function_wrapper(in_two)
+    want = models.drawn(models.by_another_door(model, level0), texts, x)
+    assert difference(models.drawn(applied(running, model, hyena), texts, x), want) < 1e-5
+    assert difference(want, models.drawn(model, texts, x)) > 1e-2
+
+
 @pytest.mark.parametrize("order", ["before", "behind"])
 @pytest.mark.parametrize("node", ["HyperTile", "ToMe"])
 def test_where_another_node_changes_the_tokens_attention_stays_and_it_is_said_once(
