@@ -67,7 +67,7 @@ def test_latents_are_those_of_diffusers_at_odd_sizes_too(
     assert difference(got, want) < 1e-4 < 0.1 < difference(want, models.drawn_by_diffusers(unet, texts, x))
 
 
-@pytest.mark.parametrize("height, width, batch", [(32, 32, 1), (35, 27, 2)])
+@pytest.mark.parametrize("height, width, batch", [(24, 24, 2), (35, 27, 1)])
 def test_landmarks_need_no_file_and_are_those_of_diffusers(running, own_pipe, texts, height, width, batch):
     """In double precision: which cluster a token belongs to may hang on the last digits of single precision."""
     unet, texts = own_pipe.unet.double(), [text.double() for text in texts]
