@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-import torch
 
 from sd_hyena.distil.data import Lessons, make_bank
 from sd_hyena.distil.module import Distillation
@@ -21,8 +20,8 @@ from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_estimate
 from sd_hyena.distil.run_folder import Checkpoints, Stopped, new_run_folder, write_config
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
+from sd_hyena.distil.start import start_from
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
-from sd_hyena.errors import BadInput
 from sd_hyena.files.names import writable_folder
 from sd_hyena.models.pipeline import load_pipeline, model_path, model_sha256, noiser, prompts_of
 from sd_hyena.models.vae import check_vae
@@ -84,7 +83,7 @@ def train(config: TrainConfig) -> Outcome:
             return Outcome(resumed.run, resumed.exported, {}, {})
     folder = _run_folder(config, resumed)
     if config.pretrained_weight:
-        _start_from(config.pretrained_weight, students, pipe.unet)
+        start_from(config.pretrained_weight, students, pipe.unet)
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
 
     bank = make_bank(
@@ -156,15 +155,6 @@ def _run_folder(config: TrainConfig, resumed: Resumable | None) -> Path:
         folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
     write_config(folder, config)
     return folder
-
-
-def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
-    stored = load_students(path, unet).students
-    for site, student in students.items():
-        if site not in stored or stored[site].spec != student.spec:
-            found = [s.spec for s in stored.values()]
-            raise BadInput(f"pretrained_weight={path!r} holds {found}, but this run needs {student.spec}")
-        student.load_state_dict(stored[site].state_dict())
 
 
 def _fit(

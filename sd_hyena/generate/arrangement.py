@@ -41,6 +41,7 @@ def tile_fusion(config: GenerateConfig) -> TiledDiffusion | None:
         tile_width=sides[1],
         overlap=config.overlap,
         tile_batch_size=config.tile_batch_size,
+        weights=config.tile_weights,
         regions=read_regions(config.regions) if config.regions else (),
         draw_background=config.draw_background,
     )
@@ -103,7 +104,8 @@ class Arrangement:
         config, parts = self.config, []
         if tiles := self.tiles:
             regions = f" with {len(tiles.regions)} regions" if tiles.regions else ""
-            parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{regions}")
+            weights = f", {config.tile_weights} weights" if config.tile_weights != "auto" else ""
+            parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{weights}{regions}")
         if self.vae:
             parts.append(f"the VAE in tiles, {self.vae.mode}")
         if config.hypertile:

@@ -95,6 +95,10 @@ class GenerateConfig:
     tile_height: int = option(0, "likewise")
     overlap: int | None = option(None, "cells that tiles share; default: half a tile, with spot none")
     tile_batch_size: int = option(4, "tiles at once")
+    tile_weights: Literal["auto", "uniform", "gaussian", "cosine", "ramp"] = option(
+        "auto",
+        "how much a tile's cells count; auto: gaussian for mixture, else cosine; uniform: MultiDiffusion as published",
+    )
     regions: str = option(
         "",
         "JSON file of rectangles with their own prompts (bbox_controls), or a PNG of ours",

@@ -155,7 +155,8 @@ def _from_ancestor(
     shared = next(tensors[name] for name in sines if name in tensors)
     state = {f"operator.{name}": value for name, value in (dict.fromkeys(sines, shared) | tensors).items()}
     student = _filled(spec, state)
-    return StudentFile({spec.site: student}, {"origin": "hnmr293/sd-hyena", **metadata})
+    said = {name: metadata[name] for name in sorted(metadata) if metadata[name] not in tensors and name != "format"}
+    return StudentFile({spec.site: student}, {"origin": "hnmr293/sd-hyena", **said})  # not which tensors are shared
 
 
 def _find(short: str, unet: nn.Module | None) -> Site | None:
