@@ -26,6 +26,7 @@ from sd_hyena.models.pipeline import (
     prompts_of,
 )
 from sd_hyena.models.vae import check_vae
+from sd_hyena.options import named_files
 from sd_hyena.options.command_line import check_paths
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.rules import drawn_seed
@@ -47,6 +48,7 @@ def generate(config: GenerateConfig) -> list[Path]:
 
     Raises BadInput before anything is drawn, NotDrawn if an image failed.
     """
+    config = replace(config, **named_files.resolved(vars(config)))
     check_paths(config)
     path = model_path(config.model)
     if config.vae:

@@ -9,6 +9,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.names import check_format
 from sd_hyena.options import given_path
 from sd_hyena.options.command_line import option
+from sd_hyena.options.prompt_constructs import check_constructs
 from sd_hyena.options.rules import LARGEST_SIDE, DType, at_least, between, check_seed, check_size, check_text
 from sd_hyena.options.sampler import KARRAS, SAMPLERS
 
@@ -71,7 +72,9 @@ class GenerateConfig:
     )
     compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM")
     from_image: str = option(
-        "", "repeat an image of ours or a PNG of A1111: its options, with other flags on top", "--from"
+        "",
+        "repeat an image of ours, or of A1111, ComfyUI, InvokeAI as far as it goes: its options, with other flags on top",
+        "--from",
     )
     init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file)
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1")
@@ -88,6 +91,14 @@ class GenerateConfig:
     controlnet: str = option("", "diffusers folder of a ControlNet; several a,b", path=given_path.controlnets)
     control_scale: float | str = option(1.0, "how strongly it acts; of several 1,0.5 or one for all")
     lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras)
+    lora_dir: str = option("", "folders in which <lora:NAME:WEIGHT> of a prompt is looked for", path=given_path.folders)
+    model_dir: str = option(
+        "",
+        "folders in which the model that a picture behind --from names is looked for, by name or hash",
+        path=given_path.folders,
+    )
+    vae_dir: str = option("", "likewise its VAE", path=given_path.folders)
+    embedding_dir: str = option("", "likewise its textual inversions", path=given_path.folders)
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
         "auto", "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece"
     )
@@ -150,6 +161,7 @@ class GenerateConfig:
         check_seed(self.seed)
         check_format(self.name_format, "nhbi")
         check_text(self, "prompt", "negative_prompt")
+        check_constructs(self, "prompt", "negative_prompt")
         for needy, needed in (
             ("mask", "init_image"),
             ("noise_inversion", "init_image"),
