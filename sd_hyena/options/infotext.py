@@ -250,6 +250,13 @@ def tiled_diffusion_block(block: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and all(isinstance(key, str) for key in values) else None
 
 
+def region_control(text: str) -> dict[str, Any]:
+    """The regions of Tiled Diffusion's block in such a text, by name; empty if there are none. Raises BadInput."""
+    _, pairs = _split(text, Found("A1111", "its regions"))
+    regions = (tiled_diffusion_block(pairs.get("Tiled Diffusion", "")) or {}).get("Region control")
+    return regions if isinstance(regions, dict) else {}
+
+
 def _tiled_diffusion(found: Found, values: dict[str, Any]) -> None:
     _method(found, str(values.pop("Method", "MultiDiffusion")))
     for key, option in TILES.items():
