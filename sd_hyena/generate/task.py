@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.weights import check_safetensors, check_weights
-from sd_hyena.models.inpainting import is_inpainting, paint_masks
+from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
 
@@ -37,11 +39,11 @@ class Task:
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
         return cls(config, pictures, tuple(hints), tuple(_loras(config.lora)))
 
-    def prepared(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
-        """The diffusers pipeline for the task, made of `pipe`'s own parts, and what its call needs. Raises BadInput."""
+    @contextmanager
+    def prepared(self, pipe: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The diffusers pipeline for the task, made of `pipe`'s own parts and ControlNets, and what its call needs."""
         import diffusers as d
 
-        _load_loras(pipe, self.loras)
         kind, given, parts = d.AutoPipelineForText2Image, {}, {}
         if "init_image" in self.pictures:
             kind = d.AutoPipelineForImage2Image
@@ -49,20 +51,19 @@ class Task:
         if "mask" in self.pictures:
             kind = d.AutoPipelineForInpainting
             given |= {"mask_image": self.pictures["mask"].convert("L")}
-            if is_inpainting(pipe.unet):
-                paint_masks(pipe.unet)
         if kind is not d.AutoPipelineForImage2Image:  # which takes the picture's size
             given |= {"width": self.config.width, "height": self.config.height}
-        if nets := _controlnets(self.config, pipe.unet):
+        if nets:
             hints, scales = list(self.hints), [scale for _, scale in self.config.controls]
             several = len(nets) > 1
-            parts["controlnet"] = d.MultiControlNetModel(nets) if several else nets[0]
+            parts["controlnet"] = d.MultiControlNetModel(list(nets)) if several else nets[0]
             given["control_image" if "image" in given else "image"] = hints if several else hints[0]
             given["controlnet_conditioning_scale"] = scales if several else scales[0]
         if parts or self.pictures:
             pipe = kind.from_pipe(pipe, **parts)
             pipe.set_progress_bar_config(disable=True)
-        return pipe, given
+        with painting_masks(pipe.unet) if "mask" in self.pictures else nullcontext():
+            yield pipe, given
 
 
 def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
@@ -80,7 +81,7 @@ def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
+def controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
     """Those that the config names, where and in the precision that the UNet is. Raises BadInput."""
     from diffusers import ControlNetModel
 
@@ -107,9 +108,20 @@ def _loras(entries: str) -> list[tuple[Path, float]]:
     return found
 
 
-def _load_loras(pipe: Any, loras: tuple[tuple[Path, float], ...]) -> None:
+@contextmanager
+def loras(pipe: Any, files: Sequence[tuple[Path, float]]) -> Iterator[None]:
+    """Within the block, `pipe` has these LoRAs, each with its weight. Raises BadInput."""
+    try:
+        _load_loras(pipe, files)
+        yield
+    finally:
+        if files:
+            pipe.unload_lora_weights()
+
+
+def _load_loras(pipe: Any, files: Sequence[tuple[Path, float]]) -> None:
     names: list[str] = []
-    for i, (path, _) in enumerate(loras):
+    for i, (path, _) in enumerate(files):
         stem = path.stem.replace(".", "_")  # regions call a LoRA by its file's name
         names.append(name := f"{stem}_{i}" if stem in names else stem)
         try:
@@ -117,4 +129,4 @@ def _load_loras(pipe: Any, loras: tuple[tuple[Path, float], ...]) -> None:
         except (ValueError, KeyError, RuntimeError) as error:
             raise BadInput(f"lora={str(path)!r} does not fit this model ({str(error).splitlines()[0][:160]})") from None
     if names:
-        pipe.set_adapters(names, [weight for _, weight in loras])
+        pipe.set_adapters(names, [weight for _, weight in files])

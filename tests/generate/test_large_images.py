@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_metadata
-from sd_hyena.generate import generation
+from sd_hyena.generate import engine
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.generation import NotDrawn, generate
-from sd_hyena.generate.task import Task
+from sd_hyena.generate.task import Task, loras
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.sites import find_sites, select
@@ -127,7 +127,7 @@ def test_auto_draws_in_tiles_what_does_not_fit_in_one_piece_and_the_picture_says
     own_pipe.unet.conv_in.register_forward_pre_hook(full)
     (path,) = generate(config(tmp_path, **tiles, tiled_diffusion="auto"))
     assert np.array_equal(np.array(Image.open(path)), wanted)
-    assert "out of memory: mixture in tiles of 8x9" in capsys.readouterr().err
+    assert "out of memory: mixture in tiles of 8x9" in capsys.readouterr().out
     again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
     assert again.tiled_diffusion == "mixture" and np.array_equal(np.array(Image.open(generate(again)[0])), wanted)
     with pytest.raises(NotDrawn, match="out of memory"):
@@ -231,8 +231,9 @@ def test_loras_are_called_by_their_files_names_as_regions_name_them(tmp_path, ow
     for file in files:
         file.parent.mkdir(exist_ok=True)
         save_file(layers, file)
-    pipe, _ = Task.of(config(tmp_path, lora=",".join(map(str, files)))).prepared(own_pipe)
-    assert list(pipe.unet.peft_config) == ["style", "style_1", "b_v2"]
+    with loras(own_pipe, Task.of(config(tmp_path, lora=",".join(map(str, files)))).loras):
+        assert list(own_pipe.unet.peft_config) == ["style", "style_1", "b_v2"]
+    assert not getattr(own_pipe.unet, "peft_config", None)
 
 
 def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
@@ -243,7 +244,6 @@ def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
     file = str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     plain = drawn(tmp_path)
     none = drawn(tmp_path, lora=f"{file}:0")
-    own_pipe.unload_lora_weights()  # the command loads a pipeline of its own each time
     full = drawn(tmp_path, lora=f"{file}:1.0")
     assert np.abs(none.astype(int) - plain).max() <= 1 and not np.array_equal(full, plain)
 
@@ -266,7 +266,7 @@ def test_bad_input_is_found_before_a_model_is_loaded(tmp_path, monkeypatch, pict
     def loaded(*_):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(generation, "load_pipeline", loaded)
+    monkeypatch.setattr(engine, "load_pipeline", loaded)
     options = {name: picture if value == "{picture}" else value for name, value in options.items()}
     with pytest.raises(BadInput, match=said) as error:
         generate(config(tmp_path, **options))

@@ -105,7 +105,6 @@ def test_a_region_that_cannot_work_is_one_line_with_its_number(change, message):
         (b"[]", "no list bbox_controls"),
         (b'{"bbox_controls": {}}', "no list bbox_controls"),
         (b'{"bbox_controls": [1]}', "region 1: 1 is no mapping"),
-        (b'{"bbox_controls": [{"x": 0}]}', "region 1: h is missing"),
         (b'{"bbox_controls": []}' + b" " * (1 << 20), "larger than"),
     ],
 )
