@@ -66,6 +66,8 @@ def parse(
     untouched = {f.name: stored.get(f.name, f.default) for f in dataclasses.fields(config_class)}
     for found in pictures:
         chosen |= named_files.of_picture(found, chosen, untouched)
+    if "lora_dir" in chosen:
+        chosen |= named_files.resolved(chosen)
     config = from_dict(config_class, chosen)
     check_paths(config)
     for found in pictures:

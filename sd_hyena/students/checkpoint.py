@@ -24,6 +24,7 @@ from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.students.student import StudentSpec, build_student
 
 FORMAT_VERSION = 1
+ANCESTOR = "hnmr293/sd-hyena"
 
 
 @dataclass
@@ -32,6 +33,11 @@ class StudentFile:
 
     students: dict[str, nn.Module]
     training: dict[str, Any] = field(default_factory=dict)  # options, step, teacher's sha256, metrics, versions
+
+    @property
+    def names_its_sites(self) -> bool:
+        """Older files of the ancestor's do not."""
+        return self.training.get("origin") != ANCESTOR or "target" in self.training
 
 
 def save_students(path: str | Path, file: StudentFile) -> None:
@@ -156,7 +162,7 @@ def _from_ancestor(
     state = {f"operator.{name}": value for name, value in (dict.fromkeys(sines, shared) | tensors).items()}
     student = _filled(spec, state)
     said = {name: metadata[name] for name in sorted(metadata) if metadata[name] not in tensors and name != "format"}
-    return StudentFile({spec.site: student}, {"origin": "hnmr293/sd-hyena", **said})  # not which tensors are shared
+    return StudentFile({spec.site: student}, {"origin": ANCESTOR, **said})  # not which tensors are shared
 
 
 def _find(short: str, unet: nn.Module | None) -> Site | None:
