@@ -25,6 +25,7 @@ SAMPLERS = {
 WITHOUT_EFFECT = ("SaveImage", "PreviewImage", "Note", "MarkdownNote", "Reroute", "PrimitiveNode", "ShowText|pysssss")
 TEXT_KEYS = ("text", "string", "value", "text_g", "prompt")
 DEEPEST = 64  # links from the sampler to a file
+EMBEDDING = re.compile(r"\bembedding:([\w.\-]+)")
 WEIGHTS = re.compile(r"[^\\]\([^()]+:[0-9.]+\)")
 
 Node = dict[str, Any]
@@ -148,7 +149,9 @@ class _Graph:
             if text is None:
                 self.found.leave(f"the {option.replace('_', ' ')}, whose text another node makes", option)
                 return None
-            self.found.options[option] = re.sub(r"\bembedding:", "", text)
+            for word in EMBEDDING.findall(text):
+                self.found.name("embeddings", word)
+            self.found.options[option] = EMBEDDING.sub(r"\1", text)
             self._follow(given.get("clip"), self._clip)
             return None
         links = [value for key, value in given.items() if isinstance(value, list) and "conditioning" in key.lower()]
