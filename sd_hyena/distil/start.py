@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from safari.filters import HyenaFilter
 from safari.hyena import HyenaMixer
 from sd_hyena.errors import BadInput
-from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.options.operators import OPERATORS
 from sd_hyena.students.checkpoint import load_students
 from sd_hyena.students.student import StudentSpec
 
-FLAGS = {field.name for field in dataclasses.fields(TrainConfig)}
 ONLY_AT_THE_START = {"w"}  # told by the weights once there are some
 OPTIMIZER = {"lr", "wd", "lr_pos_emb", "modulation_lr"}
 
@@ -23,7 +22,8 @@ OPTIMIZER = {"lr", "wd", "lr_pos_emb", "modulation_lr"}
 def start_from(path: str, students: dict[str, nn.Module], unet: nn.Module) -> None:
     """Fill students, by site, with the weights of those in a file. Raises BadInput, which says what differs."""
     shorts = [student.spec.short for student in students.values()]
-    stored = load_students(path, unet, shorts[0]).students  # a file of the ancestor's may not name its site
+    given = shorts[0], torch.empty(0)  # the ancestor's files may not name their site; as precise as it is stored
+    stored = load_students(path, unet, *given).students
     for site, student in students.items():
         if site not in stored:
             found = " ".join(other.spec.short for other in stored.values())
@@ -61,11 +61,14 @@ def _defaults(student: nn.Module) -> dict[str, Any]:
 
 def _flags(spec: StudentSpec, wrong: dict[str, tuple[Any, Any]]) -> list[str]:
     """The flags of train.py that would make the run's students those of the file."""
-    flags = []
+    operator, flags, options = OPERATORS[spec.operator], [], []
     for name, (there, _) in wrong.items():
-        if name == "size":  # of one site; how many pixels a token is depends on its level
-            flags.append(f"-W and -H of {there[1]}x{there[0]} tokens" if there else "")
-            continue
-        known = [flag for flag in (name, f"hyena_{name}", f"hyena2d_{name}") if flag in FLAGS]
-        flags += [f"--{flag} {there}" for flag in known[:1]]
-    return list(filter(None, flags))
+        if name == "operator":
+            flags.append(f"--operator {there}")
+        elif name == "size" and there:  # of one site; how many pixels a token is depends on its level
+            flags.append(f"-W and -H of {there[1]}x{there[0]} tokens")
+        elif name in operator.ancestors:
+            flags.append(f"--hyena_{name} {there}")
+        elif name in operator.options:
+            options.append(f"{name}={there}")
+    return flags + ([f"--operator_options {','.join(options)}"] if options else [])

@@ -36,12 +36,16 @@ class GenerateConfig:
         "-m",
         path=given_path.model,
     )
-    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
+    vae: str = option(
+        "", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae, beside="vae"
+    )
     hyena: str = option(
         "",
-        "trained students; a,b are alternatives numbered by {h}, a+b are used together",
+        "trained students; a,b are alternatives numbered by {h}, a+b are used together; landmarks, landmarks:128, "
+        "landmarks:level0 need no training",
         "-y",
         path=given_path.students,
+        beside="students",
     )
     target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t", needs="hyena")
     prompt: str | None = option(
@@ -55,6 +59,7 @@ class GenerateConfig:
         "",
         "textual inversions: files (word.pt, word.safetensors) and folders, separated by commas",
         path=given_path.embeddings,
+        beside="embeddings",
     )
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
@@ -96,7 +101,7 @@ class GenerateConfig:
     control_scale: float | str = option(
         1.0, "how strongly it acts; of several 1,0.5 or one for all", needs="controlnet"
     )
-    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras)
+    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras, beside="loras")
     lora_dir: str = option("", "folders in which <lora:NAME:WEIGHT> of a prompt is looked for", path=given_path.folders)
     model_dir: str = option(
         "",

@@ -91,7 +91,8 @@ def _found_or_left(found: Found, option: str, name: str, hash_: str, chosen: dic
 def resolved(values: dict[str, Any], hashes: dict[str, str] | None = None) -> dict[str, Any]:
     """`prompt` without <lora:NAME:WEIGHT>, and `lora` with the files of these; empty if there are none.
 
-    A file is looked for among those of `lora`, whose weight is then the prompt's, in `lora_dir`, and as a path. `hashes`
+    A file is looked for among those of `lora`, whose weight is then the prompt's, beside the model, in `lora_dir`, and as a
+    path. `hashes`
     tells files of other names. Raises BadInput for one that is not there.
     """
     if without_loras(values["negative_prompt"], "negative_prompt")[1]:
@@ -101,11 +102,15 @@ def resolved(values: dict[str, Any], hashes: dict[str, str] | None = None) -> di
     prompt, called = without_loras(values["prompt"] or "", "prompt")
     if not called:
         return {}
-    given = dict.fromkeys(path for path, _ in given_path.loras(values["lora"]))
-    weights = dict(given_path.loras(values["lora"]))
+    weights = _given_loras(values)
+    given = [*weights, *given_path.beside(values["model"], "loras").values()]
     for lora in called:
         weights[_file_of(lora, given, values["lora_dir"], (hashes or {}).get(lora.name, ""))] = lora.weight
     return {"prompt": prompt, "lora": ",".join(f"{path}:{weight!r}" for path, weight in weights.items())}
+
+
+def _given_loras(values: dict[str, Any]) -> dict[Path, float]:
+    return dict(given_path.loras(given_path.located(values["lora"], "lora", values["model"], "loras")))
 
 
 def _file_of(lora: NamedLora, given: Iterable[Path], folders: str, hash_: str) -> Path:

@@ -11,7 +11,7 @@ from sd_hyena.students.checkpoint import describe, load_students
 from tests.conftest import IN01
 from tests.distil.test_training import config, weights
 
-SAFARI = dict(operator="safari", hyena_emb_dim=3, hyena_filter_order=16, n_steps=1)
+SAFARI = dict(operator="safari", operator_options="emb_dim=3", hyena_filter_order=16, n_steps=1)
 
 
 @pytest.fixture
@@ -25,7 +25,15 @@ def ancestor(tmp_path):
 
 def test_training_goes_on_from_an_ancestor_s_file(folder, ancestor):
     before = load_students(ancestor).students["IN01"].state_dict()
-    train(config(folder, **SAFARI, hyena_w=9.0, pretrained_weight=str(ancestor), lr=1e-9, warmup_steps=0))
+    train(
+        config(
+            folder,
+            **SAFARI | {"operator_options": "emb_dim=3,w=9"},
+            pretrained_weight=str(ancestor),
+            lr=1e-9,
+            warmup_steps=0,
+        )
+    )
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, before[name], atol=1e-6, rtol=1e-5)
     train(config(folder, **SAFARI | {"n_steps": 2}, pretrained_weight=str(folder / "out" / "hyena.safetensors")))
@@ -36,7 +44,7 @@ def test_training_goes_on_from_an_ancestor_s_file(folder, ancestor):
     "options, said",
     [
         ({}, "IN01 has operator=safari, size=(8, 8) there, operator=hyena2d, size=None in this run; give --operator safari"),
-        (SAFARI | {"hyena_emb_dim": 5}, "IN01 has emb_dim=3 there, emb_dim=5 in this run; give --hyena_emb_dim 3"),
+        (SAFARI | {"operator_options": "emb_dim=5"}, "IN01 has emb_dim=3 there, emb_dim=5 in this run; give --operator_options emb_dim=3"),
         (SAFARI | {"height": 128}, "give -W and -H of 8x8 tokens"),
     ],
 )  # fmt: skip
