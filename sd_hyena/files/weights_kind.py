@@ -26,7 +26,10 @@ class Kind:
 
 UNKNOWN = "Stable Diffusion 1.x, 2.x and SDXL are known"
 LORA = Kind(
-    "a LoRA", "give it as --lora FILE beside -m MODEL", r"[._](lora_(up|down|A|B|mid)|hada_w1_a|lokr_w[12])\b|^lora_"
+    "a LoRA",
+    "give it as --lora FILE beside -m MODEL",
+    r"[._](lora_(up|down|A|B|mid)|hada_w1_a|lokr_w[12]|oft_(blocks|diag)|ia3_l|on_input|w_norm|diff|diff_b)\b"
+    r"|^(lora|lycoris)_(unet|te)|^bundle_emb\.",
 )
 STUDENTS = Kind("trained students", "give it as -y FILE beside -m MODEL", r"^[^/]+attn1/|^filter_fn\.")
 VAE = Kind("a VAE", "give it as --vae FILE beside -m MODEL", r"^(first_stage_model\.|vae\.)?decoder\.conv_in\.")

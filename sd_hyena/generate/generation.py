@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.processes.group import Group, joined, own_device
 from sd_hyena.processes.ranks import say
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import load_embeddings, read_embeddings
+from sd_hyena.text.textual_inversion import load_embeddings, read_embeddings, with_bundled
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -61,7 +61,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     check_optimize(config.optimizations, device)
     dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
     prompt = prompts_of(path)[0] if config.prompt is None else config.prompt
-    with joined(device) as group:
+    with joined(device) as group, ExitStack() as stack:
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         at_first = device if config.offload == "off" else torch.device("cpu")
         pipe = load_pipeline(path, at_first, dtype, config.vae)
@@ -77,8 +77,9 @@ def generate(config: GenerateConfig) -> list[Path]:
         if config.keep_attention:
             kept = arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
             alternatives = [_keeping(group, one, pipe.unet, config.keep_attention, *kept) for one in alternatives]
-        load_embeddings(pipe, embeddings)
+        load_embeddings(pipe, with_bundled(embeddings, (one.lora for one in task.loras)))
         _note_long_prompt(pipe, prompt)
+        stack.enter_context(task.with_loras(pipe))
         pipe, given = task.prepared(pipe)
         students = [student for alternative in alternatives for student in alternative.students.values()]
         if config.offload != "off":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -11,10 +12,13 @@ from torch import nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_picture
-from sd_hyena.files.weights import check_safetensors, check_weights
+from sd_hyena.files.weights import check_weights
 from sd_hyena.models.inpainting import is_inpainting, paint_masks
+from sd_hyena.models.lora.applied import Given, loras_in
+from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.processes.ranks import say
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Task:
     config: GenerateConfig
     pictures: dict[str, Image.Image]  # by option: init_image, mask
     hints: tuple[Image.Image, ...]  # one for each ControlNet
-    loras: tuple[tuple[Path, float], ...]
+    loras: tuple[Given, ...]
 
     @classmethod
     def of(cls, config: GenerateConfig) -> Task:
@@ -35,13 +39,21 @@ class Task:
         names = [name for name in ("init_image", "mask") if getattr(config, name)]
         pictures = {name: _picture(config, name, getattr(config, name)) for name in names}
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
-        return cls(config, pictures, tuple(hints), tuple(_loras(config.lora)))
+        loras = (Given(read_lora(path), weight) for path, weight in given_path.loras(config.lora))
+        return cls(config, pictures, tuple(hints), tuple(loras))
+
+    @contextmanager
+    def with_loras(self, pipe: Any) -> Iterator[None]:
+        """Within the block, `pipe` draws with the LoRAs. Raises BadInput."""
+        with loras_in(pipe, self.loras) as applied:
+            for note in applied.notes:
+                say(note)
+            yield
 
     def prepared(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
         """The diffusers pipeline for the task, made of `pipe`'s own parts, and what its call needs. Raises BadInput."""
         import diffusers as d
 
-        _load_loras(pipe, self.loras)
         kind, given, parts = d.AutoPipelineForText2Image, {}, {}
         if "init_image" in self.pictures:
             kind = d.AutoPipelineForImage2Image
@@ -97,24 +109,3 @@ def _controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
             )
         found.append(controlnet.to(unet.device, unet.dtype))
     return found
-
-
-def _loras(entries: str) -> list[tuple[Path, float]]:
-    """Files and weights, the files whole. Raises BadInput."""
-    found = given_path.loras(entries)
-    for path, _ in found:
-        check_safetensors(path)
-    return found
-
-
-def _load_loras(pipe: Any, loras: tuple[tuple[Path, float], ...]) -> None:
-    names: list[str] = []
-    for i, (path, _) in enumerate(loras):
-        stem = path.stem.replace(".", "_")  # regions call a LoRA by its file's name
-        names.append(name := f"{stem}_{i}" if stem in names else stem)
-        try:
-            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name, local_files_only=True)
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise BadInput(f"lora={str(path)!r} does not fit this model ({str(error).splitlines()[0][:160]})") from None
-    if names:
-        pipe.set_adapters(names, [weight for _, weight in loras])

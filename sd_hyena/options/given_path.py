@@ -28,6 +28,7 @@ MODELS = (
 VAES = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
 CONTROLNETS = "give a diffusers folder of a ControlNetModel"
 RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
+LARGEST_WEIGHT = 100  # of a LoRA; sliders go to ten and more
 EMBEDDINGS = (".pt", ".bin", ".safetensors")
 
 
@@ -91,9 +92,12 @@ def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
                 path, weight = name, float(number)
         if not os.path.isfile(path):
             raise BadInput(f"{option}={entry!r} is no file; give FILE.safetensors or FILE.safetensors:WEIGHT")
-        kind = kind_of(tensor_names(path))
-        if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, diffusers may know
-            raise BadInput(f"{option}={path!r} looks like {kind}")
+        if not abs(weight) <= LARGEST_WEIGHT:
+            raise BadInput(f"{option}={entry!r}: the weight must lie between -{LARGEST_WEIGHT} and {LARGEST_WEIGHT}")
+        if Path(path).suffix.lower() not in PICKLED:  # which take torch to read
+            kind = kind_of(tensor_names(path))
+            if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, its reader may know
+                raise BadInput(f"{option}={path!r} looks like {kind}")
         found.append((Path(path), weight))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import read_pickle, read_weights
 from sd_hyena.files.weights_kind import PICKLED
+from sd_hyena.models.lora.lora_file import LoraFile
 from sd_hyena.models.pipeline import text_encoders
 from sd_hyena.options import given_path
 
@@ -21,16 +22,20 @@ SDXL = ("clip_l", "clip_g")  # keys of a file for both of its text encoders
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vectors (n, D) behind a word, for each text encoder. `asked` if its file was named, not only its folder."""
+    """The vectors (n, D) behind a word, for each text encoder. `asked` if its file was named, not only its folder.
+
+    `name` is its own, where it is one of several in a file.
+    """
 
     path: Path
     vectors: tuple[Tensor, ...]
     asked: bool
+    name: str = ""
 
     @property
     def word(self) -> str:
         """How a prompt calls it: by its file's name, as in A1111."""
-        return self.path.stem
+        return self.name or self.path.stem
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -46,6 +51,15 @@ def read_embeddings(entries: str) -> list[Embedding]:
         if word in found:
             raise BadInput(f"embeddings: {str(path)!r} and {str(found[word].path)!r} have one name; rename one of them")
         found[word] = embedding
+    return list(found.values())
+
+
+def with_bundled(embeddings: Sequence[Embedding], loras: Iterable[LoraFile]) -> list[Embedding]:
+    """And those that LoRA files bring with them, but for words that are taken."""
+    found = {embedding.word.lower(): embedding for embedding in embeddings}
+    for lora in loras:
+        for word, vectors in lora.embeddings.items():
+            found.setdefault(word.lower(), Embedding(lora.path, vectors, True, word))
     return list(found.values())
 
 

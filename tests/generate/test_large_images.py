@@ -19,6 +19,7 @@ from sd_hyena.generate import generation
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.generation import NotDrawn, generate
 from sd_hyena.generate.task import Task
+from sd_hyena.large.adapters import is_loaded, loaded
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.sites import find_sites, select
@@ -225,14 +226,16 @@ def test_what_tiles_the_unet_s_attention_tiles_the_controlnets(own_pipe, several
 
 
 def test_loras_are_called_by_their_files_names_as_regions_name_them(tmp_path, own_pipe):
-    layers = {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 32)}
-    layers |= {name.replace("lora_A", "lora_B"): torch.zeros(32, 2) for name in layers}
+    layers = {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 32)}
+    layers |= {name.replace("lora_A", "lora_B"): torch.ones(32, 2) for name in layers}
     files = [tmp_path / "a" / "style.safetensors", tmp_path / "b" / "style.safetensors", tmp_path / "b.v2.safetensors"]
     for file in files:
         file.parent.mkdir(exist_ok=True)
         save_file(layers, file)
-    pipe, _ = Task.of(config(tmp_path, lora=",".join(map(str, files)))).prepared(own_pipe)
-    assert list(pipe.unet.peft_config) == ["style", "style_1", "b_v2"]
+    with Task.of(config(tmp_path, lora=",".join(map(str, files)))).with_loras(own_pipe):
+        assert loaded([own_pipe.unet]) == ["style", "style_1", "b.v2"]
+        assert is_loaded([own_pipe.unet], "b_v2")  # as it was called by PEFT, whose names have no dots
+    assert not loaded([own_pipe.unet])
 
 
 def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
@@ -241,11 +244,8 @@ def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
     unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False))
     StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=get_peft_model_state_dict(unet))
     file = str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
-    plain = drawn(tmp_path)
-    none = drawn(tmp_path, lora=f"{file}:0")
-    own_pipe.unload_lora_weights()  # the command loads a pipeline of its own each time
-    full = drawn(tmp_path, lora=f"{file}:1.0")
-    assert np.abs(none.astype(int) - plain).max() <= 1 and not np.array_equal(full, plain)
+    plain, none, full = (drawn(tmp_path, lora=lora) for lora in ("", f"{file}:0", f"{file}:1.0"))
+    assert np.array_equal(none, plain) and not np.array_equal(full, plain)
 
 
 @pytest.mark.parametrize(
