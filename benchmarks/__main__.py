@@ -42,7 +42,7 @@ def main(given: argparse.Namespace) -> None:
     from benchmarks.harness.setting import Setting, ceilings
     from benchmarks.report import plots
     from sd_hyena.errors import BadInput
-    from sd_hyena.models.pipeline import pick_device
+    from sd_hyena.processes.device import pick_device
 
     device = pick_device(given.device)
     suite = importlib.import_module(f"benchmarks.suites.{given.suite}")

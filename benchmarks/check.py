@@ -17,7 +17,7 @@ from benchmarks.harness.methods import kernels_chosen, methods
 from benchmarks.harness.setting import Setting
 from benchmarks.suites import block, core
 from benchmarks.suites.unet import error_of_students
-from sd_hyena.models.pipeline import pick_device
+from sd_hyena.processes.device import pick_device
 
 GRIDS = {"IN01": ((40, 56), (37, 64)), "IN04": ((24, 31),), "M00": ((9, 13),)}  # H != W, primes
 

@@ -79,29 +79,25 @@ def _parameters(file: Path) -> int:
 
 def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tuple[float, float]], Path]:
     """Mean PSNR and SSIM to the teacher over held-out prompts, and a picture: a row each, teacher first."""
-    import torch
     from PIL import Image, ImageDraw
 
     from sd_hyena.files.comparison import similarity
     from sd_hyena.files.picture import write_image
-    from sd_hyena.generate.drawing import draw
-    from sd_hyena.models.pipeline import load_pipeline, prompts_of
-    from sd_hyena.options.sampler import set_scheduler
-    from sd_hyena.students.checkpoint import load_students
-    from sd_hyena.students.swap import swapped
+    from sd_hyena.generate.engine import Engine
+    from sd_hyena.models.example_prompts import prompts_of
 
-    pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
-    set_scheduler(pipe, "ddim")
     prompts = prompts_of(SHIPPED_MODEL)[-IMAGES:]  # the first ones were trained on
     settings = [
-        GenerateConfig(prompt=p, width=config.width, cfg_scale=3.0, steps=25, seed=100 + i)
+        GenerateConfig(prompt=p, width=config.width, cfg_scale=3.0, steps=25, seed=100 + i, num_images=1, device="cpu")
         for i, p in enumerate(prompts)
     ]
-    size = {"width": config.width, "height": config.width}
-    rows = {"teacher": [draw(pipe, one, size, range(1))[0] for one in settings]}
-    for operator, path in files.items():
-        with swapped(pipe.unet, load_students(path, pipe.unet).students):
-            rows[operator] = [draw(pipe, one, size, range(1))[0] for one in settings]
+    engine = Engine()
+
+    def row(students: str) -> list[np.ndarray]:
+        drawings = (engine.draw(dataclasses.replace(one, hyena=students)) for one in settings)
+        return [np.array(drawn.image) for drawing in drawings for drawn in drawing]
+
+    rows = {"teacher": row("")} | {operator: row(str(path)) for operator, path in files.items()}
     scores = {
         operator: tuple(
             np.mean([similarity(a, b) for a, b in zip(rows["teacher"], rows[operator], strict=True)], axis=0)

@@ -76,7 +76,7 @@ def _installed(_config: DoctorConfig) -> Iterator[str]:
 def _device(config: DoctorConfig) -> Iterator[str]:
     import torch
 
-    from sd_hyena.models.pipeline import pick_device
+    from sd_hyena.processes.device import pick_device
     from sd_hyena.processes.memory import available_gib
 
     device = pick_device(config.device)
@@ -101,7 +101,7 @@ def _disk(config: DoctorConfig) -> Iterator[str]:
 
 
 def _model(config: DoctorConfig) -> Iterator[str]:
-    from sd_hyena.models.pipeline import model_sha256
+    from sd_hyena.models.location import model_sha256
     from sd_hyena.sites import find_sites
 
     path, kind, unet = _looked_at(config.model)
@@ -115,7 +115,7 @@ def _model(config: DoctorConfig) -> Iterator[str]:
 def _expectations(config: DoctorConfig) -> Iterator[str]:
     """Counted operations, and the time they take at the rate of this machine's matrix products: a lower bound."""
     from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
-    from sd_hyena.models.pipeline import pick_device
+    from sd_hyena.processes.device import pick_device
     from sd_hyena.sites import find_sites
     from sd_hyena.students.student import spec_for
 
@@ -142,7 +142,7 @@ def _looked_at(model: str) -> tuple[Path, str, Any]:
     from diffusers import UNet2DConditionModel
 
     from sd_hyena.models.inpainting import is_inpainting
-    from sd_hyena.models.pipeline import model_path
+    from sd_hyena.models.location import model_path
     from sd_hyena.models.single_file import configuration_of
 
     path = model_path(model)
@@ -159,7 +159,7 @@ def _rate(device: Any) -> float:
     import torch
 
     from sd_hyena.cost.timing import wait_for
-    from sd_hyena.models.pipeline import pick_dtype
+    from sd_hyena.processes.device import pick_dtype
 
     n = 4096 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device, dtype=pick_dtype("auto", device))

@@ -19,7 +19,7 @@ from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.tiny_sd.train import MAX_TOKENS
-from sd_hyena.generate import generation
+from sd_hyena.generate import engine
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.shipped import SHIPPED_MODEL
 
@@ -55,7 +55,7 @@ def own_pipe(shared_pipe):
 @pytest.fixture
 def loaded_once(monkeypatch, own_pipe):
     """Every generate() of the test draws with the same fresh copy; loading is tested elsewhere."""
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: own_pipe)
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: own_pipe)
 
 
 @pytest.fixture

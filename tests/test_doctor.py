@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from sd_hyena import doctor
 from sd_hyena.doctor import DoctorConfig, Unwell
-from sd_hyena.models import pipeline
-from sd_hyena.models.pipeline import model_path, model_sha256
+from sd_hyena.models import location
+from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.single_file import LAYOUTS
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from tests import ldm
@@ -25,7 +25,7 @@ def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys, mon
     """Students are expected to save more the larger the image."""
     looked = []
     monkeypatch.setattr(doctor, "SIZES", (64, 512))
-    monkeypatch.setattr(pipeline, "model_path", lambda given: looked.append(given) or model_path(given))
+    monkeypatch.setattr(location, "model_path", lambda given: looked.append(given) or model_path(given))
     doctor._looked_at.cache_clear()
     doctor.main(DoctorConfig(out_dir=str(tmp_path / "out"), device="cpu"))
     said = capsys.readouterr().out
@@ -44,7 +44,7 @@ def test_a_healthy_machine_is_described_and_found_in_order(tmp_path, capsys, mon
     "layout, kind", [("sd15", "Stable Diffusion 1.x"), ("sd21", "Stable Diffusion 2.x"), ("sdxl", "SDXL")]
 )
 def test_a_model_s_kind_is_told_and_whether_it_paints_in_masks(monkeypatch, layout, kind):
-    monkeypatch.setattr(pipeline, "model_path", lambda _: LAYOUTS / layout)
+    monkeypatch.setattr(location, "model_path", lambda _: LAYOUTS / layout)
     doctor._looked_at.cache_clear()
     assert doctor._looked_at("")[1] == kind
     load = UNet2DConditionModel.load_config

@@ -25,7 +25,7 @@ SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhe
     "bash examples/generate.sh": "-W 64 -s 2 -n 1",
     "python generate.py": "-W 64 -s 2 -n 1",
     "python -m sd_hyena.students.checkpoint": "",
-    "python -m sd_hyena.evaluate.evaluation": "--images 1 --states 1 --steps 1 --sizes 64 --guidance 1",
+    "python -m sd_hyena.evaluate": "--images 1 --states 1 --steps 1 --sizes 64 --guidance 1",
     "python -m sd_hyena.recipe": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 2 --validate_every_n_steps 0",
     "bash tests/run.sh": None,  # this very run
     "tensorboard": None,  # a server; its files are read in test_training.py

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,11 @@ from torch import nn
 
 from benchmarks.harness.setting import Setting
 from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
-from sd_hyena.models import pipeline
+from sd_hyena.models.single_file import LAYOUTS
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.students.student import build_student, cast, spec_for
 
-LAYOUTS = Path(pipeline.__file__).parent / "layouts"
 STUDENTS_AT = {"attention": "", "level 0": "level0", "level 0+1": "level0,level1", "all": "all"}
 WORDS = 77  # tokens of a prompt
 

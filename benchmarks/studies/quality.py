@@ -17,7 +17,8 @@ import torch
 from benchmarks.harness.record import RESULTS, commit, write
 from sd_hyena.cost.operations import student_flops
 from sd_hyena.distil.training import train
-from sd_hyena.evaluate.evaluation import EvaluationConfig, Examiner
+from sd_hyena.evaluate.config import EvaluationConfig
+from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import select

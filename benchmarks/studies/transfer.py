@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from benchmarks.harness.record import write
-from sd_hyena.evaluate.evaluation import EvaluationConfig, Examiner
+from sd_hyena.evaluate.config import EvaluationConfig
+from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.shipped import SHIPPED_MODEL

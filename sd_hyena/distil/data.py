@@ -29,7 +29,9 @@ from sd_hyena.files.atomic import replacing
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.weights import read_weights
 from sd_hyena.large.tiling import batches
-from sd_hyena.models.pipeline import condition, encoded, resized, split_prompts
+from sd_hyena.models.condition import condition
+from sd_hyena.models.example_prompts import split_prompts
+from sd_hyena.models.latents import encoded, resized
 from sd_hyena.models.vae import vae_sha256
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.students.teacher import Condition

@@ -12,7 +12,8 @@ from sd_hyena.cost.crossover import speedup
 from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
 from sd_hyena.distil.placement import own_device, teacher_dtype
 from sd_hyena.distil.selection import Candidate, choose, table, useful
-from sd_hyena.models.pipeline import load_pipeline, model_path
+from sd_hyena.models.location import model_path
+from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
 from sd_hyena.students.student import build_student, cast, spec_for

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from sd_hyena.errors import BadInput
-from sd_hyena.models.pipeline import pick_device, pick_dtype
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes import ranks
+from sd_hyena.processes.device import pick_device, pick_dtype
 
 
 def own_device(config: TrainConfig) -> torch.device:

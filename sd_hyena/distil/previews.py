@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd_hyena.models.pipeline import vae_for
+from sd_hyena.models.latents import decoded, vae_for
 from sd_hyena.students.swap import swapped
 from sd_hyena.students.teacher import Activation
 
@@ -75,16 +75,17 @@ class Previews(L.Callback):
     def _generate(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         with vae_for(self.pipe, max(self.width, self.height)):
-            image = self.pipe(
+            latents = self.pipe(
                 self.prompt,
                 width=self.width,
                 height=self.height,
                 num_inference_steps=self.steps,
                 guidance_scale=self.cfg_scale,
                 generator=generator,
-                output_type="pt",
-            ).images[0]
-        return image.float().cpu().clamp(0, 1)
+                output_type="latent",
+            ).images
+            pixels = decoded(self.pipe, latents)
+        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
     def _add(self, trainer, name: str, picture: Tensor) -> None:
         for logger in trainer.loggers:

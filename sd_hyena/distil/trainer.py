@@ -15,8 +15,8 @@ from sd_hyena.distil.data import Lessons
 from sd_hyena.distil.placement import precision_of
 from sd_hyena.distil.previews import Previews
 from sd_hyena.distil.run_folder import AtomicCheckpointIO, Checkpoints
-from sd_hyena.models.pipeline import pick_device
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.device import pick_device
 from sd_hyena.processes.ranks import say
 
 

@@ -24,7 +24,10 @@ from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
 from sd_hyena.errors import BadInput
 from sd_hyena.files.names import writable_folder
-from sd_hyena.models.pipeline import load_pipeline, model_path, model_sha256, noiser, prompts_of
+from sd_hyena.models.example_prompts import prompts_of
+from sd_hyena.models.location import model_path, model_sha256
+from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.models.prediction import noiser
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command import Interrupted, Terminated
 from sd_hyena.options.command_line import check_paths

@@ -30,7 +30,7 @@ class CardConfig:
     """Write the model card of trained students; with --push upload both to the Hugging Face Hub."""
 
     students: str = option("", "the .safetensors file of train.py, also as a plain argument")
-    report: str = option("", "report.json of python -m sd_hyena.evaluate.evaluation, whose tables the card shows")
+    report: str = option("", "report.json of python -m sd_hyena.evaluate, whose tables the card shows")
     base_model: str = option("", "the base model's name on the Hub, USER/NAME")
     license: str = option("other", "the Hub's word for the base model's licence, e.g. creativeml-openrail-m")
     push: str = option("", "USER/NAME: upload to that repository, made if it is not there; nothing is uploaded without")
@@ -41,9 +41,7 @@ class CardConfig:
         if self.students and (Path(self.students).suffix != ".safetensors" or not Path(self.students).is_file()):
             raise BadInput(f"students={self.students!r} is no .safetensors file; train.py writes out/hyena.safetensors")
         if self.report and not Path(self.report).is_file():
-            raise BadInput(
-                f"report={self.report!r} is no file; python -m sd_hyena.evaluate.evaluation writes report.json"
-            )
+            raise BadInput(f"report={self.report!r} is no file; python -m sd_hyena.evaluate writes report.json")
         for name in ("push", "base_model"):
             value = getattr(self, name)
             if value and not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", value, re.ASCII):
@@ -124,7 +122,7 @@ def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "
         lines += [
             "## Errors",
             "",
-            "`python -m sd_hyena.evaluate.evaluation`, on captions and seeds never trained on.",
+            "`python -m sd_hyena.evaluate`, on captions and seeds never trained on.",
             "",
             tables,
             "",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from sd_hyena.cost.crossover import speedup
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import find_sites, select
-from sd_hyena.students.checkpoint import load_students
+from sd_hyena.students.checkpoint import StudentFile, load_students
 from sd_hyena.students.student import cast
 
 
@@ -38,22 +39,45 @@ class Alternative:
         return all(student.spec.size is None for student in self.students.values())
 
 
+def _entries(files: str) -> dict[str, list[str]]:
+    """The files of each alternative of `a,b+c`, where `+` uses several at once."""
+    entries = filter(None, (part.strip() for part in files.split(",")))
+    return {entry: [name for part in entry.split("+") if (name := part.strip())] for entry in entries}
+
+
+def files_of(files: str) -> list[str]:
+    """Each file that the alternatives name, once."""
+    return list(dict.fromkeys(name for names in _entries(files).values() for name in names))
+
+
+def load_for(unet: nn.Module, name: str, target: str = "IN01", like: Tensor | None = None) -> StudentFile:
+    """A file of students, where and in the precision that `like` is, by default the UNet. Raises BadInput."""
+    file = load_students(name, unet, target)
+    for student in file.students.values():
+        cast(student, next(unet.parameters()) if like is None else like).eval()
+    return file
+
+
 def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list[Alternative]:
     """The alternatives of `a,b+c`, where `+` uses several files at once. Raises BadInput."""
+    return joined_students(files, {name: load_for(unet, name, target) for name in files_of(files)})
+
+
+def joined_students(files: str, loaded: Mapping[str, StudentFile]) -> list[Alternative]:
+    """The same of files that are loaded, by name. Raises BadInput."""
     result = []
-    for entry in filter(None, (part.strip() for part in files.split(","))):
-        together, files_of, hashes = {}, {}, []
-        for name in filter(None, (part.strip() for part in entry.split("+"))):
-            file = load_students(name, unet, target)
+    for entry, names in _entries(files).items():
+        together, stems, hashes = {}, {}, []
+        for name in names:
+            file = loaded[name]
             for site, student in file.students.items():
                 if site in together:
                     raise BadInput(
                         f"hyena={entry!r} gives {student.spec.short} twice; separate alternatives with a comma"
                     )
-                together[site] = cast(student, next(unet.parameters())).eval()
-                files_of[site] = Path(name).stem
+                together[site], stems[site] = student, Path(name).stem
             hashes.append(file.training.get("teacher_sha256", ""))
-        result.append(Alternative(together, entry, files_of, tuple(hashes)))
+        result.append(Alternative(together, entry, stems, tuple(hashes)))
     return result
 
 

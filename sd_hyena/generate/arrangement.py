@@ -12,12 +12,13 @@ from typing import Any
 
 from sd_hyena.large.feed_forward import chunk_feed_forward
 from sd_hyena.large.noise_inversion import NoiseInversion, noise_inversion
+from sd_hyena.large.progress import Progress
 from sd_hyena.large.regions import read_regions
 from sd_hyena.large.regions import to_dict as regions_to_dict
 from sd_hyena.large.tiled_attention import brick_attention, split_attention
 from sd_hyena.large.tiled_unet import TiledDiffusion, tiled_diffusion
 from sd_hyena.large.tiled_vae import VAETiling, tiled_vae
-from sd_hyena.models.pipeline import TILED_VAE_FROM
+from sd_hyena.models.latents import TILED_VAE_FROM
 from sd_hyena.options.generate_config import GenerateConfig
 
 TILED_FROM = 2048  # pixels of a side above which `auto` fuses tiles
@@ -115,17 +116,22 @@ class Arrangement:
         return ", ".join(parts)
 
     @contextmanager
-    def around(self, pipe: Any, map: Callable = map) -> Iterator[None]:
-        """Within the block, `pipe` draws as the config says; afterwards it is as it was. `map` is TiledDiffusion's."""
+    def around(
+        self, pipe: Any, map: Callable = map, of_vae: Progress | None = None, of_inversion: Progress | None = None
+    ) -> Iterator[None]:
+        """Within the block, `pipe` draws as the config says; afterwards it is as it was.
+
+        `map` is TiledDiffusion's; the VAE tells `of_vae` how far it is, the noise inversion `of_inversion`.
+        """
         with ExitStack() as stack:
             if self.vae:
-                stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae)))
+                stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae) | {"progress": of_vae}))
             controlnet = getattr(pipe, "controlnet", None)
             for network in filter(None, (pipe.unet, *getattr(controlnet, "nets", (controlnet,)))):
                 for block in self._around_attention(network):
                     stack.enter_context(block)
             if self.inversion:  # before the tiles, which then tile it too
-                stack.enter_context(noise_inversion(pipe, **vars(self.inversion)))
+                stack.enter_context(noise_inversion(pipe, **vars(self.inversion) | {"progress": of_inversion}))
             if self.tiles:
                 stack.enter_context(tiled_diffusion(pipe, **vars(self.tiles) | {"map": map}))
             yield

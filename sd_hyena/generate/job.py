@@ -1,31 +1,26 @@
-"""Images of one run, drawn and written; one that fails, or does not fit, does not cost the others."""
+"""The images of one config; one that fails, or does not fit, does not cost the others."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from torch import Tensor
 
-from sd_hyena.files.comparison import side_by_side, similarity
-from sd_hyena.files.picture import write_image
+from sd_hyena.files.comparison import similarity
 from sd_hyena.generate.alternatives import Alternative
 from sd_hyena.generate.arrangement import Arrangement, tile_fusion
-from sd_hyena.generate.drawing import draw
+from sd_hyena.generate.drawing import draw, steps_of_image
+from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.large.tiled_unet import tiled_diffusion
 from sd_hyena.large.tiling import batches
-from sd_hyena.options.command_line import to_dict
 from sd_hyena.options.generate_config import GenerateConfig
-from sd_hyena.options.infotext import parameters
 from sd_hyena.processes.group import Group
 from sd_hyena.processes.memory import is_out_of_memory, release
-from sd_hyena.processes.ranks import rank
 from sd_hyena.students.swap import swapped
 
 OUT_OF_MEMORY = "out of memory; try --tiled_diffusion mixture, --ff_chunk_size 4096, a smaller size or --dtype bfloat16"
@@ -33,96 +28,111 @@ OUT_OF_MEMORY = "out of memory; try --tiled_diffusion mixture, --ff_chunk_size 4
 
 @dataclass(frozen=True)
 class Drawn:
-    """Image number `n`, uint8 (H, W, 3), with the config that draws it again; the teacher's beside it if asked for."""
+    """A picture, with the config that draws it alone again.
 
+    It is number `n` of its drawing, by alternative number `h` of the students; `teacher` is the same without students, if
+    that was asked for.
+    """
+
+    h: int
     n: int
     config: GenerateConfig
-    image: np.ndarray
-    teacher: np.ndarray | None
+    image: Image.Image
+    teacher: Image.Image | None
+    students: str  # each one's site and file, for people
+    model: str
+    model_sha256: str
+    regions: dict[str, Any]  # as they travel in the picture
+
+    @property
+    def similarity(self) -> tuple[float, float]:
+        """PSNR in dB and SSIM to the teacher's picture."""
+        return similarity(np.array(self.teacher), np.array(self.image))
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all images of a run share; `given` is what the pipeline's call needs for its task, `failed` what went wrong.
+    """What all images of one config share; `given` is what the pipeline's call needs for its task.
 
-    `rows` are the images that are drawn here, `group` the processes that draw each of them together.
+    `rows` are the images that are drawn here, `group` the processes that draw each of them together, `failed` what went
+    wrong with some.
     """
 
     pipe: Any
     config: GenerateConfig
     given: dict[str, Any]
     arrangement: Arrangement
-    folder: Path
     model: str
-    sha256: str
+    model_sha256: str
     rows: Sequence[int]
     group: Group
+    advance: Advance
     failed: list[str] = field(default_factory=list)
 
-    def write(self, h: int, alternative: Alternative) -> list[tuple[tuple[int, int], list[Path]]]:
-        """The images of alternative number `h` that are drawn here, each as (h, n) and its files; the group's first writes."""
-        config = self.config
-        steps = int(config.steps * config.strength) if config.init_image else config.steps
-        total, silent = len(self.rows) * steps, True if rank() else None  # None: where nobody watches
-        with tqdm(total=total, unit="step", disable=silent, desc=alternative.label or self.model) as bar:
-            return [
-                ((h, drawn.n), self._written(h, alternative, drawn))
-                for rows in batches(self.rows, config.batch_size)
-                for drawn in self._drawn(config, alternative, rows, bar)
-                if self.group.rank == 0
-            ]
+    @classmethod
+    def steps(cls, config: GenerateConfig, alternatives: Sequence[Alternative], rows: Sequence[int]) -> int:
+        """Of the whole job, for who watches it."""
+        passes = sum(2 if config.compare and one.students else 1 for one in alternatives)
+        return passes * len(rows) * steps_of_image(config)
 
-    def _drawn(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int], bar: Any) -> list[Drawn]:
+    def images(self, h: int, alternative: Alternative) -> Iterator[Drawn]:
+        """Those of alternative number `h` that are drawn here, as they are done; the first of a group yields them."""
+        for rows in batches(self.rows, self.config.batch_size):
+            for config, n, *pair in self._drawn(self.config, alternative, rows):
+                if self.group.rank == 0:
+                    image, teacher = (None if pixels is None else Image.fromarray(pixels) for pixels in pair)
+                    own = dict(hyena=alternative.entry, seed=(config.seed + n) % 2**32, num_images=1, iteration=1)
+                    own["keep_attention"] = ",".join(alternative.kept)  # as it was measured here
+                    facts = alternative.label, self.model, self.model_sha256, self.arrangement.metadata
+                    yield Drawn(h, n, replace(config, **own), image, teacher, *facts)
+
+    def _drawn(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int]) -> list[tuple]:
         """Rows that fail are halved. One image that does not fit is drawn in tiles if these are left to us (`auto`)."""
-        done = bar.n
+        done = self.advance.done
         try:
-            return self.group.tried(lambda: self._tried(config, alternative, rows, bar))
+            return self.group.tried(lambda: self._tried(config, alternative, rows))
         except (FloatingPointError, RuntimeError) as error:
             full = is_out_of_memory(error)
             if not full and not isinstance(error, FloatingPointError):
                 raise
             failure = f"image {rows[0]}: {OUT_OF_MEMORY if full else error}"
         release()
-        bar.update(done - bar.n)
+        self.advance.to(done)
         if len(rows) > 1:
             half = len(rows) // 2
-            return [d for part in (rows[:half], rows[half:]) for d in self._drawn(config, alternative, part, bar)]
+            return [one for part in (rows[:half], rows[half:]) for one in self._drawn(config, alternative, part)]
         untiled = config.tiled_diffusion == "auto" and self.arrangement.tiles is None
         if full and untiled and alternative.serves_any_size:
             config = replace(config, tiled_diffusion="mixture")
-            if rank() == 0:
-                tqdm.write(f"out of memory: {Arrangement.of(config)}", file=sys.stderr)
-            return self._drawn(config, alternative, rows, bar)
+            self.advance.watch.note(f"out of memory: {Arrangement.of(config)}")
+            return self._drawn(config, alternative, rows)
         self.failed.append(failure)
         return []
 
-    def _tried(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int], bar: Any) -> list[Drawn]:
+    def _tried(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int]) -> list[tuple]:
+        """Of each image its config, number, pixels and the teacher's or None."""
         tiles = tile_fusion(config) if config != self.config else None
-        with tiled_diffusion(self.pipe, **vars(tiles) | {"map": self.group.map}) if tiles else nullcontext():
+        with tiled_diffusion(self.pipe, **vars(tiles) | {"map": self.map}) if tiles else nullcontext():
             with swapped(self.pipe.unet, alternative.students):
-                images = draw(self.pipe, config, self.given, rows, bar)
+                images = draw(self.pipe, config, self.given, rows, self.advance)
             compare = config.compare and alternative.students
-            teachers = draw(self.pipe, config, self.given, rows) if compare else [None] * len(rows)
-        return [Drawn(n, config, *pair) for n, *pair in zip(rows, images, teachers, strict=True)]
+            teachers = draw(self.pipe, config, self.given, rows, self.advance) if compare else [None] * len(rows)
+        return [(config, n, *pair) for n, *pair in zip(rows, images, teachers, strict=True)]
 
-    def _written(self, h: int, alternative: Alternative, drawn: Drawn) -> list[Path]:
-        """The image with what repeats it, and the comparison beside it."""
-        config, n = drawn.config, drawn.n
-        own = dict(hyena=alternative.entry, seed=(config.seed + n) % 2**32, num_images=1, iteration=1)
-        own["keep_attention"] = ",".join(alternative.kept)  # as it was measured here
-        one = to_dict(replace(config, **own))
-        text = parameters(one, self.model, self.sha256, alternative.label)
-        metadata = {"config": one, "model_sha256": self.sha256, "students": alternative.label}
-        metadata |= self.arrangement.metadata
-        name = config.name_format.format(h=h, n=n, b=n // config.num_images, i=n % config.num_images)
-        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        path = write_image(self.folder / f"{name}.png", Image.fromarray(drawn.image), text, metadata)
-        if drawn.teacher is None:
-            return [path]
-        psnr, ssim = similarity(drawn.teacher, drawn.image)
-        beside = path.with_name(f"{path.stem}-compare.png")
-        picture = Image.fromarray(side_by_side(drawn.teacher, drawn.image))
-        beside = write_image(beside, picture, text, metadata | {"psnr": psnr, "ssim": ssim})
-        if rank() == 0:
-            tqdm.write(f"{beside}: teacher | student | difference, PSNR {psnr:.1f} dB, SSIM {ssim:.3f}")
-        return [path, beside]
+    def map(self, do: Callable[[Any], Tensor], work: Sequence[Any]) -> Iterable[Tensor]:
+        """The group's, where each batch of tiles counts as a part of the step at hand."""
+        for i, result in enumerate(self.group.map(do, work), start=1):
+            self.advance.within(i, len(work))
+            yield result
+
+
+def shares(group: Group, total: int, arrangement: Arrangement, watch: Watch) -> tuple[range, Group]:
+    """Which images this process draws, and with whom: each by itself, or all together where there are fewer images."""
+    if total >= group.size:
+        return range(total)[group.rank :: group.size], Group()
+    if arrangement.tiles is None:
+        watch.note(
+            f"note: {total} images in one piece keep {total} of {group.size} processes busy; draw more, or in tiles"
+        )
+        return range(total)[group.rank :: group.size], Group()
+    return range(total), group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,14 +16,12 @@ def check_offload(mode: str, device: torch.device) -> None:
         raise BadInput(f"offload={mode} moves weights between a GPU and the computer's memory; device={device} has one")
 
 
-def offload(pipe: Any, mode: str, device: torch.device, students: Iterable[nn.Module]) -> None:
-    """From now on the pipeline computes on `device`, its weights on the CPU as `mode` says; students stay on the device.
+def offload(pipe: Any, mode: str, device: torch.device) -> None:
+    """From now on the pipeline computes on `device`, its weights on the CPU as `mode` says.
 
     model: whole networks take turns. group: single layers, by diffusers; sequential: likewise, by accelerate. There the
     VAE stays on the device: it works in tiles, layer by layer, many times.
     """
-    for student in students:
-        student.to(device)
     if mode == "model":
         _in_turns(pipe, device)
     elif mode == "group":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.weights import check_weights
-from sd_hyena.models.inpainting import is_inpainting, paint_masks
+from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.models.lora.applied import Given, loras_in
 from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.options import given_path
@@ -43,15 +43,8 @@ class Task:
         return cls(config, pictures, tuple(hints), tuple(loras))
 
     @contextmanager
-    def with_loras(self, pipe: Any) -> Iterator[None]:
-        """Within the block, `pipe` draws with the LoRAs. Raises BadInput."""
-        with loras_in(pipe, self.loras) as applied:
-            for note in applied.notes:
-                say(note)
-            yield
-
-    def prepared(self, pipe: Any) -> tuple[Any, dict[str, Any]]:
-        """The diffusers pipeline for the task, made of `pipe`'s own parts, and what its call needs. Raises BadInput."""
+    def prepared(self, pipe: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The diffusers pipeline for the task, made of `pipe`'s own parts and ControlNets, and what its call needs."""
         import diffusers as d
 
         kind, given, parts = d.AutoPipelineForText2Image, {}, {}
@@ -61,20 +54,19 @@ class Task:
         if "mask" in self.pictures:
             kind = d.AutoPipelineForInpainting
             given |= {"mask_image": self.pictures["mask"].convert("L")}
-            if is_inpainting(pipe.unet):
-                paint_masks(pipe.unet)
         if kind is not d.AutoPipelineForImage2Image:  # which takes the picture's size
             given |= {"width": self.config.width, "height": self.config.height}
-        if nets := _controlnets(self.config, pipe.unet):
+        if nets:
             hints, scales = list(self.hints), [scale for _, scale in self.config.controls]
             several = len(nets) > 1
-            parts["controlnet"] = d.MultiControlNetModel(nets) if several else nets[0]
+            parts["controlnet"] = d.MultiControlNetModel(list(nets)) if several else nets[0]
             given["control_image" if "image" in given else "image"] = hints if several else hints[0]
             given["controlnet_conditioning_scale"] = scales if several else scales[0]
         if parts or self.pictures:
             pipe = kind.from_pipe(pipe, **parts)
             pipe.set_progress_bar_config(disable=True)
-        return pipe, given
+        with painting_masks(pipe.unet) if "mask" in self.pictures else nullcontext():
+            yield pipe, given
 
 
 def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
@@ -92,7 +84,7 @@ def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
+def controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
     """Those that the config names, where and in the precision that the UNet is. Raises BadInput."""
     from diffusers import ControlNetModel
 
@@ -109,3 +101,12 @@ def _controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
             )
         found.append(controlnet.to(unet.device, unet.dtype))
     return found
+
+
+@contextmanager
+def loras(pipe: Any, given: Sequence[Given]) -> Iterator[None]:
+    """Within the block, `pipe` draws with these files; what of them is not used is said. Raises BadInput."""
+    with loras_in(pipe, given) as applied:
+        for note in applied.notes:
+            say(note)
+        yield

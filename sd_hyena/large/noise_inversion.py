@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import trange
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
+from sd_hyena.large.progress import Progress, bar
 
 EPS = 0.01  # of the guided filter: contrast below its root, .1 of black to white, is texture
 GREY = (0.299, 0.587, 0.114)
@@ -36,12 +36,14 @@ class NoiseInversion:
     retouch: the UNet is told an earlier timestep, t / retouch; above 1 smooths (2 or 3 for drawings).
     renoise_strength: how much fresh noise takes the place of the found one where the picture is smooth; 0 none.
     renoise_kernel: radius, in pixels, over which the picture is called smooth.
+    progress: told of each step; None shows a bar.
     """
 
     steps: int = 10
     retouch: float = 1.0
     renoise_strength: float = 1.0
     renoise_kernel: int = 64
+    progress: Progress | None = None
 
     def __post_init__(self):
         limits = {"steps": (1, 1000), "retouch": (1, 100), "renoise_strength": (0, 2), "renoise_kernel": (1, 4096)}
@@ -113,7 +115,8 @@ class _Start:
         one = torch.ones(1, 1, 1, 1, device=latents.device)  # what the scheduler makes of a one tells its sigma
         sigma = self._add(0 * one, one, timesteps[:1]) / self._add(one, 0 * one, timesteps[:1])
         sigmas = ((1 - schedule) / schedule).sqrt().numpy()
-        noise = inverted(self._epsilon, latents, sigma.item(), sigmas, settings.steps, settings.retouch)
+        with bar(settings.steps, "step of the noise inversion", settings.progress) as tell:
+            noise = inverted(self._epsilon, latents, sigma.item(), sigmas, settings.steps, settings.retouch, tell)
         smooth = 1 - F.adaptive_avg_pool2d(detail(self._picture.float(), settings.renoise_kernel), latents.shape[2:])
         share = (settings.renoise_strength * smooth).clamp(0, 1).to(fresh).repeat(len(fresh) // len(smooth), 1, 1, 1)
         return ((1 - share) * noise + share * fresh) / (share**2 + (1 - share) ** 2).sqrt()
@@ -145,6 +148,7 @@ def inverted(
     sigmas: np.ndarray,
     steps: int,
     retouch: float = 1.0,
+    progress: Progress = lambda done, total: None,
 ) -> Tensor:
     """The noise (B, C, h, w) that takes a picture's latents x to level `sigma` along the sampler's ODE.
 
@@ -154,11 +158,12 @@ def inverted(
     numbers, logs = np.arange(len(sigmas)), np.log(sigmas)
     last = np.interp(np.log(sigma), logs, numbers)
     noisy, before = x.float(), 0.0
-    for i in trange(1, steps + 1, desc="noise inversion", leave=False, disable=None):
+    for i in range(1, steps + 1):
         timestep = float(last * i / steps)
         level = float(np.exp(np.interp(timestep, numbers, logs))) if i < steps else sigma
         noisy = noisy + (level - before) * epsilon(noisy, level, timestep / retouch)
         before = level
+        progress(i, steps)
     return ((noisy - x.float()) / sigma).to(x.dtype)
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, product
+from itertools import count, pairwise, product
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sd_hyena.large.progress import Progress, bar
 from sd_hyena.large.tile_store import TileStore
 from sd_hyena.large.vae_steps import QUERIES, Add, Attend, Moments, Norm, Span, Step
 
@@ -73,6 +73,7 @@ class TiledNetwork:
     store: TileStore
     stats_dtype: torch.dtype = torch.float32
     circular: bool = False
+    progress: Progress | None = None  # None shows a bar
     measured: dict[nn.GroupNorm, Moments] = field(default_factory=dict)  # in the last call
 
     def __call__(
@@ -90,7 +91,8 @@ class TiledNetwork:
         norms = {step.module for step in self.steps if isinstance(step, Norm)}
         segments = cut(self.steps, norms if own_statistics else self.measured)
         cells, kept = x.movedim(1, -1), None
-        with tqdm(total=self._ticks(segments, x.shape[2:]), unit="tile", disable=None, leave=False) as bar:
+        done, total = count(1), self._ticks(segments, x.shape[2:])
+        with bar(total, "tile", self.progress) as tell:
             for segment, following in zip(segments, [*segments[1:], None], strict=True):
                 if isinstance(segment[0], Norm) and segment[0].keeps:
                     kept = cells
@@ -100,7 +102,7 @@ class TiledNetwork:
                     if moments is not None:
                         moments.add(tile)
                     self.store.settle()
-                    bar.update()
+                    tell(next(done), total)
 
                 if isinstance(segment[0], Attend):
                     self._attend(segment[0], cells, written)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_hyena.errors import BadInput
+from sd_hyena.large.progress import Progress
 from sd_hyena.large.tile_store import Offload, TileStore
 from sd_hyena.large.tiled_network import NotFinite, TiledNetwork, crop, split
 from sd_hyena.large.vae_steps import Down, Moments, Norm, Up, decoder_steps, encoder_steps
@@ -59,6 +60,7 @@ class VAETiling:
     offload: Offload = "cpu"  # where whole maps wait: none (on the device), cpu (RAM), disk (a file in $TMPDIR)
     stats_dtype: torch.dtype = torch.float32
     padding_mode: Padding = "constant"  # circular: the image continues at its other side
+    progress: Progress | None = None  # told of each tile; None shows a bar
 
     def __post_init__(self):
         for name, allowed in (("mode", Mode), ("offload", Offload), ("padding_mode", Padding)):
@@ -156,7 +158,8 @@ def _tiled(vae: nn.Module, tiling: VAETiling, side: Side, x: Tensor) -> Tensor:
         px, cells = (tile, tile // factor) if side == "encoder" else (tile * factor, tile)
         return _untiled(vae, side, x, use_tiling=True, tile_sample_min_size=px, tile_latent_min_size=cells)
     store = TileStore(tiling.offload, x.device)
-    network = TiledNetwork(steps, tile, store, tiling.stats_dtype, tiling.padding_mode == "circular")
+    circular = tiling.padding_mode == "circular"
+    network = TiledNetwork(steps, tile, store, tiling.stats_dtype, circular, tiling.progress)
     if tiling.mode == "exact":
         return network(x)
     if tiling.mode == "two_pass":

@@ -5,6 +5,8 @@ Its nine channels are the latents, a mask, and the latents of the picture under 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ def is_inpainting(unet: nn.Module) -> bool:
 def complete_inputs(pipe: Any) -> None:
     """Let the UNet take four channels too, as training, evaluation and pictures from nothing give them.
 
-    It goes by the name of a UNet of four channels; `paint_masks` gives the name back for the pipelines that mask. The
+    It goes by the name of a UNet of four channels; within `painting_masks` it has its own again. The
     blank picture is the middle of an encoded one, everywhere: without a border it is of any size.
     """
     with in_float32(pipe.vae, "encoder"):  # SDXL's overflows in half precision
@@ -38,9 +40,16 @@ def complete_inputs(pipe: Any) -> None:
     pipe.unet.register_to_config(in_channels=4)
 
 
-def paint_masks(unet: nn.Module) -> None:
-    """For pipelines that give mask and masked picture themselves."""
-    unet.register_to_config(in_channels=CHANNELS)
+@contextmanager
+def painting_masks(unet: nn.Module) -> Iterator[None]:
+    """Within the block, for pipelines that give mask and masked picture themselves. Other UNets stay as they are."""
+    before = unet.config.in_channels
+    if is_inpainting(unet):
+        unet.register_to_config(in_channels=CHANNELS)
+    try:
+        yield
+    finally:
+        unet.register_to_config(in_channels=before)
 
 
 def _completed(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
-from sd_hyena.models.pipeline import text_encoders
+from sd_hyena.models.condition import text_encoders
 from sd_hyena.text.prompt import parse
 
 WRAP = 20  # tokens: what stands behind the last comma moves to the next chunk if it is no longer (A1111's default)

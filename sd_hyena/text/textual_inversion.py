@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from torch import Tensor
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import read_pickle, read_weights
 from sd_hyena.files.weights_kind import PICKLED
+from sd_hyena.models.condition import text_encoders
 from sd_hyena.models.lora.lora_file import LoraFile
-from sd_hyena.models.pipeline import text_encoders
 from sd_hyena.options import given_path
 
 SDXL = ("clip_l", "clip_g")  # keys of a file for both of its text encoders
@@ -24,7 +26,7 @@ SDXL = ("clip_l", "clip_g")  # keys of a file for both of its text encoders
 class Embedding:
     """The vectors (n, D) behind a word, for each text encoder. `asked` if its file was named, not only its folder.
 
-    `name` is its own, where it is one of several in a file.
+    `name` is its own, where a file holds something else too.
     """
 
     path: Path
@@ -54,13 +56,41 @@ def read_embeddings(entries: str) -> list[Embedding]:
     return list(found.values())
 
 
-def with_bundled(embeddings: Sequence[Embedding], loras: Iterable[LoraFile]) -> list[Embedding]:
+def with_bundled(embeddings: Sequence[Embedding], loras: Iterable[LoraFile]) -> tuple[Embedding, ...]:
     """And those that LoRA files bring with them, but for words that are taken."""
     found = {embedding.word.lower(): embedding for embedding in embeddings}
     for lora in loras:
         for word, vectors in lora.embeddings.items():
             found.setdefault(word.lower(), Embedding(lora.path, vectors, True, word))
-    return list(found.values())
+    return tuple(found.values())
+
+
+@contextmanager
+def embedded(pipe: Any, embeddings: Sequence[Embedding]) -> Iterator[None]:
+    """Within the block, `pipe` knows these words; afterwards it has its own tokenizers and vectors again. Raises BadInput."""
+    names = ("tokenizer", "tokenizer_2")[: len(text_encoders(pipe))]
+    before = [
+        (name, getattr(pipe, name), encoder) for name, (_, encoder) in zip(names, text_encoders(pipe), strict=True)
+    ]
+    tables = [(encoder.get_input_embeddings(), _ends(encoder)) for _, _, encoder in before]
+    try:
+        if embeddings:
+            for name, tokenizer, _ in before:
+                setattr(pipe, name, copy.deepcopy(tokenizer))
+            load_embeddings(pipe, embeddings)
+        yield
+    finally:
+        for (name, tokenizer, encoder), (table, ends) in zip(before, tables, strict=True):
+            setattr(pipe, name, tokenizer)
+            encoder.set_input_embeddings(table)
+            encoder.config.vocab_size = table.num_embeddings
+            for module, end in ends:
+                module.eos_token_id = end
+
+
+def _ends(encoder: Any) -> list[tuple[Any, int]]:
+    """Each module that knows which token ends a text, and which one."""
+    return [(module, module.eos_token_id) for module in encoder.modules() if hasattr(module, "eos_token_id")]
 
 
 def load_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
@@ -89,9 +119,8 @@ def load_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
                 pipe.load_textual_inversion(vectors, token=words, tokenizer=tokenizer, text_encoder=encoder)
         except ValueError as error:
             raise BadInput(f"embeddings: {str(error).splitlines()[0][:200]}") from None
-        for module in encoder.modules():  # SDXL's says 2, which takes the largest token for the end: now that is a word
-            if hasattr(module, "eos_token_id"):
-                module.eos_token_id = tokenizer.eos_token_id
+        for module, _ in _ends(encoder):  # SDXL's says 2, which takes the largest token for the end: now that is a word
+            module.eos_token_id = tokenizer.eos_token_id
 
 
 def _listed(widths: Sequence[int]) -> str:

@@ -21,7 +21,8 @@ from sd_hyena.distil.data import (
 )
 from sd_hyena.distil.stages import Layerwise
 from sd_hyena.errors import BadInput
-from sd_hyena.models.pipeline import encoded, resized, split_prompts
+from sd_hyena.models.example_prompts import split_prompts
+from sd_hyena.models.latents import encoded, resized
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.teacher import Teacher

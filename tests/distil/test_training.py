@@ -17,7 +17,9 @@ from sd_hyena.distil.module import PATIENCE, Distillation, NonFinite
 from sd_hyena.distil.stages import Joint, prediction_error
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
-from sd_hyena.models.pipeline import load_pipeline, model_sha256, prompts_of
+from sd_hyena.models.example_prompts import prompts_of
+from sd_hyena.models.location import model_sha256
+from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.command import Interrupted, Terminated
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig

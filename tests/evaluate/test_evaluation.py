@@ -8,8 +8,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sd_hyena.errors import BadInput
-from sd_hyena.evaluate.evaluation import EvaluationConfig, Examiner, advice, evaluate
-from sd_hyena.models import pipeline
+from sd_hyena.evaluate.advice import advice
+from sd_hyena.evaluate.config import EvaluationConfig
+from sd_hyena.evaluate.evaluation import evaluate
+from sd_hyena.evaluate.examiner import Examiner
+from sd_hyena.models import latents
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.sites import Site, find_sites, select
@@ -90,7 +93,7 @@ def test_the_same_evaluation_gives_the_same_numbers(report):
 
 
 def test_alternatives_meet_the_same_vae_whatever_was_measured_before(report, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "TILED_VAE_FROM", 80)  # the second size is above, the first below
+    monkeypatch.setattr(latents, "TILED_VAE_FROM", 80)  # the second size is above, the first below
     same = report[0] / "same.safetensors"
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(same.read_bytes())

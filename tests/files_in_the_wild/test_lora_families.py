@@ -11,7 +11,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.ia3 import IA3Config
 
 from sd_hyena.errors import BadInput
-from sd_hyena.generate import generation
+from sd_hyena.generate import engine
 from sd_hyena.large.regions import Region
 from sd_hyena.large.tiled_unet import tiled_diffusion
 from sd_hyena.models.lora.applied import Given, loras_in
@@ -461,7 +461,7 @@ def test_a_dora_is_not_drawn_as_a_lora_and_the_command_says_what_it_leaves(tmp_p
 
 
 def test_a_bundled_embedding_is_a_word_of_the_prompt_as_one_in_a_file_of_its_own_is(tmp_path, shared_pipe, monkeypatch):
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: copy.deepcopy(shared_pipe))
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: copy.deepcopy(shared_pipe))
     vectors = 3 * torch.randn(2, 96, generator=torch.Generator().manual_seed(3))
     tensors, _ = tensors_of(shared_pipe, "LoRA", {"unet": [TO_Q]})
     alone = {"bundle_emb.wordless.string_to_param.*": vectors}

@@ -7,7 +7,7 @@ from PIL import Image
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.comparison import side_by_side, similarity
-from sd_hyena.generate import generation
+from sd_hyena.generate import engine
 from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.generate.generation import NotDrawn, generate
 from sd_hyena.options.command_line import parse
@@ -175,9 +175,7 @@ def test_a_long_prompt_is_read_to_its_end_and_said_to_be_long(tmp_path, capsys):
 
 
 def test_weights_embeddings_and_clip_skip_travel_in_the_picture_and_repeat_it(tmp_path, shared_pipe, monkeypatch):
-    monkeypatch.setattr(
-        generation, "load_pipeline", lambda *_: copy.deepcopy(shared_pipe)
-    )  # without the first run's word
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: copy.deepcopy(shared_pipe))  # without the first run's word
     (plain,) = generate(config(tmp_path, num_images=1))
     torch.save({"string_to_param": {"*": torch.ones(2, 96)}, "name": "inner"}, tmp_path / "Striped.pt")
     prompt = r"a (red:1.4) \(circle\) BREAK striped"

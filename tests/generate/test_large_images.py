@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_metadata
-from sd_hyena.generate import generation
+from sd_hyena.generate import engine
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.generation import NotDrawn, generate
-from sd_hyena.generate.task import Task
+from sd_hyena.generate.task import Task, loras
 from sd_hyena.large.adapters import is_loaded, loaded
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
@@ -128,7 +128,7 @@ def test_auto_draws_in_tiles_what_does_not_fit_in_one_piece_and_the_picture_says
     own_pipe.unet.conv_in.register_forward_pre_hook(full)
     (path,) = generate(config(tmp_path, **tiles, tiled_diffusion="auto"))
     assert np.array_equal(np.array(Image.open(path)), wanted)
-    assert "out of memory: mixture in tiles of 8x9" in capsys.readouterr().err
+    assert "out of memory: mixture in tiles of 8x9" in capsys.readouterr().out
     again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
     assert again.tiled_diffusion == "mixture" and np.array_equal(np.array(Image.open(generate(again)[0])), wanted)
     with pytest.raises(NotDrawn, match="out of memory"):
@@ -232,7 +232,7 @@ def test_loras_are_called_by_their_files_names_as_regions_name_them(tmp_path, ow
     for file in files:
         file.parent.mkdir(exist_ok=True)
         save_file(layers, file)
-    with Task.of(config(tmp_path, lora=",".join(map(str, files)))).with_loras(own_pipe):
+    with loras(own_pipe, Task.of(config(tmp_path, lora=",".join(map(str, files)))).loras):
         assert loaded([own_pipe.unet]) == ["style", "style_1", "b.v2"]
         assert is_loaded([own_pipe.unet], "b_v2")  # as it was called by PEFT, whose names have no dots
     assert not loaded([own_pipe.unet])
@@ -244,7 +244,9 @@ def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
     unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights=False))
     StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=get_peft_model_state_dict(unet))
     file = str(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
-    plain, none, full = (drawn(tmp_path, lora=lora) for lora in ("", f"{file}:0", f"{file}:1.0"))
+    plain = drawn(tmp_path)
+    none = drawn(tmp_path, lora=f"{file}:0")
+    full = drawn(tmp_path, lora=f"{file}:1.0")
     assert np.array_equal(none, plain) and not np.array_equal(full, plain)
 
 
@@ -266,7 +268,7 @@ def test_bad_input_is_found_before_a_model_is_loaded(tmp_path, monkeypatch, pict
     def loaded(*_):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(generation, "load_pipeline", loaded)
+    monkeypatch.setattr(engine, "load_pipeline", loaded)
     options = {name: picture if value == "{picture}" else value for name, value in options.items()}
     with pytest.raises(BadInput, match=said) as error:
         generate(config(tmp_path, **options))

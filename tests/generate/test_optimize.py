@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention
 from PIL import Image
 
 from sd_hyena.errors import BadInput
-from sd_hyena.generate import generation, optimize
+from sd_hyena.generate import engine, optimize
 from sd_hyena.generate.generation import generate
 from sd_hyena.generate.optimize import check_optimize, optimized
 from sd_hyena.options.command_line import parse
@@ -153,7 +153,7 @@ def test_a_step_that_cannot_be_taken_here_is_told_before_a_model_loads(monkeypat
     def never(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(generation, "load_pipeline", never)
+    monkeypatch.setattr(engine, "load_pipeline", never)
     with pytest.raises(BadInput, match=r"optimize=graphs .*device=cpu"):
         generate(GenerateConfig(optimize="sdpa,graphs", width=64, device="cpu", out_dir=str(tmp_path)))
     with pytest.raises(BadInput, match="leave one of them out"):

@@ -6,8 +6,11 @@ from diffusers import DDPMScheduler
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import sha256
-from sd_hyena.models.pipeline import as_noise, model_path, model_sha256, pick_device, pick_dtype, prompts_of
+from sd_hyena.models.example_prompts import prompts_of
+from sd_hyena.models.location import model_path, model_sha256
+from sd_hyena.models.prediction import as_noise
 from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.processes.device import pick_device, pick_dtype
 
 
 def test_the_default_model_is_the_shipped_one():

@@ -7,9 +7,11 @@ from PIL import Image
 
 from sd_hyena.cost.operations import unet_flops
 from sd_hyena.distil.training import train
-from sd_hyena.evaluate.evaluation import EvaluationConfig, evaluate
+from sd_hyena.evaluate.config import EvaluationConfig
+from sd_hyena.evaluate.evaluation import evaluate
 from sd_hyena.generate.generation import generate
-from sd_hyena.models.pipeline import condition, load_pipeline
+from sd_hyena.models.condition import condition
+from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites

@@ -31,12 +31,14 @@ from examples.tiny_sd.train import MAX_TOKENS
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import sha256
-from sd_hyena.generate import generation
+from sd_hyena.generate import engine
 from sd_hyena.generate.drawing import decoded
 from sd_hyena.generate.generation import generate
 from sd_hyena.models.clip_vocabulary import MERGES, clip_tokenizer, merges_and_ids
-from sd_hyena.models.inpainting import paint_masks
-from sd_hyena.models.pipeline import load_pipeline, model_path, model_sha256, predicts_velocity
+from sd_hyena.models.inpainting import painting_masks
+from sd_hyena.models.location import model_path, model_sha256
+from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.models.prediction import predicts_velocity
 from sd_hyena.models.single_file import LAYOUTS
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.sampler import set_scheduler
@@ -191,7 +193,7 @@ def hollow(layout):
 
 @pytest.mark.parametrize("layout", REAL)
 def test_a_file_of_the_published_sizes_needs_nothing_beside_it(no_network, tmp_path, monkeypatch, layout):
-    monkeypatch.setattr("sd_hyena.models.pipeline._tell_prediction", lambda _: None)  # it would take minutes here
+    monkeypatch.setattr("sd_hyena.models.pipeline.tell_prediction", lambda _: None)  # it would take minutes here
     path, tensors = tmp_path / "model.safetensors", hollow(layout)
     header = json.dumps({name: {} for name in tensors}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)  # of gigabytes that are not there
@@ -439,7 +441,7 @@ NO_MODELS = {
 @pytest.mark.parametrize("name", NO_MODELS)
 def test_what_is_no_model_is_named_in_one_line_before_a_model_is_built(files, tmp_path, monkeypatch, name):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: pytest.fail("it was built"))
     path = no_model(name, tmp_path, files["sd15", ".safetensors"])
     with pytest.raises(BadInput, match=re.escape(NO_MODELS[name])) as error:
         generate(small(tmp_path, model=str(path)))
@@ -456,7 +458,7 @@ def test_the_command_says_so_and_exits_with_2(files, tmp_path):
 
 @pytest.mark.parametrize("option, name", [("vae", "LoRA"), ("vae", "students"), ("lora", "VAE"), ("hyena", "LoRA")])
 def test_a_file_in_the_wrong_place_is_named_there_too(files, tmp_path, own_pipe, monkeypatch, option, name):
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: own_pipe)
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: own_pipe)
     path = no_model(name, tmp_path, files["sd15", ".safetensors"])
     with pytest.raises(BadInput, match=f"looks like {re.escape(NO_MODELS[name])}") as error:
         generate(small(tmp_path, **{option: str(path)}))
@@ -581,8 +583,8 @@ def test_an_inpainting_model_draws_from_nothing_and_one_that_ignores_the_mask_dr
 def test_an_inpainting_folder_is_read_as_its_file_is(inpainting, tmp_path):
     pipe = load_pipeline(inpainting / "seeing.safetensors", CPU, torch.float32)
     expected = image_of(pipe)
-    paint_masks(pipe.unet)
-    StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(tmp_path)
+    with painting_masks(pipe.unet):
+        StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(tmp_path)
     assert torch.equal(image_of(load_pipeline(model_path(str(tmp_path)), CPU, torch.float32)), expected)
 
 
@@ -592,7 +594,7 @@ def test_an_inpainting_model_is_told_mask_and_picture(inpainting, tmp_path, monk
     mask[:, :48] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     pipe, seen = load_pipeline(inpainting / "seeing.safetensors", CPU, torch.float32), []
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: pipe)
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: pipe)
     pipe.unet.conv_in.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     pictures = dict(init_image=str(tmp_path / "picture.png"), mask=str(tmp_path / "mask.png"))
     drawn(
@@ -637,7 +639,7 @@ def test_offloaded_weights_draw_the_same_with_tiles_and_students(tmp_path, monke
     )
     options |= dict(width=96, num_images=2, decoder_tile_size=8)
     expected = [np.array(Image.open(path)) for path in generate(small(tmp_path, **options))]
-    monkeypatch.setattr(generation, "check_offload", lambda *_: None)  # from the CPU to the CPU: the hooks are the same
+    monkeypatch.setattr(engine, "check_offload", lambda *_: None)  # from the CPU to the CPU: the hooks are the same
     moving = (
         accelerate.cpu_offload
     )  # diffusers calls it with "cpu:0", which for accelerate is another device than "cpu"

@@ -26,7 +26,7 @@ COMMANDS = {
     "generate.py": "--width",
     "sd_hyena.demo": "--width",
     "sd_hyena.doctor": "--model",
-    "sd_hyena.evaluate.evaluation": "--sizes",
+    "sd_hyena.evaluate": "--sizes",
     "sd_hyena.evaluate.card": "--push",
     "sd_hyena.recipe": "python -m sd_hyena.recipe FILE",
 }
@@ -69,10 +69,10 @@ BAD = {  # what is typed, at a folder of such files -> what is answered
     "generate.py --controlnet empty --control_image missing": "control_image='missing' is no file",
     "generate.py --init_image missing": "init_image='missing' is no file",
     "generate.py --regions missing": "regions='missing' is no file",
-    "sd_hyena.evaluate.evaluation lora.txt -m missing": "model 'missing' does not exist",
-    "sd_hyena.evaluate.evaluation missing": "students='missing' is no file",
-    "sd_hyena.evaluate.evaluation": "no students given",
-    "sd_hyena.evaluate.evaluation lora.txt --judge nowhere:x": "judge='nowhere:x' cannot be imported",
+    "sd_hyena.evaluate lora.txt -m missing": "model 'missing' does not exist",
+    "sd_hyena.evaluate missing": "students='missing' is no file",
+    "sd_hyena.evaluate": "no students given",
+    "sd_hyena.evaluate lora.txt --judge nowhere:x": "judge='nowhere:x' cannot be imported",
     "generate.py -o lora.txt": "out_dir='lora.txt' cannot be written to (Not a directory); name a folder you own",
 }
 

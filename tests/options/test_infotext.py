@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd_hyena.errors import BadInput
-from sd_hyena.models.pipeline import model_sha256
+from sd_hyena.models.location import model_sha256
 from sd_hyena.options.command_line import parse, to_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.infotext import options, parameters

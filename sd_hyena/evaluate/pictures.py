@@ -1,0 +1,81 @@
+"""Pictures of held-out captions on fixed seeds, drawn as generate.py draws them, and how near two sets are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from sd_hyena.evaluate.config import EvaluationConfig
+from sd_hyena.evaluate.judge import judge_of
+from sd_hyena.files.comparison import similarity
+from sd_hyena.generate.engine import Engine
+from sd_hyena.generate.watch import Watch
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.shipped import SHIPPED_MODEL
+
+SHIPPED_JUDGE = "examples.tiny_sd.checker:is_right"
+TEACHING = 5.0  # guidance of the pictures whose noisy states errors are measured on
+
+
+class _Last(Watch):
+    """Keeps the latents that the last step left."""
+
+    latents: Tensor
+
+    def step(self, done: float, total: int, latents: Tensor | None) -> None:
+        self.latents = latents if latents is not None else self.latents
+
+
+class Pictures:
+    """Pictures of an evaluation; those of the teacher are drawn once. `prompts` is a caption for each."""
+
+    def __init__(self, config: EvaluationConfig, prompts: Sequence[str], engine: Engine):
+        self.config, self.prompts, self.engine = config, prompts, engine
+        self.model = engine.load(self._config(0, (64, 64), 1.0))
+        self.judge = judge_of(config.judge or (SHIPPED_JUDGE if self.model.path == SHIPPED_MODEL else ""))
+        self.native = self.model.pipe.unet.config.sample_size * self.model.pipe.vae_scale_factor
+        self.sizes = config.parsed_sizes(self.native)
+        self.teachers, self.latents = cache(self.drawn), cache(self._latents)
+
+    def drawn(self, size: tuple[int, int], scale: float) -> list[np.ndarray]:
+        """Pictures of the first captions, uint8 (H, W, 3), with whatever is swapped in; fewer as the size grows."""
+        ratio = size[0] * size[1] / (self.sizes[0][0] * self.sizes[0][1])
+        n = max(1, min(self.config.images, round(self.config.images / ratio)))
+        return [np.array(drawn.image) for i in range(n) for drawn in self.engine.draw(self._config(i, size, scale))]
+
+    def _latents(self, i: int) -> Tensor:
+        """Of picture i at the model's own size, (1, 4, h, w), scaled."""
+        watch = _Last()
+        list(self.engine.draw(self._config(i, (self.native, self.native), TEACHING), watch))
+        return watch.latents
+
+    def _config(self, i: int, size: tuple[int, int], scale: float) -> GenerateConfig:
+        """Of picture i, in one piece."""
+        asked = self.config
+        machine = dict(model=asked.model, device=asked.device, dtype=asked.dtype)
+        picture = dict(prompt=self.prompts[i], width=size[0], height=size[1], seed=(asked.seed + i) % 2**32)
+        return GenerateConfig(
+            **machine, **picture, steps=asked.steps, cfg_scale=scale, num_images=1, tiled_diffusion="off"
+        )
+
+    def compared(self, teacher: list[np.ndarray], student: list[np.ndarray]) -> dict[str, float]:
+        """PSNR, SSIM, and how many of both show their caption."""
+        psnr, ssim = np.array([similarity(a, b) for a, b in zip(teacher, student, strict=True)]).T
+        result = {
+            "images": len(teacher),
+            "psnr_median": float(np.median(psnr)),
+            "psnr_mean": float(psnr.mean()),
+            "ssim_mean": float(ssim.mean()),
+            "share_above_20_dB": float((psnr > 20).mean()),
+        }
+        if self.judge:
+            right = np.array(
+                [[self.judge(x, text) for x in pair] for pair, text in zip(zip(teacher, student), self.prompts)]  # noqa: B905
+            )
+            result["teacher_right"], result["student_right"] = right.mean(axis=0).tolist()
+            if right[:, 0].any():
+                result["right_of_the_teachers_right"] = float(right[right[:, 0], 1].mean())
+        return result

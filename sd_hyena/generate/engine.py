@@ -1,0 +1,245 @@
+"""The engine: a model that stays loaded, and the pictures drawn with it.
+
+    engine = Engine()
+    for drawn in engine.draw(config, watch):
+        drawn.image.save("picture.png")
+
+A next config loads what differs from the last one, and nothing else: another model, VAE, dtype, device or offload the
+pipeline; another file, or one that has changed, itself alone; prompts, sizes, samplers, tiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd_hyena.generate.alternatives import (
+    Alternative,
+    check_sizes,
+    files_of,
+    joined_students,
+    keep_attention,
+    load_for,
+)
+from sd_hyena.generate.arrangement import Arrangement
+from sd_hyena.generate.job import Drawn, Job, shares
+from sd_hyena.generate.kept import Kept, stamp
+from sd_hyena.generate.latent_colours import coloured, fitted
+from sd_hyena.generate.offload import check_offload, offload
+from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.task import Task, controlnets, loras
+from sd_hyena.generate.watch import Advance, Watch
+from sd_hyena.models.example_prompts import prompts_of
+from sd_hyena.models.location import model_path, model_sha256
+from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.models.vae import check_vae
+from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.rules import drawn_seed
+from sd_hyena.options.sampler import set_scheduler
+from sd_hyena.processes.device import pick_device, pick_dtype
+from sd_hyena.processes.group import Group, own_device
+from sd_hyena.students.checkpoint import StudentFile
+from sd_hyena.text.encoding import chunks, weighted_prompts
+from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings, with_bundled
+
+KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
+
+
+class NotDrawn(RuntimeError):
+    """Some images failed, for the reasons in `failures`; the others were drawn."""
+
+    def __init__(self, failures: list[str], total: int, where: str = ""):
+        super().__init__(f"{len(failures)} of {total} images failed{where}; {failures[0]}")
+        self.failures, self.total = failures, total
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a config asks for, looked at before a model is loaded."""
+
+    config: GenerateConfig
+    model: Path
+    device: torch.device
+    dtype: torch.dtype
+    task: Task
+    arrangement: Arrangement
+    embeddings: tuple[Embedding, ...]
+
+    @classmethod
+    def of(cls, config: GenerateConfig) -> Order:
+        """Raises BadInput."""
+        check_paths(config)
+        path = model_path(config.model)
+        if config.vae:
+            check_vae(config.vae)
+        task, arrangement = Task.of(config), Arrangement.of(config)
+        embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in task.loras))
+        device = pick_device(own_device(config.device))
+        check_offload(config.offload, device)
+        check_optimize(config.optimizations, device)
+        dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
+        return cls(config, path, device, dtype, task, arrangement, embeddings)
+
+    def keys(self) -> dict[str, Hashable]:
+        """By which it is known whether something is loaded already."""
+        config = self.config
+        parts = {
+            "embeddings": tuple(map(stamp, (one.path for one in self.embeddings))),
+            "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.task.loras),
+            "controlnets": tuple(stamp(path) for path, _ in config.controls),
+        }
+        parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
+        model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
+        if config.offload != "off":  # its hooks stand around all that was there when they were set
+            model += tuple(parts.values())
+        return {"pipeline": ("pipeline", model)} | {name: (name, key, model) for name, key in parts.items()}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline as it was loaded."""
+
+    pipe: Any
+    path: Path
+    sha256: str
+    scheduler: Any
+
+
+class Engine:
+    """A model that stays loaded, and the pictures drawn with it. One drawing at a time."""
+
+    def __init__(self):
+        self._kept = Kept()
+        self._model: tuple[Hashable, Model] | None = None
+        self._drawing = False
+
+    def load(self, config: GenerateConfig) -> Model:
+        """The pipeline that `config` is drawn with, its LoRAs and embeddings in it, its sampler set. Raises BadInput."""
+        return self._loaded(Order.of(config), {})[0]
+
+    def draw(self, config: GenerateConfig, watch: Watch | None = None, group: Group | None = None) -> Iterator[Drawn]:
+        """The pictures of a config, each as it is done.
+
+        Raises BadInput before anything is drawn, Cancelled as soon as the watch says so, NotDrawn at the end if an image
+        failed. Afterwards, and if nobody asks for the rest, the model is as it was. `group` are the processes that share
+        the work.
+        """
+        if self._drawing:
+            raise RuntimeError("this engine is drawing already; take its pictures, or close that drawing, first")
+        self._drawing = True
+        try:
+            yield from self._draw(Order.of(config), watch or Watch(), group or Group())
+        finally:
+            self._drawing = False
+
+    def preview(self, latents: Tensor) -> Image.Image:
+        """Latents (C, h, w) of the model that is loaded, noisy ones too, as a small picture, without its VAE."""
+        if self._model is None:
+            raise RuntimeError("no model is loaded whose latents these could be; draw, or load, first")
+        on, model = self._model
+        return coloured(latents, self._kept.get(("colours", on), lambda: nullcontext(fitted(model.pipe))))
+
+    def close(self) -> None:
+        """Let go of everything. The engine can be used again."""
+        self._model = None
+        self._kept.only(())
+
+    def _draw(self, order: Order, watch: Watch, group: Group) -> Iterator[Drawn]:
+        config, arrangement = order.config, order.arrangement
+        if said := str(arrangement):
+            watch.note(said)
+        files = {name: ("students", stamp(name), config.target) for name in files_of(config.hyena)}
+        model, nets, stored = self._loaded(order, files)
+        pipe = model.pipe
+        prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
+        config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
+        alternatives = joined_students(config.hyena, stored) or [Alternative({})]
+        for alternative in alternatives:
+            if any(hash_ and hash_ != model.sha256 for hash_ in alternative.teacher_sha256):
+                watch.note(
+                    f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
+                )
+            check_sizes(alternative, pipe.unet, arrangement.tile)
+        if config.keep_attention:
+            met = arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
+            alternatives = [self._keeping(group, one, pipe.unet, config.keep_attention, *met) for one in alternatives]
+        if (count := len(chunks(prompt, pipe.tokenizer))) > 1:
+            watch.note(f"note: the prompt is read in {count} chunks of {pipe.tokenizer.model_max_length - 2} tokens")
+        students = [student for alternative in alternatives for student in alternative.students.values()]
+        total = config.num_images * config.iteration
+        rows, together = shares(group, total, arrangement, watch)
+        advance = Advance(watch, Job.steps(config, alternatives, rows))
+        with order.task.prepared(pipe, nets) as (pipe, given):
+            facts = order.model.name, model.sha256, rows, together, advance
+            job = Job(pipe, config, given, arrangement, *facts)
+            with (
+                _attention_backend(config.attention_backend),
+                weighted_prompts(pipe, config.clip_skip),
+                optimized(pipe.unet, config.optimizations, students),
+                arrangement.around(pipe, job.map, advance.within, advance.one_more),
+            ):
+                for h, alternative in enumerate(alternatives):
+                    yield from job.images(h, alternative)
+        if job.failed and together.rank == 0:  # of those who draw an image together the first one tells
+            raise NotDrawn(job.failed, len(alternatives) * len(rows))
+
+    def _loaded(
+        self, order: Order, files: dict[str, Hashable]
+    ) -> tuple[Model, list[torch.nn.Module], dict[str, StudentFile]]:
+        """What an order needs: the model, its ControlNets, and the students of `files` by name."""
+        config, keys = order.config, order.keys()
+        on = keys["pipeline"]
+        students = {name: (*key, on) for name, key in files.items()}
+        if self._model is not None and self._model[0] != on:
+            self._model = None
+        self._kept.only([*keys.values(), *students.values(), ("offload", on), ("colours", on)])
+        model = self._kept.get(on, lambda: _pipeline(order))
+        self._model = on, model
+        pipe = model.pipe
+        self._kept.get(keys["embeddings"], lambda: embedded(pipe, order.embeddings))
+        self._kept.get(keys["loras"], lambda: loras(pipe, order.task.loras))
+        nets = self._kept.get(keys["controlnets"], lambda: nullcontext(controlnets(config, pipe.unet)))
+        like = None
+        if config.offload != "off":
+            self._kept.get(("offload", on), lambda: nullcontext(offload(pipe, config.offload, order.device)))
+            like = torch.empty(0, dtype=order.dtype, device=order.device)  # students stay on the device
+        load = lambda name: lambda: nullcontext(load_for(pipe.unet, name, config.target, like))
+        stored = {name: self._kept.get(key, load(name)) for name, key in students.items()}
+        pipe.scheduler = model.scheduler
+        set_scheduler(pipe, config.scheduler, config.karras)
+        return model, nets, stored
+
+    def _keeping(
+        self, group: Group, alternative: Alternative, unet: Any, wanted: str, tile: tuple, batch: int
+    ) -> Alternative:
+        """The same sites keep their attention in all processes: the first one measures."""
+        if group.rank == 0:
+            alternative = keep_attention(alternative, unet, wanted, tile, batch)
+        kept = group.agreed(",".join(alternative.kept))
+        return alternative if group.rank == 0 else keep_attention(alternative, unet, kept, tile, batch)
+
+
+@contextmanager
+def _pipeline(order: Order) -> Iterator[Model]:
+    at_first = order.device if order.config.offload == "off" else torch.device("cpu")
+    pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
+    yield Model(pipe, order.model, model_sha256(order.model), pipe.scheduler)
+
+
+@contextmanager
+def _attention_backend(name: str) -> Iterator[None]:
+    if name == "auto":
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(getattr(SDPBackend, KERNELS[name])):
+        yield

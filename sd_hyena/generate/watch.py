@@ -1,0 +1,63 @@
+"""Who watches a drawing, and can end it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sd_hyena.processes.ranks import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Cancelled(Exception):
+    """Whoever watches wanted no more. What is done is done; the engine can go on with something else."""
+
+
+class Watch:
+    """Told how far a drawing is, and asked whether to go on; override what you need.
+
+    Both happen at every denoising step, every batch of tiles and every tile of the VAE.
+    """
+
+    def step(self, done: float, total: int, latents: Tensor | None) -> None:
+        """`done` of `total` steps, in fractions where a step has tiles; latents (B, 4, h, w) as the last step left them.
+
+        The VAE counts as a step of each image, and so does each step of a noise inversion.
+        """
+
+    def cancelled(self) -> bool:
+        """Whether to end: within a tile Cancelled is raised, out of `Engine.draw`."""
+        return False
+
+    def note(self, line: str) -> None:
+        """Something that whoever asked for the picture should know."""
+        say(line)
+
+
+class Advance:
+    """Counts the steps of one drawing for a watch. Raises Cancelled where it is told what happens."""
+
+    def __init__(self, watch: Watch, total: int):
+        self.watch, self.total = watch, total
+        self.done, self.worth = 0.0, 1.0  # steps that are done; what the piece of work at hand is worth
+        self.latents: Tensor | None = None
+
+    def within(self, done: int, total: int) -> None:
+        """So much of the piece of work at hand is done."""
+        self._tell(self.done + self.worth * done / total)
+
+    def to(self, done: float, latents: Tensor | None = None) -> None:
+        """So many steps are done in all; what comes next is worth what this piece was, until told otherwise."""
+        self.done = done
+        self.latents = self.latents if latents is None else latents
+        self._tell(done)
+
+    def one_more(self, *_: int) -> None:
+        """The piece of work at hand is done, and the next one is worth as much."""
+        self.to(self.done + self.worth)
+
+    def _tell(self, done: float) -> None:
+        if self.watch.cancelled():
+            raise Cancelled("the drawing was cancelled")
+        self.watch.step(min(done, self.total), self.total, self.latents)
