@@ -35,11 +35,25 @@ STUDENTS = Kind("trained students", "give it as -y FILE beside -m MODEL", r"^[^/
 VAE = Kind("a VAE", "give it as --vae FILE beside -m MODEL", r"^(first_stage_model\.|vae\.)?decoder\.conv_in\.")
 MODEL = Kind("a Stable Diffusion model", "give it as -m FILE", rf"^{re.escape(UNET)}input_blocks\.0\.0\.")
 REFINER = Kind("SDXL's refiner", "give SDXL's base", r"^conditioner\.embedders\.0\.model\.")
+CONTROLNETS_ALONE = "of what steers by a picture ControlNets alone are read"
+CONTROLNET = Kind(
+    "a ControlNet",
+    "give it as --controlnet FILE beside -m MODEL",
+    r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.0\.",
+)
+NO_CONTROLNETS = (
+    Kind("a T2I-Adapter", CONTROLNETS_ALONE, r"^(adapter\.)?body\.\d+\.(block|resnets|in_conv)|^transformer_layes\."),
+    Kind("a control-LoRA", CONTROLNETS_ALONE, r"^lora_controlnet$"),
+    Kind("a ControlNet-LLLite", CONTROLNETS_ALONE, r"^lllite_"),
+    Kind("a union of ControlNets", CONTROLNETS_ALONE, r"^(control_model\.)?(task_embedding$|control_add_embedding\.)"),
+    Kind("an IP-Adapter", CONTROLNETS_ALONE, r"^(image_proj|ip_adapter)\."),
+)
 KINDS = (  # the first whose pattern is met
     STUDENTS,
     LORA,
     Kind("a training checkpoint of ours", "give it as --resume FILE to train.py", r"^students\."),
-    Kind("a ControlNet", "give a diffusers folder as --controlnet", r"^control_model\.|^controlnet_cond_embedding\."),
+    *NO_CONTROLNETS,
+    CONTROLNET,
     Kind("Stable Diffusion 3", UNKNOWN, r"joint_blocks\.0\."),
     Kind("Flux", UNKNOWN, r"double_blocks\.0\."),
     Kind("Stable Cascade", UNKNOWN, r"^clip_txt_mapper\.|^down_blocks\.1\.0\.channelwise\."),
@@ -58,6 +72,14 @@ def kind_of(names: Iterable[str]) -> Kind:
     """What tensors of these names are."""
     text = "\n".join(names)
     return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), NOTHING_KNOWN)
+
+
+def is_controlnet(names: Iterable[str]) -> bool:
+    """Whether tensors of these names hold a ControlNet, a whole model beside it or not."""
+    text = "\n".join(names)
+    others = (kind.pattern for kind in NO_CONTROLNETS)
+    found, *refused = (re.search(pattern, text, re.MULTILINE) for pattern in (CONTROLNET.pattern, *others))
+    return bool(found) and not any(refused)
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str:

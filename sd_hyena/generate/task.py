@@ -12,7 +12,7 @@ from torch import nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_picture
-from sd_hyena.files.weights import check_weights
+from sd_hyena.models.controlnet import check_controlnet, load_controlnet
 from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.models.lora.applied import Given, loras_in
 from sd_hyena.models.lora.lora_file import read_lora
@@ -33,9 +33,8 @@ class Task:
     @classmethod
     def of(cls, config: GenerateConfig) -> Task:
         """Read the pictures and look at the weights, before a model is loaded. Raises BadInput."""
-        for folder in given_path.controlnets(config.controlnet):
-            for weights in folder.glob("diffusion_pytorch_model*"):
-                check_weights(weights)
+        for path, _ in config.controls:
+            check_controlnet(path)
         names = [name for name in ("init_image", "mask") if getattr(config, name)]
         pictures = {name: _picture(config, name, getattr(config, name)) for name in names}
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
@@ -86,21 +85,7 @@ def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
 
 def controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
     """Those that the config names, where and in the precision that the UNet is. Raises BadInput."""
-    from diffusers import ControlNetModel
-
-    found, width = [], unet.config.cross_attention_dim
-    for folder, _ in config.controls:
-        try:
-            controlnet = ControlNetModel.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BadInput(f"controlnet={folder!r} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-        if controlnet.config.cross_attention_dim != width:
-            raise BadInput(
-                f"controlnet={folder!r} reads text of width {controlnet.config.cross_attention_dim}, this model's is {width}; "
-                "give one that was trained for it"
-            )
-        found.append(controlnet.to(unet.device, unet.dtype))
-    return found
+    return [load_controlnet(path, unet) for path, _ in config.controls]
 
 
 @contextmanager

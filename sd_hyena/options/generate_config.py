@@ -85,7 +85,9 @@ class GenerateConfig:
     control_image: str = option(
         "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
     )
-    controlnet: str = option("", "diffusers folder of a ControlNet; several a,b", path=given_path.controlnets)
+    controlnet: str = option(
+        "", "a ControlNet: diffusers folder, .safetensors or .pth file; several a,b", path=given_path.controlnets
+    )
     control_scale: float | str = option(1.0, "how strongly it acts; of several 1,0.5 or one for all")
     lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras)
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(

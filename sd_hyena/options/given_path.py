@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.safetensors_header import tensor_names
-from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, PICKLED, VAE, Kind, kind_of
+from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, PICKLED, VAE, Kind, is_controlnet, kind_of
 
 PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
     "StableDiffusionPipeline": "StableDiffusionPipeline",
@@ -26,7 +26,7 @@ MODELS = (
     "give a diffusers folder (with model_index.json), a .safetensors or a .ckpt file of Stable Diffusion 1.x, 2.x, SDXL"
 )
 VAES = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
-CONTROLNETS = "give a diffusers folder of a ControlNetModel"
+CONTROLNETS = "give a diffusers folder of a ControlNetModel, a .safetensors or a .pth file of a ControlNet"
 RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
 LARGEST_WEIGHT = 100  # of a LoRA; sliders go to ten and more
 EMBEDDINGS = (".pt", ".bin", ".safetensors")
@@ -103,8 +103,19 @@ def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
 
 
 def controlnets(given: str, option: str = "controlnet") -> list[Path]:
-    """Folders of ControlNetModels, separated by commas."""
-    return [_folder(name, option, "ControlNetModel", CONTROLNETS) for name in several(given)]
+    """Folders of ControlNetModels and files that may be some, separated by commas."""
+    return [_controlnet(name, option) for name in several(given)]
+
+
+def _controlnet(given: str, option: str) -> Path:
+    if not os.path.isfile(given):
+        return _folder(given, option, "ControlNetModel", CONTROLNETS)
+    path = Path(given)
+    if path.suffix.lower() not in (".safetensors", *PICKLED):
+        raise BadInput(f"{option}={given!r}: expected a .safetensors or .pth file")
+    if path.suffix.lower() == ".safetensors" and not is_controlnet(names := tensor_names(path)):
+        raise BadInput(f"{option}={given!r} looks like {kind_of(names)}")
+    return path
 
 
 def pictures(given: str, option: str) -> list[Path]:

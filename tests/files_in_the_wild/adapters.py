@@ -6,6 +6,7 @@ nothing with the reader's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -336,3 +337,22 @@ def question(weight: Tensor) -> Tensor:
     inner = weight.shape[1]
     shape = (2, 5, inner) if weight.ndim == 2 else (2, inner, 5, 7)
     return torch.randn(shape, generator=source)
+
+
+# ControlNets
+
+
+def in_the_original_layout(net: nn.Module, prefix: str = "control_model.") -> Factors:
+    """A ControlNet's tensors as its authors name them."""
+    last = 2 * (1 + len(net.controlnet_cond_embedding.blocks))
+    state = {}
+    for name, value in of_unet(net).items():
+        name = name.removeprefix("model.diffusion_model.").replace("controlnet_mid_block", "middle_block_out.0")
+        name = re.sub(r"controlnet_down_blocks\.(\d+)", r"zero_convs.\1.0", name)
+        name = name.replace("controlnet_cond_embedding.input_blocks.0.0", "input_hint_block.0")
+        name = name.replace("controlnet_cond_embedding.out.2", f"input_hint_block.{last}")
+        name = re.sub(
+            r"controlnet_cond_embedding\.blocks\.(\d+)", lambda m: f"input_hint_block.{2 * int(m[1]) + 2}", name
+        )
+        state[prefix + name] = value.detach()
+    return state
