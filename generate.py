@@ -2,16 +2,7 @@
 
 import sys
 
-from sd_hyena.options.command import run
-from sd_hyena.options.generate_config import GenerateConfig
-
-
-def main(config: GenerateConfig) -> None:
-    from sd_hyena.generate.generation import generate
-
-    for path in generate(config):
-        print(path)
-
+from sd_hyena.generate.__main__ import command
 
 if __name__ == "__main__":
-    sys.exit(run(GenerateConfig, main))
+    sys.exit(command())

@@ -2,15 +2,7 @@
 
 import sys
 
-from sd_hyena.options.command import run
-from sd_hyena.options.train_config import TrainConfig
-
-
-def main(config: TrainConfig) -> None:
-    from sd_hyena.distil.training import train
-
-    train(config)
-
+from sd_hyena.distil.__main__ import command
 
 if __name__ == "__main__":
-    sys.exit(run(TrainConfig, main))
+    sys.exit(command())

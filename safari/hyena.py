@@ -51,7 +51,6 @@ class HyenaMixer(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
         self.d_model, self.l_max, self.order, self.bidirectional = d_model, l_max, order, bidirectional
-        self.streams = order + 1
         width = d_model * (order + 1)
         self.short_filter = nn.Conv1d(width, width, short_filter_order, groups=width, padding=short_filter_order - 1)
         self.filter_fn = HyenaFilter(
@@ -92,6 +91,21 @@ class HyenaMixer(nn.Module):
     def forward(self, streams: tuple[Tensor, ...], x: Tensor, size: tuple[int, int]) -> Tensor:
         """As a mixer: streams of (B, L, D) each; neither the tokens nor the grid matter to it."""
         return self.mix(torch.cat(tuple(streams), dim=-1))
+
+
+class CausalHyena(HyenaMixer):
+    """A mixer of N+1 streams, order N, that starts near `x_0 x_1 v`."""
+
+    def __init__(self, d_model: int, l_max: int, **options):
+        super().__init__(d_model, l_max, **options)
+        self.start_as_identity_()
+
+
+class BidirectionalHyena(CausalHyena):
+    """The same, in which every token reaches every other."""
+
+    def __init__(self, d_model: int, l_max: int, **options):
+        super().__init__(d_model, l_max, bidirectional=True, **options)
 
 
 class HyenaOperator(HyenaMixer):

@@ -49,11 +49,9 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, epsilon: float = 1e-4) -> 
 class LinearAttention(nn.Module):
     """`linattn(phi(q + f_q(x)), phi(k + f_k(x)), v)`, with f a small MLP of the tokens whose last layer starts near zero.
 
-    `width` is that of f's hidden layer, d_model / 4 by default, at least 8. LinFusion's form is `feature_map="elu"` with
-    `width=d_model`. Takes streams and tokens (B, L, D); the grid does not matter to it.
+    `width` is that of f's hidden layer, d_model / 4 by default, at least 8. Takes streams and tokens
+    (B, L, D); the grid does not matter to it.
     """
-
-    streams = 3
 
     def __init__(self, d_model: int, heads: int, feature_map: str = "hedgehog", width: int = 0):
         super().__init__()
@@ -90,6 +88,13 @@ class LinearAttention(nn.Module):
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         return mix_in_head_groups(self.among(x), streams, self.heads)
+
+
+class LinFusion(LinearAttention):
+    """LinFusion's form of it: `phi(z) = elu(z) + 1`, and f as wide as the tokens by default."""
+
+    def __init__(self, d_model: int, heads: int, feature_map: str = "elu", width: int = 0):
+        super().__init__(d_model, heads, feature_map, width or d_model)
 
 
 def _shifted(stream: Tensor, last: nn.Linear, hidden: Tensor, channels: slice) -> Tensor:

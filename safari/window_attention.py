@@ -34,8 +34,6 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, size: tuple[in
 class WindowAttention(nn.Module):
     """The same as a mixer of the site's own queries, keys and values."""
 
-    streams = 3
-
     def __init__(self, d_model: int, heads: int, window: int = 8):
         super().__init__()
         if heads < 1 or d_model % heads or window < 1:

@@ -17,9 +17,9 @@ from sd_hyena.options.command import run
 from sd_hyena.options.command_line import option
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import SHIPPED_MODEL
-from sd_hyena.options.train_config import Operator, TrainConfig
+from sd_hyena.options.train_config import TrainConfig
 
-OPERATORS: tuple[Operator, ...] = ("pointwise", "causal", "bidirectional", "hyena2d")
+OPERATORS = ("pointwise", "causal", "bidirectional", "hyena2d")
 BLOCK_SIZES = (256, 512, 1024)  # pixels
 IMAGES = 4
 SITE = "IN01"
@@ -66,7 +66,7 @@ def main(config: DemoConfig) -> None:
     _print_block_times()
     print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {config.log_dir}")
     size = f"-W {config.width}"
-    print(f"next: python train.py -t {SITE} {size}, then python generate.py -y out/hyena.pt {size}")
+    print(f"next: python -m sd_hyena train -t {SITE} {size}, then python -m sd_hyena generate -y out/hyena.pt {size}")
 
 
 def _parameters(file: Path) -> int:
@@ -128,10 +128,15 @@ def _print_block_times() -> None:
     for side in BLOCK_SIZES:
         h = side // 8
         attention = Attention(320, heads=8, dim_head=40).eval()
-        student = build_student(spec_for(site, config.operator, config.operator_options(), (h, h))).eval()
+        student = build_student(spec_for(site, config.operator, config.options_of_operator(), (h, h))).eval()
         a, s = block_seconds(attention, student, (h, h), batch=1, rounds=3)
         print(f"{side:<10}{h * h:>8}{a * 1e3:>14.1f}{s * 1e3:>12.1f}{a / s:>7.1f}")
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run(DemoConfig, main, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run(DemoConfig, main))
+    sys.exit(command())

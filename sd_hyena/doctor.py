@@ -70,7 +70,7 @@ def _installed(_config: DoctorConfig) -> Iterator[str]:
     try:
         yield ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     except PackageNotFoundError as error:
-        raise ImportError(f"{error}; run pip install -r requirements.txt") from None
+        raise ImportError(f"{error}; run pip install {error.name}") from None
 
 
 def _device(config: DoctorConfig) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _expectations(config: DoctorConfig) -> Iterator[str]:
     for side in SIZES:
         cells, saved = (side // 8, side // 8), 0
         for site in finest:
-            spec, size = spec_for(site, train.operator, train.operator_options(), cells), site.size(*cells)
+            spec, size = spec_for(site, train.operator, train.options_of_operator(), cells), site.size(*cells)
             saved += attention_flops(site, size) - student_flops(spec, size)
         whole = unet_flops(unet, cells)
         yield (
@@ -172,5 +172,10 @@ def _rate(device: Any) -> float:
     return 2 * n**3 / best
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run(DoctorConfig, main, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(run(DoctorConfig, main))
+    sys.exit(command())

@@ -17,6 +17,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.yaml_file import read_documents
 from sd_hyena.options.command import run_parsed
 from sd_hyena.options.command_line import parse, to_dict
+from sd_hyena.options.shipped import shipped_file
 from sd_hyena.options.train_config import TrainConfig
 
 Stage = Callable[[dict[str, Any]], TrainConfig]  # what is known only when its turn comes -> its config
@@ -38,7 +39,7 @@ def read_recipe(arguments: list[str]) -> list[Stage]:
     """The stages of the file that the first argument names, checked. Raises BadInput."""
     if not arguments or arguments[0].startswith("-"):
         raise BadInput("no recipe given; run python -m sd_hyena.recipe configs/recipes/FILE.yaml")
-    shared, *stages = read_documents(arguments[0])
+    shared, *stages = read_documents(shipped_file(arguments[0]))
     if not stages:
         raise BadInput(
             f"recipe={arguments[0]!r} has no stage: put each behind a line '---'; the first document is shared"
@@ -78,7 +79,7 @@ def run_recipe(stages: list[Stage]) -> Path:
         asked["pretrained_weight"] = student
         if done.is_file():
             record = json.loads(done.read_text("utf-8"))
-            if record["config"] != asked or not Path(record["student"]).is_file():
+            if TrainConfig.translated(record["config"]) != asked or not Path(record["student"]).is_file():
                 raise BadInput(f"{own} was made by another recipe; give another --out_dir")
             print(f"done before: {record['student']}")
         else:
@@ -96,9 +97,14 @@ def run_recipe(stages: list[Stage]) -> Path:
     return Path(student)
 
 
-if __name__ == "__main__":
-    given = sys.argv[1:]
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     if given in (["-h"], ["--help"]):
         print(__doc__)
-        sys.exit(0)
-    sys.exit(run_parsed(lambda: read_recipe(given), run_recipe))
+        return 0
+    return run_parsed(lambda: read_recipe(given), run_recipe, given)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -112,7 +112,7 @@ def test_generation_never_imports_lightning_and_training_no_tile_fusion():
 
 
 def test_the_students_learn_without_a_unet():
-    names = {f"sd_hyena.{name}" for name in ("students.swap", "models.pipeline", "sites", "distil.data")}
+    names = {f"sd_hyena.{name}" for name in ("students.swap", "models.pipeline", "sites", "distil.lessons")}
     assert not names & ours("sd_hyena.distil.module")
 
 

@@ -28,6 +28,9 @@ SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhe
     "python -m sd_hyena.evaluate": "--images 1 --states 1 --steps 1 --sizes 64 --guidance 1",
     "python -m sd_hyena.recipe": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 2 --validate_every_n_steps 0",
     "bash tests/run.sh": None,  # this very run
+    "python3 -m venv": None,  # test_install.py
+    "pip install": None,
+    "sd-hyena": None,
     "tensorboard": None,  # a server; its files are read in test_training.py
     "python -m benchmarks": None,  # minutes; CONTRIBUTING.md says how
     "python -m examples.tiny_sd": None,  # hours

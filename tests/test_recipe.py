@@ -14,7 +14,7 @@ from tests.conftest import IN01, ROOT, command
 from tests.distil.test_training import assert_equal_weights
 
 SHARED = dict(width=64, batch_size=6, num_samples=4, sample_steps=2, seed=3, lr=1e-2, warmup_steps=0)
-SHARED |= dict(save_every_n_steps=1, validate_every_n_steps=0, hyena2d_reach=4)
+SHARED |= dict(save_every_n_steps=1, validate_every_n_steps=0, operator_options="reach=4")
 
 
 def recipe(folder, *stages, **shared):

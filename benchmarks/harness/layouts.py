@@ -61,7 +61,7 @@ def new_students(unet: nn.Module, targets: str, setting: Setting) -> dict[str, n
     """Untrained students of the default operator for the sites that `targets` names."""
     train, like = TrainConfig(), torch.empty((), device=setting.device, dtype=setting.dtype)
     specs = (
-        spec_for(site, train.operator, train.operator_options(), (64, 64))
+        spec_for(site, train.operator, train.options_of_operator(), (64, 64))
         for site in (select(find_sites(unet), targets) if targets else ())
     )
     return {spec.site: cast(build_student(spec), like).eval().requires_grad_(False) for spec in specs}

@@ -31,15 +31,15 @@ LARGEST_MATH = 16384  # tokens: it holds all scores
 WINDOW = 32  # cells, HyperTile's 256 px
 STUDENTS = {
     "hyena2d": {},
-    "hyena2d 64 landmarks": {"landmarks": 64},
+    "hyena2d 64 landmarks": {"operator_options": "landmarks=64"},
     "landmarks": {"operator": "landmarks"},
-    "64 landmarks": {"operator": "landmarks", "landmarks": 64},
-    "hyena2d rank 1": {"hyena2d_long": "separable", "hyena2d_rank": 1},
-    "hyena2d rank 4": {"hyena2d_long": "separable", "hyena2d_rank": 4},
-    "hyena2d rank 8": {"hyena2d_long": "separable", "hyena2d_rank": 8},
-    "hyena2d full": {"hyena2d_long": "full"},
-    "hyena2d axial": {"hyena2d_long": "axial_1d"},
-    "hyena2d hedgehog": {"hyena2d_content": "hedgehog"},
+    "64 landmarks": {"operator": "landmarks", "operator_options": "landmarks=64"},
+    "hyena2d rank 1": {"operator_options": "long=separable,rank=1"},
+    "hyena2d rank 4": {"operator_options": "long=separable,rank=4"},
+    "hyena2d rank 8": {"operator_options": "long=separable,rank=8"},
+    "hyena2d full": {"operator_options": "long=full"},
+    "hyena2d axial": {"operator_options": "long=axial_1d"},
+    "hyena2d hedgehog": {"operator_options": "content=hedgehog"},
     "safari, published": {"operator": "safari"},
     "linear attention": {"operator": "linear"},
 }
@@ -102,7 +102,7 @@ def _students(
         if only and name not in only and half not in only:
             continue
         config = TrainConfig(**given)
-        spec = spec_for(site, config.operator, config.operator_options(), latent)
+        spec = spec_for(site, config.operator, config.options_of_operator(), latent)
         student = woken(build_student(spec))
         student = (
             cast(student, torch.empty((), device=setting.device, dtype=setting.dtype)).eval().requires_grad_(False)

@@ -60,7 +60,7 @@ class Step:
             self.pipe.unet = UNet2DConditionModel(**SD15).to(device, dtype).eval()
         sites = select(find_sites(self.pipe.unet), "level0")
         train, cells = TrainConfig(), (pixels // 8, pixels // 8)
-        specs = [spec_for(site, train.operator, train.operator_options(), cells) for site in sites]
+        specs = [spec_for(site, train.operator, train.options_of_operator(), cells) for site in sites]
         self.students = {spec.site: build_student(spec).to(device, dtype).eval() for spec in specs}
         width = self.pipe.unet.config.cross_attention_dim
         self.given = [

@@ -38,32 +38,38 @@ class Row:
     random_projections: bool = False
 
 
-PUBLISHED = dict(operator="safari", hyena_emb_dim=3, hyena_w=1.0, schedule="constant", warmup_steps=0, ema=0.0)
-SEPARABLE = dict(hyena2d_long="separable")
+PUBLISHED = dict(operator="safari", operator_options="emb_dim=3,w=1", schedule="constant", warmup_steps=0, ema=0.0)
+
+
+def options(text: str) -> dict[str, str]:
+    """Of the operator, as --operator_options says them."""
+    return {"operator_options": text}
+
+
 ROWS = [
     Row("Hyena2d, the default"),
     Row("landmarks alone", dict(operator="landmarks")),
-    *(Row(f"{m} landmarks alone", dict(operator="landmarks", landmarks=m)) for m in (64, 48)),
-    *(Row(f"{m} landmarks", dict(landmarks=m)) for m in (256, 192, 64, 32)),
-    Row("with a separable filter of rank 4", SEPARABLE),
-    Row("with a full filter", dict(hyena2d_long="full")),
+    *(Row(f"{m} landmarks alone", dict(operator="landmarks", **options(f"landmarks={m}"))) for m in (64, 48)),
+    *(Row(f"{m} landmarks", options(f"landmarks={m}")) for m in (256, 192, 64, 32)),
+    Row("with a separable filter of rank 4", options("long=separable")),
+    Row("with a full filter", options("long=full")),
     Row("linear attention (LinFusion's form)", dict(operator="linear")),
     Row("pointwise MLP", dict(operator="pointwise")),
     Row("HyperTile, tiles of 128 px, untrained", untrained={"window": 16}),
-    Row("content: linear attention, Hedgehog", dict(SEPARABLE, hyena2d_content="hedgehog")),
-    Row("place alone, separable filter", dict(SEPARABLE, hyena2d_content="none")),
+    Row("content: linear attention, Hedgehog", options("long=separable,content=hedgehog")),
+    Row("place alone, separable filter", options("long=separable,content=none")),
     Row("ancestor as published, lr 1e-5", dict(PUBLISHED, data="noise", lr=1e-5)),
     Row("ancestor's operator on real activations", dict(operator="safari")),
     Row("windowed attention, 8x8", dict(operator="windows")),
     Row("bidirectional 1-D", dict(operator="bidirectional")),
     Row("random projections", random_projections=True),
-    Row("without local", dict(hyena2d_local=0)),
-    Row("without norm", dict(hyena2d_norm=False)),
-    Row("with 8x8 windows", dict(hyena2d_window=8)),
-    Row("1x1 gates", dict(hyena2d_gates="dense")),
-    Row("content: linear attention, elu + 1", dict(SEPARABLE, hyena2d_content="elu")),
-    *(Row(f"with a separable filter of rank {r}", SEPARABLE | dict(hyena2d_rank=r)) for r in (1, 2, 8)),
-    Row("with filters along the axes", dict(hyena2d_long="axial_1d")),
+    Row("without local", options("local=0")),
+    Row("without norm", options("norm=false")),
+    Row("with 8x8 windows", options("window=8")),
+    Row("1x1 gates", options("gates=dense")),
+    Row("content: linear attention, elu + 1", options("long=separable,content=elu")),
+    *(Row(f"with a separable filter of rank {r}", options(f"long=separable,rank={r}")) for r in (1, 2, 8)),
+    Row("with filters along the axes", options("long=axial_1d")),
     Row("ancestor as published, lr 1e-6", dict(PUBLISHED, data="noise", lr=1e-6)),
     Row("ancestor on noise, tuned lr", dict(PUBLISHED, data="noise", lr=1e-3)),
 ]
@@ -107,7 +113,7 @@ def _with_random_projections(unet, sites, config: TrainConfig) -> dict[str, Any]
     torch.manual_seed(config.seed)
     students = {}
     for site in sites:
-        student = build_student(spec_for(site, config.operator, config.operator_options(), (32, 32)))
+        student = build_student(spec_for(site, config.operator, config.options_of_operator(), (32, 32)))
         own = Projections.of(unet.get_submodule(site.name))
         with torch.no_grad():
             for change, theirs in zip([*student.change, student.change_out], [*own[:3], own.to_out[0]], strict=True):

@@ -24,7 +24,7 @@ SITES = {
 }
 OPERATORS = {
     "hyena2d": {},
-    "hyena2d, full filter": {"hyena2d_long": "full"},
+    "hyena2d, full filter": {"operator_options": "long=full"},
     "linear": {},
     "bidirectional": {},
 }
@@ -54,7 +54,7 @@ def main() -> None:
     rows = []
     for (model, site), (name, options) in product(SITES.items(), OPERATORS.items()):
         operator = name.split(",")[0]
-        given = TrainConfig(operator=operator, **options).operator_options()
+        given = TrainConfig(operator=operator, **options).options_of_operator()
         for pixels in (512, 1024, 2048):
             latent_size = (pixels // 8, pixels // 8)
             spec, size = spec_for(site, operator, given, latent_size), site.size(*latent_size)

@@ -44,7 +44,7 @@ def measure(model: str, pixels: int, batch: int, operator: str, answer) -> None:
         trained = copy.deepcopy(unet.get_submodule(sites[0].name)).requires_grad_(True)
         call = lambda a: trained(a.input)
     else:
-        options = TrainConfig(operator=operator).operator_options()
+        options = TrainConfig(operator=operator).options_of_operator()
         trained = build_student(spec_for(sites[0], operator, options, latent))
         call = lambda a: trained(a.input, a.projections, a.size)
     teacher = Teacher(unet, sites)

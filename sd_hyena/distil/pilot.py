@@ -30,7 +30,7 @@ def with_chosen_sites(config: TrainConfig, train: Callable) -> TrainConfig:
     total, candidates = unet_flops(unet, latent_size), []
     for site in find_sites(unet):
         size = site.size(*latent_size)
-        spec = spec_for(site, config.operator, config.operator_options(), latent_size)
+        spec = spec_for(site, config.operator, config.options_of_operator(), latent_size)
         candidate = Candidate(site.short, attention_flops(site, size), student_flops(spec, size), error=math.inf)
         if candidate.saved > 0:
             attention = unet.get_submodule(site.name).to(device, teacher_dtype(config, device))

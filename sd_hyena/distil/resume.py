@@ -85,7 +85,7 @@ class Resumable:
 
     def check(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Refuse to go on as another experiment; say what is merely changed. Raises BadInput."""
-        stored, wanted = self.options, to_dict(config)
+        stored, wanted = TrainConfig.translated(self.options), to_dict(config)
         free = {f.name for f in dataclasses.fields(TrainConfig) if f.metadata["free"]}
         changed = {k: (stored.get(k), v) for k, v in wanted.items() if stored.get(k) != v}
         wrong = {k: pair for k, pair in changed.items() if k not in free}

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sd_hyena.cost.timing import block_seconds, wait_for
-from sd_hyena.distil.data import Lessons
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.memory import peak_gib
@@ -76,4 +76,4 @@ def print_card(outcome: Outcome, config: TrainConfig) -> None:
     size = f"-W {config.width}" + (f" -H {config.height}" if config.height != config.width else "")
     newest = outcome.exported if config.dry_run else Path(config.out_dir) / "hyena.pt"
     print(f"student: {outcome.exported}, newest: {newest}")
-    print(f"next: python generate.py{model} -y {newest} {size} --compare")
+    print(f"next: python -m sd_hyena generate{model} -y {newest} {size} --compare")

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from sd_hyena.distil.data import Lessons
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.placement import precision_of
 from sd_hyena.distil.previews import Previews
 from sd_hyena.distil.run_folder import AtomicCheckpointIO, Checkpoints

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 
-from sd_hyena.distil.data import Lessons, make_bank
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
 from sd_hyena.distil.pilot import with_chosen_sites
 from sd_hyena.distil.placement import own_device, teacher_dtype
@@ -20,6 +20,7 @@ from sd_hyena.distil.previews import Previews
 from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_estimate
 from sd_hyena.distil.run_folder import Checkpoints, Stopped, new_run_folder, write_config
+from sd_hyena.distil.sources import make_bank
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
 from sd_hyena.errors import BadInput
@@ -30,7 +31,7 @@ from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noiser
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command import Interrupted, Terminated
-from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.options.train_config import TrainConfig
@@ -48,7 +49,7 @@ T = TypeVar("T")
 def train(config: TrainConfig) -> Outcome:
     """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
     quiet_libraries()
-    check_paths(config)
+    config = with_paths(config)
     if config.target == "auto":
         config = with_chosen_sites(config, train)
     ranks.check_launched_by_us()
@@ -76,7 +77,7 @@ def train(config: TrainConfig) -> Outcome:
     sites = select(find_sites(pipe.unet), config.target)
     teacher = Teacher(pipe.unet, sites)
     latent_size = (config.height // 8, config.width // 8)
-    specs = [spec_for(site, config.operator, config.operator_options(), latent_size) for site in sites]
+    specs = [spec_for(site, config.operator, config.options_of_operator(), latent_size) for site in sites]
     L.seed_everything(seed, verbose=False)
     students = {spec.site: build_student(spec) for spec in specs}
     facts = {"teacher": path.name, "teacher_sha256": model_sha256(path), "sites": [site.name for site in sites]}
@@ -162,7 +163,7 @@ def _run_folder(config: TrainConfig, resumed: Resumable | None) -> Path:
 
 
 def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
-    stored = load_students(path, unet).students
+    stored = load_students(path, unet, like=torch.empty(0)).students  # as precise as it is stored
     for site, student in students.items():
         if site not in stored or stored[site].spec != student.spec:
             found = [s.spec for s in stored.values()]

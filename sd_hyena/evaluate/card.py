@@ -39,7 +39,7 @@ class CardConfig:
 
     def __post_init__(self):
         if self.students and (Path(self.students).suffix != ".safetensors" or not Path(self.students).is_file()):
-            raise BadInput(f"students={self.students!r} is no .safetensors file; train.py writes out/hyena.safetensors")
+            raise BadInput(f"students={self.students!r} is no .safetensors file; training writes out/hyena.safetensors")
         if self.report and not Path(self.report).is_file():
             raise BadInput(f"report={self.report!r} is no file; python -m sd_hyena.evaluate writes report.json")
         for name in ("push", "base_model"):
@@ -107,7 +107,7 @@ def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "
         "## Sites", "",
         "| site | operator | channels | sizes | parameters |", "|---|---|---|---|---|", *rows, "",
         "## How to use", "",
-        "```bash", f"python generate.py -m MODEL -y {_plain(name)} {_plain(size)} -p \"...\"", "```", "",
+        "```bash", f"sd-hyena generate -m MODEL -y {_plain(name)} {_plain(size)} -p \"...\"", "```", "",
         "`MODEL` is the base model, as a diffusers folder, `.safetensors` or `.ckpt` file. "
         f"`python -m sd_hyena.students.checkpoint {_plain(name)}` tells everything that the file says of itself.", "",
         "## Training", "",
@@ -184,7 +184,13 @@ def _plain(value: Any) -> str:
     return "".join(c for c in str(value)[:200] if c.isprintable() and c not in "`|<>[]*\\")
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line, whose first plain argument may be the file, and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    files = list(takewhile(lambda argument: not argument.startswith("-"), given))
+    options = ["--students", files[0]] if len(files) == 1 else []
+    return run(CardConfig, main, [*options, *given[len(options) // 2 :]])
+
+
 if __name__ == "__main__":
-    files = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
-    given = ["--students", files[0]] if len(files) == 1 else []
-    sys.exit(run(CardConfig, main, [*given, *sys.argv[1 + len(given) // 2 :]]))
+    sys.exit(command())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sd_hyena.errors import BadInput
 from sd_hyena.evaluate.judge import judge_of
 from sd_hyena.options import given_path
-from sd_hyena.options.command_line import check_paths, option
+from sd_hyena.options.command_line import option, with_paths
 from sd_hyena.options.rules import LARGEST_SIDE, DType
 
 
@@ -20,6 +20,7 @@ class EvaluationConfig:
         "",
         "files of train.py, also as plain arguments; a,b are compared, a+b are used together",
         path=given_path.students,
+        beside="students",
     )
     model: str = option(
         "",
@@ -74,9 +75,10 @@ class EvaluationConfig:
         return scales
 
 
-def check(config: EvaluationConfig) -> None:
-    """Look at what can be told without torch. Raises BadInput."""
-    check_paths(config)
+def checked(config: EvaluationConfig) -> EvaluationConfig:
+    """The config with the paths of what it names, once all was looked at that can be told without torch. Raises BadInput."""
+    config = with_paths(config)
     if not config.students:
         raise BadInput("no students given; name a file of train.py, e.g. out/hyena.pt")
     judge_of(config.judge)
+    return config

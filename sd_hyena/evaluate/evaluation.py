@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.evaluate.advice import advice
-from sd_hyena.evaluate.config import EvaluationConfig, check
+from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.report import Report
 from sd_hyena.files.names import writable_folder
@@ -19,7 +19,7 @@ from sd_hyena.generate.alternatives import load_alternatives
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded."""
-    check(config)
+    config = checked(config)
     folder = writable_folder(config.out_dir)
     examiner = Examiner(config)
     report = Report(folder, examiner.facts)

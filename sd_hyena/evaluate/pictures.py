@@ -14,9 +14,8 @@ from sd_hyena.files.comparison import similarity
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.watch import Watch
 from sd_hyena.options.generate_config import GenerateConfig
-from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.options.shipped import SHIPPED_JUDGE, SHIPPED_MODEL
 
-SHIPPED_JUDGE = "examples.tiny_sd.checker:is_right"
 TEACHING = 5.0  # guidance of the pictures whose noisy states errors are measured on
 
 

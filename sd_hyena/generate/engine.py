@@ -26,7 +26,7 @@ from sd_hyena.generate.alternatives import (
     files_of,
     joined_students,
     keep_attention,
-    load_for,
+    students_of,
 )
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.job import Drawn, Job, shares
@@ -40,8 +40,9 @@ from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.vae import check_vae
-from sd_hyena.options.command_line import check_paths
+from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
@@ -76,7 +77,7 @@ class Order:
     @classmethod
     def of(cls, config: GenerateConfig) -> Order:
         """Raises BadInput."""
-        check_paths(config)
+        config = with_paths(config)
         path = model_path(config.model)
         if config.vae:
             check_vae(config.vae)
@@ -156,7 +157,12 @@ class Engine:
         config, arrangement = order.config, order.arrangement
         if said := str(arrangement):
             watch.note(said)
-        files = {name: ("students", stamp(name), config.target) for name in files_of(config.hyena)}
+        files = {
+            name: ("students", name, arrangement.tile)
+            if Landmarks.read(name)
+            else ("students", stamp(name), config.target)
+            for name in files_of(config.hyena)
+        }
         model, nets, stored = self._loaded(order, files)
         pipe = model.pipe
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
@@ -211,7 +217,9 @@ class Engine:
         if config.offload != "off":
             self._kept.get(("offload", on), lambda: nullcontext(offload(pipe, config.offload, order.device)))
             like = torch.empty(0, dtype=order.dtype, device=order.device)  # students stay on the device
-        load = lambda name: lambda: nullcontext(load_for(pipe.unet, name, config.target, like))
+        load = lambda name: (
+            lambda: nullcontext(students_of(name, pipe.unet, order.arrangement.tile, config.target, like))
+        )
         stored = {name: self._kept.get(key, load(name)) for name, key in students.items()}
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)

@@ -16,7 +16,7 @@ from sd_hyena.generate.bar import Bar
 from sd_hyena.generate.engine import Engine, NotDrawn
 from sd_hyena.generate.job import Drawn
 from sd_hyena.generate.watch import Watch
-from sd_hyena.options.command_line import check_paths, to_dict
+from sd_hyena.options.command_line import to_dict, with_paths
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.infotext import parameters
 from sd_hyena.options.rules import drawn_seed
@@ -30,7 +30,7 @@ def generate(config: GenerateConfig, engine: Engine | None = None, watch: Watch 
     `engine` keeps what it has loaded; without one all is loaded for this call. Raises BadInput before anything is drawn,
     NotDrawn if an image failed.
     """
-    check_paths(config)
+    config = with_paths(config)
     folder = writable_folder(config.out_dir)
     written: list[tuple[tuple[int, int], list[Path]]] = []
     failed: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -23,15 +24,11 @@ class Kept:
 
     def __init__(self):
         self._values: dict[Hashable, tuple[Any, ExitStack]] = {}
+        weakref.finalize(self, _let_go, self._values, frozenset())  # before Python itself is taken apart
 
     def only(self, keys: Iterable[Hashable]) -> None:
         """Let go of all others, and of their memory."""
-        going = [key for key in reversed(self._values) if key not in set(keys)]
-        for key in going:
-            _, stack = self._values.pop(key)
-            stack.close()
-            del stack, _
-        if going:
+        if _let_go(self._values, frozenset(keys)):
             release()
 
     def get(self, key: Hashable, make: Callable[[], AbstractContextManager[Any]]) -> Any:
@@ -41,3 +38,10 @@ class Kept:
                 value = stack.enter_context(make())
                 self._values[key] = value, stack.pop_all()
         return self._values[key][0]
+
+
+def _let_go(values: dict[Hashable, tuple[Any, ExitStack]], keys: frozenset[Hashable]) -> bool:
+    going = [key for key in reversed(values) if key not in keys]
+    for key in going:
+        values.pop(key)[1].close()
+    return bool(going)

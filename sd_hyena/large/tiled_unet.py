@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from sd_hyena.errors import BadInput
 from sd_hyena.large.adapters import acting, is_loaded, loaded
 from sd_hyena.large.around import replaced
+from sd_hyena.large.deferred_controlnet import DeferredControlNet
 from sd_hyena.large.regions import Noise, Region, Texts
-from sd_hyena.large.tiling import WEIGHTS, Rect, Size, add, batches, cut, grid, weights
+from sd_hyena.large.tiling import WEIGHTS, Rect, add, batches, cut, grid, weights
+from sd_hyena.large.unet_call import Call, each, stacked
+from sd_hyena.large.views import View, opacity_of, regional_views, total_of
 
 METHODS = ("multidiffusion", "mixture", "spot")
 SMALLEST_TILE = 8  # cells: the UNet's coarsest level then has one
@@ -148,34 +151,6 @@ def tiled_diffusion(pipe: Any, method: str = "multidiffusion", **options) -> Ite
         yield options
 
 
-class View(NamedTuple):
-    """A rectangle to predict, how much each of its cells counts (h, w), and the region that it is, if one."""
-
-    rect: Rect
-    weight: Tensor
-    region: Region | None = None
-
-    @property
-    def adapters(self) -> tuple[str, ...] | None:
-        return self.region.adapters if self.region else None
-
-
-class _Call(NamedTuple):
-    """Arguments of the UNet on the whole canvas; of the ControlNet that goes with it, and the rows it acts on."""
-
-    unet: dict[str, Any]
-    control: dict[str, Any] | None
-    gate: Tensor | None
-
-    @property
-    def rows(self) -> int:
-        return len(self.unet["sample"])
-
-    @property
-    def canvas(self) -> Size:
-        return tuple(self.unet["sample"].shape[-2:])
-
-
 class _TiledUNet:
     """One UNet forward on the canvas as several on its tiles and regions."""
 
@@ -184,18 +159,20 @@ class _TiledUNet:
         self.original, self.signature = pipe.unet.forward, inspect.signature(pipe.unet.forward)
         self.texts = Texts(pipe.encode_prompt, options.regions, _with_loras(pipe)[1:]) if options.regions else None
         controlnet = getattr(pipe, "controlnet", None)
-        self.controlnet = _DeferredControlNet(controlnet, pipe.vae_scale_factor) if controlnet is not None else None
-        self.regional_views = functools.lru_cache(maxsize=1)(functools.partial(_regional_views, options))
+        self.controlnet = DeferredControlNet(controlnet, pipe.vae_scale_factor) if controlnet is not None else None
+        self.regional_views = functools.lru_cache(maxsize=1)(
+            functools.partial(regional_views, options.regions, options.kind, options.overlap)
+        )
 
     def forward(self, *args, **kwargs) -> Any:
         """Same arguments and result as the UNet's."""
         arguments = self.signature.bind(*args, **kwargs).arguments
         return_dict = arguments.pop("return_dict", True)
-        call = self.controlnet.joining(arguments) if self.controlnet else _Call(arguments, None, None)
+        call = self.controlnet.joining(arguments) if self.controlnet else Call(arguments, None, None)
         background, foreground = self._views(call)
         prediction = self._fused(call, background)
         if foreground:
-            opacity = _opacity(foreground, call.canvas).to(prediction.device)
+            opacity = opacity_of(foreground, call.canvas).to(prediction.device)
             prediction = torch.lerp(prediction, self._fused(call, foreground), opacity)
         prediction = prediction.to(arguments["sample"])
         if not return_dict:
@@ -204,7 +181,7 @@ class _TiledUNet:
 
         return UNet2DConditionOutput(sample=prediction)
 
-    def _views(self, call: _Call) -> tuple[list[View], list[View]]:
+    def _views(self, call: Call) -> tuple[list[View], list[View]]:
         """What to predict: tiles and background regions; foreground regions."""
         o, canvas = self.options, call.canvas
         timestep = float(torch.as_tensor(call.unet["timestep"]).flatten()[0])
@@ -222,16 +199,16 @@ class _TiledUNet:
         weight = weights(o.kind, rects[0].height, rects[0].width, o.overlap)
         tiles = [View(rect, weight) for rect in rects]
         if o.regions and not o.draw_background:
-            uncovered = (_total(background, canvas) == 0) & (_opacity(foreground, canvas) < 1)
+            uncovered = (total_of(background, canvas) == 0) & (opacity_of(foreground, canvas) < 1)
             tiles = [tile._replace(weight=tile.weight * cut(uncovered, tile.rect, canvas)) for tile in tiles]
             tiles = [tile for tile in tiles if tile.weight.any()]
         return tiles + background, foreground
 
-    def _fused(self, call: _Call, views: list[View]) -> Tensor:
+    def _fused(self, call: Call, views: list[View]) -> Tensor:
         """The views' predictions averaged by weight, float32 (B, C, H, W); 0 where there is none."""
         device = self.options.buffer_device or call.unet["sample"].device
         fused = torch.zeros(call.rows, self.pipe.unet.config.out_channels, *call.canvas, device=device)
-        total = _total(views, call.canvas)
+        total = total_of(views, call.canvas)
         alike: dict[Any, list[View]] = {}
         for view in views:
             text = view.region and self.texts.length(view.region)
@@ -244,9 +221,9 @@ class _TiledUNet:
                 add(fused, view.rect, prediction.to(device, torch.float32) * share.to(device))
         return fused
 
-    def _predictions(self, call: _Call, views: Sequence[View]) -> Tensor:
+    def _predictions(self, call: Call, views: Sequence[View]) -> Tensor:
         """Of views of one size with texts of one length, in one call of the UNet: (views, B, C, h, w)."""
-        arguments = _stacked([self._part(call.unet, view) for view in views], call.rows)
+        arguments = stacked([self._part(call.unet, view) for view in views], call.rows)
         with acting([self.pipe.unet], views[0].adapters):
             if call.control is not None:
                 parts = [self._part(call.control, view) for view in views]
@@ -260,11 +237,11 @@ class _TiledUNet:
         canvas = tuple(sample.shape[-2:])
         whole = rect == Rect(0, 0, *canvas)
         crop = lambda x: (x if whole else cut(x, rect, canvas)).to(sample.device)
-        part = arguments | {name: _each(crop, arguments[name]) for name in SPATIAL if name in arguments}
+        part = arguments | {name: each(crop, arguments[name]) for name in SPATIAL if name in arguments}
         masks = (arguments.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
         if masks is not None:
             masks = list(masks.unsqueeze(1)) if isinstance(masks, Tensor) else masks  # the older form
-            masks = {"ip_adapter_masks": _each(crop, masks)}
+            masks = {"ip_adapter_masks": each(crop, masks)}
             part["cross_attention_kwargs"] = arguments["cross_attention_kwargs"] | masks
         if view.region is not None:
             part = self.texts.of(view.region, part)
@@ -274,7 +251,7 @@ class _TiledUNet:
             part["added_cond_kwargs"] = part["added_cond_kwargs"] | {"time_ids": time_ids}
         return part
 
-    def _guided(self, call: _Call, view: View, prediction: Tensor) -> Tensor:
+    def _guided(self, call: Call, view: View, prediction: Tensor) -> Tensor:
         """The prediction such that the pipeline's guidance gives what the region's own scale would give."""
         if view.region is None or view.region.guidance_scale is None:
             return prediction
@@ -290,92 +267,10 @@ class _TiledUNet:
         return torch.cat([part + change if role == 0 else part for part, role in zip(parts, roles, strict=True)])
 
 
-class _DeferredControlNet:
-    """A ControlNet whose work waits for the UNet's call, to be done tile by tile.
-
-    The pipeline calls it first, on the whole canvas, and gets a gate of ones (B, 1, 1, 1) in place of the residuals. What
-    the pipeline then does to the batch (in guess mode it puts zeros before it) is read from the gate.
-    """
-
-    def __init__(self, controlnet: nn.Module, scale: int):
-        self.original, self.signature = controlnet.forward, inspect.signature(controlnet.forward)
-        self.scale = scale  # pixels a cell
-        self.arguments: dict[str, Any] | None = None
-
-    def forward(self, *args, **kwargs) -> Any:
-        """Same arguments as the ControlNet's; returns gates."""
-        self.arguments = self.signature.bind(*args, **kwargs).arguments
-        return_dict = self.arguments.pop("return_dict", True)
-        sample = self.arguments["sample"]
-        _each(functools.partial(self._check, sample), self.arguments["controlnet_cond"])
-        gate = sample.new_ones(len(sample), 1, 1, 1)
-        if not return_dict:
-            return [gate], gate
-        from diffusers.models.controlnets.controlnet import ControlNetOutput
-
-        return ControlNetOutput(down_block_res_samples=(gate,), mid_block_res_sample=gate)
-
-    def _check(self, sample: Tensor, image: Tensor) -> None:
-        (height, width), (h, w) = image.shape[-2:], (self.scale * cells for cells in sample.shape[-2:])
-        if (height, width) != (h, w):
-            raise BadInput(f"the control image is {width}x{height}, the picture {w}x{h}; give it the picture's size")
-
-    def joining(self, arguments: dict[str, Any]) -> _Call:
-        """A call of the UNet with the deferred one of the ControlNet, if gates came with it."""
-        gate = arguments.get("mid_block_additional_residual")
-        if self.arguments is None or gate is None or gate.shape[1:] != (1, 1, 1):
-            return _Call(arguments, None, None)
-        residuals = ("down_block_additional_residuals", "mid_block_additional_residual")
-        return _Call({k: v for k, v in arguments.items() if k not in residuals}, self.arguments, gate.flatten() > 0)
-
-    def residuals(self, parts: list[dict[str, Any]], gate: Tensor) -> dict[str, Any]:
-        """The UNet's residual arguments for some views of one size; zero in the rows where the gate is."""
-
-        def rows_of_the_unet(x: Tensor) -> Tensor:
-            every = x.new_zeros(len(parts), len(gate), *x.shape[1:])
-            every[:, gate] = x.unflatten(0, (len(parts), -1))
-            return every.flatten(0, 1)
-
-        arguments = _stacked(parts, len(parts[0]["sample"]))
-        down, middle = self.original(**arguments, return_dict=False)
-        return {
-            "down_block_additional_residuals": [rows_of_the_unet(x) for x in down],
-            "mid_block_additional_residual": rows_of_the_unet(middle),
-        }
-
-
 def _with_loras(pipe: Any) -> list[nn.Module]:
     """The networks of a pipeline that LoRAs may change: the UNet, then its text encoders."""
     names = ("unet", "text_encoder", "text_encoder_2")
     return [network for name in names if (network := getattr(pipe, name, None)) is not None]
-
-
-def _regional_views(options: TiledDiffusion, canvas: Size) -> tuple[list[View], list[View]]:
-    background, foreground = [], []
-    for region in options.regions:
-        rect = region.rect(canvas)
-        opacity = region.opacity(canvas)
-        if region.blend_mode == "foreground":
-            foreground.append(View(rect, opacity, region))
-        else:
-            weight = opacity * weights(options.kind, rect.height, rect.width, options.overlap)
-            background.append(View(rect, weight, region))
-    return background, foreground
-
-
-def _total(views: Sequence[View], canvas: Size) -> Tensor:
-    total = torch.zeros(canvas)
-    for view in views:
-        add(total, view.rect, view.weight)
-    return total
-
-
-def _opacity(foreground: Sequence[View], canvas: Size) -> Tensor:
-    """Of all foreground regions, one over the other, (H, W)."""
-    transparency = torch.ones(canvas)
-    for view in foreground:
-        transparency *= 1 - _total([view], canvas)
-    return 1 - transparency
 
 
 def _time_ids_of(view: View, time_ids: Tensor, scale: int) -> Tensor:
@@ -390,24 +285,3 @@ def _time_ids_of(view: View, time_ids: Tensor, scale: int) -> Tensor:
     if time_ids.shape[1] == 6:
         time_ids[:, 4], time_ids[:, 5] = scale * rect.height, scale * rect.width
     return time_ids
-
-
-def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same structure of lists with every tensor changed."""
-    if isinstance(value, (list, tuple)):
-        return [_each(change, one) for one in value]
-    return change(value) if isinstance(value, Tensor) else value
-
-
-def _stacked(values: Sequence[Any], rows: int) -> Any:
-    """The arguments of several calls as those of one: tensors one below the other, what is no tensor from the first."""
-    first = values[0]
-    if len(values) == 1:
-        return first
-    if isinstance(first, dict):
-        return {key: _stacked([value[key] for value in values], rows) for key in first}
-    if isinstance(first, (list, tuple)):
-        return [_stacked(list(one), rows) for one in zip(*values, strict=True)]
-    if isinstance(first, Tensor) and first.ndim:
-        return torch.cat([value.expand(rows, *value.shape[1:]) for value in values])
-    return first

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import check_weights, read_checkpoint
 from sd_hyena.files.weights_kind import is_controlnet, kind_of
-from sd_hyena.models.part import Misfit, check_loaded, filled
+from sd_hyena.models.part import Misfit, check_loaded, files_in, filled
 from sd_hyena.options import given_path
 
 PREFIX = "control_model."
@@ -29,8 +29,11 @@ def check_controlnet(given: str) -> None:
     """Raise BadInput for what is no ControlNet; builds nothing."""
     (path,) = given_path.controlnets(given)
     if path.is_dir():
-        for weights in path.glob("diffusion_pytorch_model*"):
-            check_weights(weights)
+        try:
+            for weights in files_in(path)[1]:
+                check_weights(weights)
+        except BadInput as error:
+            raise BadInput(f"controlnet={given!r}: {error}") from None
     elif not is_controlnet(tensors := read_checkpoint(path)):
         raise BadInput(f"controlnet={given!r} looks like {kind_of(tensors)}")
 
@@ -53,10 +56,8 @@ def load_controlnet(given: str, unet: nn.Module) -> nn.Module:
 def _of_folder(path: Path) -> nn.Module:
     from diffusers import ControlNetModel
 
-    half_only = not [*path.glob("diffusion_pytorch_model*.safetensors"), *path.glob("diffusion_pytorch_model*.bin")]
-    net, told = ControlNetModel.from_pretrained(
-        path, variant="fp16" if half_only else None, local_files_only=True, output_loading_info=True
-    )
+    given = dict(variant=files_in(path)[0], local_files_only=True, output_loading_info=True)
+    net, told = ControlNetModel.from_pretrained(path, **given)
     check_loaded("ControlNet", net, told)
     return net
 

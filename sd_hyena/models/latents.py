@@ -36,10 +36,10 @@ def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
 
 
 @torch.no_grad()
-def encoded(pipe: Any, image: Tensor) -> Tensor:
-    """Scaled latents of an image (1, 3, H, W) in -1 ... 1."""
+def encoded(pipe: Any, image: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Scaled latents of an image (1, 3, H, W) in -1 ... 1; `dtype` is what the encoder computes in, if not the VAE's."""
     with vae_for(pipe, max(image.shape[-2:])):
-        latents = pipe.vae.encode(image.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mean
+        latents = pipe.vae.encode(image.to(pipe.vae.device, dtype or pipe.vae.dtype)).latent_dist.mean
     return latents * pipe.vae.config.scaling_factor
 
 

@@ -7,20 +7,10 @@ from pathlib import Path
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import check_weights, sha256
+from sd_hyena.models.part import files_in
 from sd_hyena.models.single_file import check_single_file
 from sd_hyena.options import given_path
 from sd_hyena.options.shipped import SHIPPED_MODEL
-
-UNET_FILES = (  # which diffusers looks for, with the variant that it has to be told of
-    (None, "diffusion_pytorch_model.safetensors"),
-    (None, "diffusion_pytorch_model-*-of-*.safetensors"),
-    (None, "diffusion_pytorch_model.bin"),
-    (None, "diffusion_pytorch_model-*-of-*.bin"),
-    ("fp16", "diffusion_pytorch_model.fp16.safetensors"),
-    ("fp16", "diffusion_pytorch_model.fp16-*-of-*.safetensors"),
-    ("fp16", "diffusion_pytorch_model-*-of-*.fp16.safetensors"),
-    ("fp16", "diffusion_pytorch_model.fp16.bin"),
-)
 
 
 def model_path(given: str) -> Path:
@@ -36,10 +26,10 @@ def model_path(given: str) -> Path:
 
 def unet_files(path: Path) -> tuple[str | None, list[Path]]:
     """The files of a folder's UNet, and the variant that they are. Raises BadInput."""
-    for variant, pattern in UNET_FILES:
-        if files := sorted((path / "unet").glob(pattern)):
-            return variant, files
-    raise BadInput(f"model {str(path)!r} has no weights in unet/")
+    try:
+        return files_in(path / "unet")
+    except BadInput:
+        raise BadInput(f"model {str(path)!r} has no weights in unet/") from None
 
 
 def model_sha256(path: Path) -> str:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
+
+FILES = (  # of a network's folder, which diffusers looks for, with the variant that it has to be told of
+    (None, "diffusion_pytorch_model.safetensors"),
+    (None, "diffusion_pytorch_model-*-of-*.safetensors"),
+    (None, "diffusion_pytorch_model.bin"),
+    (None, "diffusion_pytorch_model-*-of-*.bin"),
+    ("fp16", "diffusion_pytorch_model.fp16.safetensors"),
+    ("fp16", "diffusion_pytorch_model.fp16-*-of-*.safetensors"),
+    ("fp16", "diffusion_pytorch_model-*-of-*.fp16.safetensors"),
+    ("fp16", "diffusion_pytorch_model.fp16.bin"),
+)
 
 
 class Misfit(BadInput):
@@ -51,3 +63,11 @@ def filled(
     check_state(name, model.state_dict(), state)
     model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
     return model.eval()
+
+
+def files_in(folder: Path) -> tuple[str | None, list[Path]]:
+    """The files of a network's folder that diffusers reads, and the variant that they are. Raises BadInput."""
+    for variant, pattern in FILES:
+        if files := sorted(folder.glob(pattern)):
+            return variant, files
+    raise BadInput(f"{str(folder)!r} has no weights; expected diffusion_pytorch_model.safetensors")

@@ -10,20 +10,29 @@ from torch import nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.models.inpainting import complete_inputs, is_inpainting
-from sd_hyena.models.location import unet_files
+from sd_hyena.models.location import model_path, unet_files
 from sd_hyena.models.prediction import tell_prediction
 from sd_hyena.models.single_file import has_own_config, load_single_file
 from sd_hyena.models.vae import load_vae
 from sd_hyena.options import given_path
+from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.processes.device import pick_device, pick_dtype
 
 ALIGNMENT = 64  # bytes, of PyTorch's own memory
 
 
-def load_pipeline(path: Path, device: torch.device, dtype: torch.dtype, vae: str = "") -> Any:
+def load_pipeline(
+    path: str | Path = SHIPPED_MODEL,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    vae: str = "",
+) -> Any:
     """A diffusers pipeline without safety checker or progress bar, from local files alone, with another VAE if given.
 
-    Raises BadInput.
+    `auto` is the GPU if there is one, and half precision there. Raises BadInput.
     """
+    path, device = model_path(str(path)), pick_device(device)
+    dtype = pick_dtype(dtype, device)
     import diffusers
     import transformers
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import check_weights, read_checkpoint, sha256
 from sd_hyena.files.weights_kind import VAE, kind_of
-from sd_hyena.models.part import check_loaded, filled
+from sd_hyena.models.part import check_loaded, files_in, filled
 from sd_hyena.options import given_path
 
 
@@ -41,13 +41,10 @@ def load_vae(given: str, model: Path, dtype: torch.dtype) -> nn.Module:
     from diffusers import AutoencoderKL
 
     if Path(given).is_dir():
-        half_only = not [*Path(given).glob("diffusion_pytorch_model.safetensors"), *Path(given).glob("*.bin")]
         try:
-            variant = "fp16" if half_only else None
-            vae, told = AutoencoderKL.from_pretrained(
-                given, dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True
-            )
-            check_loaded("VAE", vae, told)
+            told = dict(dtype=dtype, variant=files_in(Path(given))[0], local_files_only=True)
+            vae, keys = AutoencoderKL.from_pretrained(given, **told, output_loading_info=True)
+            check_loaded("VAE", vae, keys)
             return vae
         except BadInput as error:
             raise BadInput(f"vae={given!r}: {error}") from None

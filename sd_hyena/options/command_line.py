@@ -6,30 +6,39 @@ imported here, so bad input is answered before torch is loaded.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.picture import read_metadata, read_parameters
-from sd_hyena.options import infotext
+from sd_hyena.options import given_path, infotext
+from sd_hyena.options.shipped import shipped_file
 
 Config = typing.TypeVar("Config")
 
 
 def option(
-    default: Any, help: str, *flags: str, free: bool = False, path: Callable[[str, str], object] | None = None
+    default: Any,
+    help: str,
+    *flags: str,
+    free: bool = False,
+    path: Callable[[str, str], object] | None = None,
+    beside: str = "",
 ) -> Any:
     """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
 
     `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
-    all files and flags have had their say, and not of an empty value.
+    all files and flags have had their say, and not of an empty value. `beside` is the folder beside the model where bare
+    names are looked up before.
     """
-    return field(default=default, metadata={"help": help, "flags": flags, "free": free, "path": path})
+    metadata = {"help": help, "flags": flags, "free": free, "path": path, "beside": beside}
+    return field(default=default, metadata=metadata)
 
 
 def parse(
@@ -46,29 +55,56 @@ def parse(
         for value in _taken(arguments, flag, keep=read is _read_image):
             stored |= read(value)
     _check_types(config_class, stored)
+    former = _former(config_class)
     parser = build_parser(config_class)
-    parser.set_defaults(stored)
+    parser.set_defaults({name: value for name, value in stored.items() if name not in former})
     try:
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
         raise BadInput(f"{yaml_file.first_line(error)}; see --help") from None
-    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)})
-    check_paths(config)
-    return config
+    flags = {name: values[name] for name in former if name in values}
+    old = {name: stored[name] for name, new in former.items() if name in stored and values[new] == stored.get(new, "")}
+    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)} | old | flags)
+    if old | flags:
+        config.note_former(tuple(old | flags))
+    return with_paths(config)
 
 
-def check_paths(config: Any) -> None:
-    """Look at what the options name, without torch. Raises BadInput."""
+def with_paths(config: Config) -> Config:
+    """The config with the paths of what it names: beside its model, or among the files that ship; once all of it was looked
+    at, without torch. Raises BadInput."""
+    paths = {}
     for f in dataclasses.fields(config):
-        if f.metadata["path"] and getattr(config, f.name):
-            f.metadata["path"](getattr(config, f.name), f.name)
+        value, look, kind = getattr(config, f.name), f.metadata["path"], f.metadata["beside"]
+        if value and kind:
+            value = paths[f.name] = given_path.located(value, f.name, _model(config), kind)
+        if value and look:
+            value = paths[f.name] = shipped_file(value)
+            look(value, f.name)
+    return dataclasses.replace(config, **paths)
+
+
+def _model(config: Any) -> str:
+    """The value of the option that names the model."""
+    return next(
+        (getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["path"] is given_path.model), ""
+    )
 
 
 def build_parser(config_class: type):
     """The command line of a config, generated from its fields."""
-    from jsonargparse import ActionYesNo, ArgumentParser
+    from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-    parser = ArgumentParser(description=config_class.__doc__, exit_on_error=False, allow_abbrev=False)
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Leaves the lines of the listing at the end as they are."""
+
+    parser = ArgumentParser(
+        description=config_class.__doc__,
+        epilog=getattr(config_class, "epilog", str)(),
+        formatter_class=Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win over it")
     types = typing.get_type_hints(config_class)
     for f in dataclasses.fields(config_class):
@@ -79,7 +115,16 @@ def build_parser(config_class: type):
         else:
             plain = str if types[f.name] == str | None else types[f.name]
             parser.add_argument(*flags, type=plain, default=f.default, help=f.metadata["help"])
+    for name in _former(config_class):
+        kind = config_class.former_type(name)
+        typed = {"action": ActionYesNo} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **typed)
     return parser
+
+
+def _former(config_class: type) -> Mapping[str, str]:
+    """Options of the last release, and the option that took their place: accepted, unless that is given as a flag."""
+    return getattr(config_class, "FORMER", {})
 
 
 def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
@@ -104,24 +149,30 @@ def _taken(arguments: list[str], flag: str, keep: bool) -> list[str]:
 def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Build a config from names and values; strict on both. Raises BadInput."""
     types = _check_types(config_class, values)
+    if any(name in values for name in _former(config_class)):
+        values = config_class.translated(values)
     return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
 
 
 def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
     """The fields' types, once each value is of its own. What values mean together is for the whole config to say."""
-    types = typing.get_type_hints(config_class)
-    unknown = sorted(set(values) - set(types))
+    types = {f.name: typing.get_type_hints(config_class)[f.name] for f in dataclasses.fields(config_class)}
+    unknown = sorted(set(values) - set(types) - set(_former(config_class)))
     if unknown:
         raise BadInput(f"unknown option {', '.join(unknown)}; see --help")
     for name, value in values.items():
-        if not _is_of_type(value, types[name]):
+        if name in types and not _is_of_type(value, types[name]):
             raise BadInput(f"{name}={value!r} must be {getattr(types[name], '__name__', types[name])}")
     return types
 
 
 def to_dict(config) -> dict[str, Any]:
-    """The options as they would be given: a height that is the width stays "as the width"."""
+    """The options as they would be given: what lies beside the model by its name, a height that is the width "as the
+    width"."""
     values = dataclasses.asdict(config)
+    for f in dataclasses.fields(config):
+        if kind := f.metadata["beside"]:
+            values[f.name] = given_path.named(values[f.name], _model(config), kind)
     return values | {"height": 0} if values.get("height") == values["width"] else values
 
 
@@ -156,7 +207,7 @@ def _options_of_a1111(text: str, path: str) -> dict[str, Any]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    documents = yaml_file.read_documents(path)
+    documents = yaml_file.read_documents(shipped_file(path))
     if len(documents) != 1:
         raise BadInput(
             f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"

@@ -35,12 +35,16 @@ class GenerateConfig:
         "-m",
         path=given_path.model,
     )
-    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
+    vae: str = option(
+        "", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae, beside="vae"
+    )
     hyena: str = option(
         "",
-        "trained students; a,b are alternatives numbered by {h}, a+b are used together",
+        "trained students; a,b are alternatives numbered by {h}, a+b are used together; landmarks, landmarks:128, "
+        "landmarks:level0 need no training",
         "-y",
         path=given_path.students,
+        beside="students",
     )
     target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t")
     prompt: str | None = option(
@@ -54,6 +58,7 @@ class GenerateConfig:
         "",
         "textual inversions: files (word.pt, word.safetensors) and folders, separated by commas",
         path=given_path.embeddings,
+        beside="embeddings",
     )
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
@@ -89,7 +94,7 @@ class GenerateConfig:
         "", "a ControlNet: diffusers folder, .safetensors or .pth file; several a,b", path=given_path.controlnets
     )
     control_scale: float | str = option(1.0, "how strongly it acts; of several 1,0.5 or one for all")
-    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras)
+    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras, beside="loras")
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
         "auto", "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece"
     )

@@ -1,19 +1,23 @@
 """What options name on disk, told without torch: whether it is there, of a form that is read, of the right kind.
 
-What takes tensors to tell is told where they are read.
+A bare name is looked up beside the model: NAME in students/, vae/, loras/ or embeddings/ of the folder that the model's folder
+or file lies in. A path that exists wins over a name. What takes tensors to tell is told where they are read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.safetensors_header import tensor_names
 from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, PICKLED, VAE, Kind, is_controlnet, kind_of
+from sd_hyena.options.landmarks import WORD, Landmarks
+from sd_hyena.options.shipped import SHIPPED_MODEL
 
 PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
     "StableDiffusionPipeline": "StableDiffusionPipeline",
@@ -30,6 +34,53 @@ CONTROLNETS = "give a diffusers folder of a ControlNetModel, a .safetensors or a
 RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
 LARGEST_WEIGHT = 100  # of a LoRA; sliders go to ten and more
 EMBEDDINGS = (".pt", ".bin", ".safetensors")
+BESIDE = {  # the folders beside a model -> endings of what is known there by its name; the first wins
+    "students": (".safetensors", ".pt"),
+    "vae": (".safetensors", *PICKLED, ""),
+    "loras": (".safetensors", *PICKLED),
+    "embeddings": EMBEDDINGS,
+}
+NAMES = {  # in the value of an option
+    "students": r"(?P<name>[^,+]+)",
+    "vae": r"(?P<name>.+)",
+    "loras": r"(?P<name>[^,]+?)(:[-+.\deE]+\s*)?(?=,|$)",
+    "embeddings": r"(?P<name>[^,]+)",
+}
+
+
+def beside(model: str, kind: str) -> dict[str, Path]:
+    """What can be named beside a model ("" is the one that ships): by name, with its ending and without."""
+    folder = Path(os.path.abspath(model or SHIPPED_MODEL)).parent / kind
+    names: dict[str, Path] = {}
+    for ending in BESIDE[kind] if folder.is_dir() else ():
+        for path in sorted(folder.glob(f"*{ending}")):
+            if path.is_file() if ending else path.is_dir():
+                names |= {name: path for name in (path.name, path.stem) if name not in names}
+    return names
+
+
+def located(given: str, option: str, model: str, kind: str) -> str:
+    """The value of an option with each name beside the model as its path. Raises BadInput, with the names there are."""
+    known = beside(model, kind)
+    for name in (match["name"].strip() for match in re.finditer(NAMES[kind], given)):
+        bare = os.path.basename(name) == name and not os.path.exists(name) and not Landmarks.read(name)
+        if known and name not in known and bare:
+            names = ", ".join(sorted({path.stem for path in known.values()}))
+            raise BadInput(f"{option}={name!r} is no file; of that kind there are beside the model: {names}")
+    return _renamed(given, kind, {name: str(path) for name, path in known.items() if not os.path.exists(name)})
+
+
+def named(given: str, model: str, kind: str) -> str:
+    """The other way: each path that `located` answers as the name it has beside the model."""
+    return _renamed(given, kind, {str(path): path.stem for path in beside(model, kind).values()})
+
+
+def _renamed(given: str, kind: str, names: Mapping[str, str]) -> str:
+    def renamed(match: re.Match) -> str:
+        whole, name = match[0], match["name"]
+        return names[name.strip()] + whole[len(name) :] if name.strip() in names else whole
+
+    return re.sub(NAMES[kind], renamed, given)
 
 
 def plain_file(given: str, option: str) -> Path:
@@ -76,8 +127,8 @@ def students(given: str, option: str) -> list[Path]:
     """All files of a+b,c."""
     names = [part.strip() for alternative in given.split(",") for part in alternative.split("+")]
     for name in filter(None, names):
-        if not os.path.isfile(name):
-            raise BadInput(f"{option}={name!r} is no file; train.py writes out/hyena.pt")
+        if not os.path.isfile(name) and not Landmarks.read(name):
+            raise BadInput(f"{option}={name!r} is no file; training writes out/hyena.pt, {WORD} needs no file")
     return [Path(name) for name in names if name]
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.names import check_format
-from sd_hyena.options import given_path
+from sd_hyena.options import former, given_path
 from sd_hyena.options.command_line import option
+from sd_hyena.options.operators import OPERATORS, listing, operator_named
 from sd_hyena.options.rules import LARGEST_SIDE, DType, at_least, between, check_seed, check_size
 
-Operator = Literal["hyena2d", "bidirectional", "causal", "safari", "landmarks", "linear", "windows", "pointwise"]
 Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 
 
@@ -29,7 +29,9 @@ class TrainConfig:
         free=True,
         path=given_path.model,
     )
-    vae: str = option("", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae)
+    vae: str = option(
+        "", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae, beside="vae"
+    )
     target: str = option(
         "IN01",
         "sites: names (IN01,OUT11), level0, level1, all, a pattern (OUT*), or auto: chosen by a short pilot",
@@ -37,38 +39,21 @@ class TrainConfig:
     )
     max_error: float = option(0.0, "of -t auto: the largest relative error of a site's pilot; 0 means any", free=True)
     budget: str = option("", "of -t auto: how many times cheaper the UNet is to become, e.g. 4x", free=True)
-    operator: Operator = option(
-        "hyena2d",
-        "what stands in for attention; bidirectional, causal and safari (as published) are one-dimensional; landmarks is "
-        "hyena2d's content branch alone; linear and windowed attention, and pointwise, which mixes nothing, are baselines",
-    )
+    operator: str = option("hyena2d", f"what stands in for attention: {', '.join(OPERATORS)}; see the list at the end")
     stage: Literal["layerwise", "joint", "end_to_end"] = option(
         "layerwise", "layerwise: each site by itself; joint: all together inside the UNet; end_to_end: its prediction"
     )
     feature_weight: float = option(0.1, "of the sites' outputs beside the prediction in end_to_end")
     guidance_weight: float = option(0.5, "of the guided prediction, at scales from 1 to 10, in end_to_end")
-    hyena2d_local: int = option(9, "side of the explicit filter; 0 leaves it out")
-    hyena2d_long: Literal["full", "separable", "axial_1d", "none"] = option(
-        "none", "the filter over the plane: by FFT, as a sum of products, along rows plus columns; none leaves it out"
+    operator_options: str = option(
+        "",
+        "key=value,... of the operator, where they differ from their defaults; the list at the end of --help has them",
     )
-    hyena2d_rank: int = option(4, "products in a separable filter")
-    hyena2d_reach: int = option(64, "the farthest offset of the filter, in cells")
-    hyena2d_groups: int = option(0, "filters of the long branch; 0 means one for each channel")
-    hyena2d_filter_order: int = option(32, "width of the filter's MLP")
-    hyena2d_content: Literal["landmarks", "hedgehog", "elu", "none"] = option(
-        "landmarks", "attention by way of landmarks, or linear attention with this feature map; none leaves it out"
-    )
-    landmarks: int = option(128, "of a head, in hyena2d and landmarks")
-    hyena2d_window: int = option(0, "side of the windows of an additional softmax attention; 0 leaves it out")
-    hyena2d_gates: Literal["diagonal", "dense"] = option("diagonal", "a factor per channel, or a 1x1 convolution")
-    hyena2d_norm: bool = option(True, "normalise the gated product and the output")
     hyena_order: int = option(2, "of the 1-D operators: gates and long convolutions in turn, order - 1 of them")
     hyena_filter_order: int = option(64, "width of the filter's MLP")
     hyena_num_blocks: int = option(1, "must be 1: with more, the published filter wraps around")
     hyena_num_heads: int = option(1, "must be 1: the published operator crashes on more")
     hyena_short_filter_order: int = option(3, "taps of the short convolution on each stream")
-    hyena_emb_dim: int = option(33, "positional features of the filter, odd; safari's default of 3 has one frequency")
-    hyena_w: float = option(3.0, "initial frequency of the filter's sines; safari's default is 1")
     width: int = option(512, "image width in pixels, a multiple of 8", "-W")
     height: int = option(0, "image height; 0 means as the width", "-H")
     batch_size: int = option(16, "samples in a step, over all devices", "-b")
@@ -108,7 +93,7 @@ class TrainConfig:
     cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
     name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
     seed: int = option(-1, "-1 draws one and records it", "-d")
-    pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file)
+    pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file, beside="students")
     resume: str = option(
         "", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True, path=given_path.run
     )
@@ -130,8 +115,10 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
+        operator = operator_named(self.operator)
+        object.__setattr__(self, "operator_options", operator.write(operator.read(self.operator_options)))
         check_size(self)
-        counts = ("landmarks", "batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices", "num_nodes")
+        counts = ("batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices", "num_nodes")
         at_least(self, 1, *counts)
         at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         between(self, 0, 1e3, "lr", open_low=True)
@@ -184,11 +171,27 @@ class TrainConfig:
         """Which share the batch, one for each device."""
         return self.devices * self.num_nodes
 
-    def operator_options(self) -> dict[str, Any]:
-        """The options of the operator by their names in `safari`."""
-        prefix = {"hyena2d": "hyena2d_"} | dict.fromkeys(("causal", "bidirectional", "safari"), "hyena_")
-        shared = {"landmarks": self.landmarks} if self.operator in ("hyena2d", "landmarks") else {}
-        if self.operator not in prefix:
-            return shared
-        own, names = prefix[self.operator], (f.name for f in dataclasses.fields(self))
-        return {name.removeprefix(own): getattr(self, name) for name in names if name.startswith(own)} | shared
+    def options_of_operator(self) -> dict[str, Any]:
+        """All of them by their names in `safari`, but for what the site decides."""
+        operator = operator_named(self.operator)
+        flags = {name: getattr(self, f"hyena_{name}") for name in operator.ancestors}
+        return flags | operator.defaults() | operator.read(self.operator_options)
+
+    @staticmethod
+    def epilog() -> str:
+        """The end of `--help`."""
+        return listing()
+
+    FORMER: ClassVar[dict[str, str]] = dict.fromkeys(former.FORMER, "operator_options")
+
+    @classmethod
+    def translated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Stored options without those of the last release that the operator has now. Raises BadInput."""
+        return former.translated(values, cls.operator)
+
+    @staticmethod
+    def former_type(name: str) -> type:
+        return former.former_type(name)
+
+    def note_former(self, names: tuple[str, ...]) -> None:
+        former.note(names, self.operator_options)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from sd_hyena.errors import BadInput
+from sd_hyena.processes.nvidia import say_unused_gpu
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one. Raises BadInput for a device that is not there."""
+def pick_device(name: str | torch.device) -> torch.device:
+    """`auto` is the GPU if there is one; one that torch cannot use is said. Raises BadInput for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        say_unused_gpu()
     try:
         device = torch.device(name)
         if device.type == "meta":
@@ -23,6 +25,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     """`auto` is half precision on a GPU and float32 elsewhere."""
-    return getattr(torch, name if name != "auto" else "float16" if device.type == "cuda" else "float32")
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return getattr(torch, name) if isinstance(name, str) else name

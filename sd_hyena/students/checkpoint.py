@@ -9,29 +9,40 @@ format version, the spec of each student, and how it was trained. The ancestor's
 from __future__ import annotations
 
 import json
-import math
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import read_weights, write_weights
 from sd_hyena.files.weights_kind import kind_of
 from sd_hyena.sites import Site, find_sites, select
-from sd_hyena.students.student import StudentSpec, build_student
+from sd_hyena.students.student import StudentSpec, build_student, cast
 
 FORMAT_VERSION = 1
 
 
 @dataclass
-class StudentFile:
-    """The content of a file: students by site path, and what is known of their training."""
+class StudentFile(Mapping[str, nn.Module]):
+    """The content of a file: students by site path, which it is a mapping of, and what is known of their training."""
 
     students: dict[str, nn.Module]
     training: dict[str, Any] = field(default_factory=dict)  # options, step, teacher's sha256, metrics, versions
+
+    def __getitem__(self, site: str) -> nn.Module:
+        return self.students[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.students)
+
+    def __len__(self) -> int:
+        return len(self.students)
 
 
 def save_students(path: str | Path, file: StudentFile) -> None:
@@ -50,9 +61,12 @@ def write_students(
     write_weights(path, tensors, {"sd_hyena": json.dumps(header)})
 
 
-def load_students(path: str | Path, unet: nn.Module | None = None, target: str = "IN01") -> StudentFile:
+def load_students(
+    path: str | Path, unet: nn.Module | None = None, target: str = "IN01", like: Tensor | None = None
+) -> StudentFile:
     """Read students and check them: format, keys, shapes, finiteness; with `unet` also that their sites exist there.
 
+    They come ready to be swapped in: where and in the precision that `like` is, by default the UNet, else as stored.
     `target` names the site of an ancestor's file, which knows it only since its last version. Raises BadInput.
     """
     tensors, metadata = read_weights(path)
@@ -69,6 +83,10 @@ def load_students(path: str | Path, unet: nn.Module | None = None, target: str =
         raise BadInput(f"{str(path)!r}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, StopIteration) as error:
         raise BadInput(f"{str(path)!r}: damaged header ({type(error).__name__}: {str(error)[:160]})") from None
+    if like is None and unet is not None:
+        like = next(unet.parameters())
+    for student in file.values() if like is not None else ():
+        cast(student, like)
     return file
 
 
@@ -89,9 +107,14 @@ def _from_header(tensors: dict[str, Tensor], header: dict[str, Any]) -> StudentF
 
 
 def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
-    _check_extent(spec, state)
-    student = build_student(spec)
-    expected = student.state_dict()
+    """Nothing is allocated that the file does not hold: the header is first tried without memory."""
+    counts = (spec.channels, *(spec.size or (1, 1)))
+    if not all(type(count) is int and count > 0 for count in counts) or len(counts) != 3:
+        raise BadInput(
+            f"{spec.short}: its header counts in {str(counts)[:80]}; expected whole numbers, height and width"
+        )
+    with _WithoutMemory(state):
+        expected = build_student(spec).state_dict()
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         raise BadInput(f"{spec.short}: missing {missing[:3]}, not expected {extra[:3]}")
@@ -100,33 +123,37 @@ def _filled(spec: StudentSpec, state: dict[str, Tensor]) -> nn.Module:
             raise BadInput(f"{spec.short}: {name} is {tuple(value.shape)}, not {tuple(expected[name].shape)}")
         if not value.is_floating_point() or not value.isfinite().all():
             raise BadInput(f"{spec.short}: {name} holds NaN, infinities or whole numbers; train again")
+    student = build_student(spec)
     student.load_state_dict(state)
     return student.eval()
 
 
-def _check_extent(spec: StudentSpec, state: dict[str, Tensor]) -> None:
-    """A header must not make us allocate what the file does not hold: no tensor larger than all of its own."""
-    names = ("order", "filter_order", "emb_dim", "short_filter_order", "num_inner_mlps", "hidden", "local", "rank")
-    numbers = [spec.options.get(name, 2) for name in names]
-    landmarks = spec.options.get("landmarks", 1)
-    counts = (spec.channels, *(spec.size or (1, 1)), *numbers, landmarks)
-    if not all(type(count) is int and count >= 0 for count in counts) or len(spec.size or (1, 1)) != 2:
-        raise BadInput(
-            f"{spec.short}: its header counts in {str(counts)[:80]}; expected whole numbers, height and width"
-        )
-    order, width, features, taps, layers, hidden, side, rank = numbers
-    d, tokens = spec.channels, math.prod(spec.size or (1, 1))
-    extents = [d * d, d * (order + 1) * taps, tokens * features, d * hidden, d * max(side, 1) ** 2]
-    extents += [d * max(spec.options.get("width", 1), 1)]
-    if spec.options.get("content", "landmarks") == "landmarks":  # else they are an option without effect
-        extents += [d * max(landmarks, 1)]
-    if spec.options.get("long") != "none":
-        extents += [width * width, width * d * (order - 1)]
-    if spec.options.get("long") == "separable":
-        extents += [rank * width * (spec.options.get("groups") or d)]
-    held = sum(value.numel() for value in state.values())
-    if not all(0 < extent <= held for extent in extents) or not 0 <= layers <= len(state):
-        raise BadInput(f"{spec.short}: its header claims more than the {held} numbers that the file holds")
+class _WithoutMemory(TorchDispatchMode):
+    """What is made inside has shapes only. Refuses a tensor larger than all that a file holds, and work without end.
+
+    Raises BadInput, whatever the operator. Small tensors and so many calls are free. `torch.device("meta")` would not do:
+    it passes over what a library has patched.
+    """
+
+    free_numbers, free_calls = 1 << 20, 1 << 14
+
+    def __init__(self, state: dict[str, Tensor]):
+        super().__init__()
+        self.held = sum(value.numel() for value in state.values())
+        self.calls = self.free_calls + 64 * len(state)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if any(argument.name == "device" for argument in function._schema.arguments):
+            kwargs["device"] = torch.device("meta")
+        self.calls -= 1
+        try:
+            made = function(*args, **kwargs)
+        except RuntimeError as error:  # among others of a size that no integer can tell
+            raise BadInput(f"its header claims more than can be made ({str(error)[:80]})") from None
+        if self.calls < 0 or (isinstance(made, Tensor) and made.numel() > max(self.held, self.free_numbers)):
+            raise BadInput(f"its header claims more than the {self.held} numbers that the file holds")
+        return made.to("meta") if isinstance(made, Tensor) and not made.is_meta else made
 
 
 def _from_ancestor(
@@ -200,14 +227,19 @@ def versions() -> dict[str, str]:
     return {"sd_hyena": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
-if __name__ == "__main__":
-    import sys
-
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+def command(arguments: list[str] | None = None) -> int:
+    """Say what the one file is that is named; the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) != 1 or given[0] in ("-h", "--help"):
         print("usage: python -m sd_hyena.students.checkpoint FILE", file=sys.stderr)
-        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+        return 0 if given in (["-h"], ["--help"]) else 2
     try:
-        print(describe(load_students(sys.argv[1])))
+        print(describe(load_students(given[0])))
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

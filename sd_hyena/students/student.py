@@ -9,7 +9,7 @@ A student reuses the site's own projections, whatever a fine-tune or a LoRA made
 
 from __future__ import annotations
 
-import typing
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,25 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safari import (
-    Hyena2d,
-    HyenaMixer,
-    HyenaOperator,
-    LandmarkAttention,
-    LinearAttention,
-    PointwiseMixer,
-    WindowAttention,
-)
 from safari.filters import HyenaFilter
 from safari.head_groups import ProjectedStreams
 from safari.offset_filters import OffsetFilter
 from sd_hyena.errors import BadInput
-from sd_hyena.options.train_config import Operator
+from sd_hyena.options.operators import operator_named
 from sd_hyena.sites import Site
 
 Size = tuple[int, int]
-ONE_DIMENSIONAL = ("causal", "bidirectional", "safari")
-WITH_HEADS = ("hyena2d", "landmarks", "linear", "windows")
 
 
 class Projections(NamedTuple):
@@ -72,37 +61,29 @@ class StudentSpec:
 
 def spec_for(site: Site, operator: str, options: dict[str, Any], latent_size: Size) -> StudentSpec:
     """The spec of a new student of `site`. A 1-D filter belongs to one (H, W): another width gives every lag another
-    meaning."""
-    size = site.size(*latent_size) if operator in ONE_DIMENSIONAL else None
-    heads = {"heads": site.heads} if operator in WITH_HEADS else {}
+    meaning. Raises BadInput for an operator that there is not."""
+    declared = operator_named(operator)
+    size = site.size(*latent_size) if declared.one_size else None
+    heads = {"heads": site.heads} if declared.heads else {}
     return StudentSpec(site.name, site.short, site.channels, operator, heads | options, size)
 
 
-def _mixer(spec: StudentSpec) -> nn.Module:
-    d, options = spec.channels, spec.options
-    if spec.operator == "hyena2d":
-        return Hyena2d(d, **options)
-    if spec.operator == "landmarks":
-        return LandmarkAttention(d, **options)
-    if spec.operator == "linear":
-        return LinearAttention(d, **{"feature_map": "elu", "width": d, **options})  # LinFusion's form
-    if spec.operator == "windows":
-        return WindowAttention(d, **options)
-    if spec.operator == "pointwise":
-        return PointwiseMixer(d, **options)
-    mixer = HyenaMixer(d, spec.size[0] * spec.size[1], bidirectional=spec.operator == "bidirectional", **options)
-    mixer.start_as_identity_()
-    return mixer
+def made(spec: StudentSpec) -> nn.Module:
+    """The mixer of a spec. Raises ValueError or TypeError for options that cannot work."""
+    operator = operator_named(spec.operator)
+    tokens = (math.prod(spec.size),) if operator.one_size else ()
+    return operator.resolve()(spec.channels, *tokens, **spec.options)
 
 
 def build_student(spec: StudentSpec) -> Student | PublishedStudent:
     """Raises BadInput for options that cannot work."""
     try:
-        if spec.operator not in typing.get_args(Operator):
-            raise ValueError(f"it is none of {', '.join(typing.get_args(Operator))}")
-        return PublishedStudent(spec) if spec.operator == "safari" else Student(spec)
+        operator = operator_named(spec.operator)
+        operator.check(spec.options)
+        return Student(spec) if operator.count_streams(spec.options) else PublishedStudent(spec)
     except (ValueError, TypeError) as error:
-        raise BadInput(f"operator {spec.operator} for {spec.short}: {error}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"operator {spec.operator} for {spec.short}: {reason}") from None
 
 
 def cast(student: nn.Module, like: Tensor) -> nn.Module:
@@ -125,7 +106,7 @@ def _check_size(spec: StudentSpec, size: Size) -> None:
         )
 
 
-def _foldable(projection: nn.Module, x: Tensor, own: torch.dtype) -> bool:
+def foldable(projection: nn.Module, x: Tensor, own: torch.dtype) -> bool:
     """Whether a change may be added to the weight instead of the answer: a plain layer that nobody stands around (a LoRA,
     quantisation, weights that wait elsewhere), in the student's dtype. Training keeps the two apart."""
     hooks = projection._forward_hooks, projection._forward_pre_hooks
@@ -145,15 +126,16 @@ class Student(nn.Module):
     def __init__(self, spec: StudentSpec):
         super().__init__()
         self.spec = spec
-        d = spec.channels
-        self.mixer = _mixer(spec)
-        self.change = nn.ModuleList(nn.Linear(d, d) for _ in range(self.mixer.streams))  # of q, k, ..., v
+        d, operator = spec.channels, operator_named(spec.operator)
+        self.mixer = made(spec)
+        streams = operator.count_streams(spec.options)
+        self.change = nn.ModuleList(nn.Linear(d, d) for _ in range(streams))  # of q, k, ..., v
         self.change_out = nn.Linear(d, d, bias=False)
         for layer in (*self.change, self.change_out):
             nn.init.zeros_(layer.weight)
         for layer in self.change:
             nn.init.zeros_(layer.bias)
-        if spec.operator in ONE_DIMENSIONAL:
+        if operator.gates:
             for gate in self.change[:-1]:
                 nn.init.ones_(gate.bias)  # gates start near one, so the student starts as its value path
 
@@ -167,7 +149,7 @@ class Student(nn.Module):
         x_ = x.to(own)
         y = self.mixer(self._streams(x, x_, projections), x_, size)
         out, dropout = projections.to_out
-        if _foldable(out, x, own):
+        if foldable(out, x, own):
             weight = (out.weight + self.change_out.weight).mT.expand(len(y), -1, -1)  # y's channels lie outermost
             return dropout(torch.bmm(y, weight) if out.bias is None else torch.baddbmm(out.bias, y, weight))
         return dropout(out(y.to(x.dtype)) + self.change_out(y).to(x.dtype))
@@ -176,7 +158,7 @@ class Student(nn.Module):
         """The site's projections of x plus the change of x_, which is x in the student's dtype."""
         q, k, v = projections[:3]
         sources = (q, *[k] * (len(self.change) - 2), v)
-        if all(_foldable(source, x, x_.dtype) for source in sources):
+        if all(foldable(source, x, x_.dtype) for source in sources):
             weights, biases = [], []
             for source, change in zip(sources, self.change, strict=True):
                 weights.append(source.weight + change.weight)
@@ -188,12 +170,12 @@ class Student(nn.Module):
 
 
 class PublishedStudent(nn.Module):
-    """The ancestor's student: safari's operator with projections of its own, blind to the site's."""
+    """A student whose operator has projections of its own, as safari's and the ancestor's: blind to the site's."""
 
     def __init__(self, spec: StudentSpec):
         super().__init__()
         self.spec = spec
-        self.operator = HyenaOperator(spec.channels, spec.size[0] * spec.size[1], **spec.options)
+        self.operator = made(spec)
 
     def forward(self, x: Tensor, projections: Projections, size: Size) -> Tensor:
         _check_size(self.spec, size)

@@ -20,7 +20,9 @@ from tests.conftest import IN01, ROOT, command
 from tests.distil.test_training import curve
 from tests.faults.conftest import TRAIN, ended, start
 
-OPTIONS = "-W 64 -n 6 -b 4 --num_samples 4 --sample_steps 2 --hyena_emb_dim 5 -r 1e-2 --warmup_steps 2".split()
+OPTIONS = (
+    "-W 64 -n 6 -b 4 --num_samples 4 --sample_steps 2 --operator_options emb_dim=5 -r 1e-2 --warmup_steps 2".split()
+)
 OPTIONS += "--validate_every_n_steps 3 -s 0 --device cpu --operator".split()
 
 
@@ -99,7 +101,7 @@ def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, 
         f"        raise {failure}\n"
         "    return original(self, batch, batch_idx)\n"
         "Distillation.training_step = step\n"
-        "from train import main\n"
+        "from sd_hyena.distil.__main__ import main\n"
         "sys.exit(run(TrainConfig, main))\n"
     )
     given = arguments(folder, "bidirectional", "--devices", 2, "-n", 50)[1:]

@@ -1,9 +1,11 @@
 """Whole runs of `train`, small: 64 px, a few steps. A resumed run is the uninterrupted one, bit for bit."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import default_collate
 
 from sd_hyena.distil import pilot, stages
-from sd_hyena.distil.data import Lessons, make_bank
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import PATIENCE, Distillation, NonFinite
+from sd_hyena.distil.resume import Resumable
+from sd_hyena.distil.sources import make_bank
 from sd_hyena.distil.stages import Joint, prediction_error
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
@@ -21,6 +25,7 @@ from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_sha256
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.command import Interrupted, Terminated
+from sd_hyena.options.command_line import to_dict
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
@@ -28,7 +33,7 @@ from sd_hyena.students.checkpoint import load_students
 from sd_hyena.students.teacher import Teacher
 from tests.conftest import IN01
 
-SMALL = dict(width=64, n_steps=8, batch_size=6, num_samples=4, sample_steps=2, seed=3, hyena_emb_dim=5, lr=1e-2)
+SMALL = dict(width=64, n_steps=8, batch_size=6, num_samples=4, sample_steps=2, seed=3, lr=1e-2)
 SMALL |= dict(save_every_n_steps=0, validate_every_n_steps=4, warmup_steps=2)
 
 
@@ -115,7 +120,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(folder, tmp_path_fac
     shutil.copytree(folder / "out" / "cache", other / "out" / "cache")
     for given in ({"out_dir": str(folder / "out")}, {"out_dir": str(other / "out"), "micro_batch_size": 2}):
         # Hedgehog: an inverse between landmarks multiplies the rounding that is left.
-        train(config(folder, n_steps=1, hyena2d_content="hedgehog", **given))
+        train(config(folder, n_steps=1, operator_options="content=hedgehog", **given))
     whole, accumulated = gradients
     for name in whole:
         scale = whole[name].abs().max()
@@ -407,6 +412,17 @@ def test_a_checkpoint_with_a_payload_is_refused_unexecuted(folder, monkeypatch):
     assert not target.exists()
 
 
+def test_a_run_of_the_last_release_is_resumed_by_what_its_options_mean_now():
+    now = config(Path("x"), operator_options="landmarks=64")
+    facts = {"teacher_sha256": "0", "sites": [IN01]}
+    stored = {name: value for name, value in to_dict(now).items() if name != "operator_options"}
+    for landmarks, words in ((64, None), (32, "operator_options: landmarks=32 there, landmarks=64 now")):
+        old = stored | {"landmarks": landmarks, "hyena2d_local": 9, "hyena2d_norm": True, "hyena_w": 3.0}
+        found = Resumable(Path("x.ckpt"), {"global_step": 1, "sd_hyena": {"config": old, **facts}})
+        with pytest.raises(BadInput, match=words) if words else contextlib.nullcontext():
+            found.check(now, facts)
+
+
 def test_training_starts_from_a_given_student_and_refuses_one_of_another_shape(folder):
     train(config(folder, n_steps=3))
     start = folder / "start.safetensors"
@@ -416,7 +432,7 @@ def test_training_starts_from_a_given_student_and_refuses_one_of_another_shape(f
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, before[name], atol=1e-7, rtol=1e-6)
     with pytest.raises(BadInput, match="pretrained_weight"):
-        train(config(folder, n_steps=1, pretrained_weight=str(start), hyena2d_filter_order=16))
+        train(config(folder, n_steps=1, pretrained_weight=str(start), operator_options="landmarks=16"))
 
 
 def test_two_runs_in_the_same_second_get_two_folders(folder):
@@ -429,9 +445,9 @@ def test_two_runs_in_the_same_second_get_two_folders(folder):
 def test_options_survive_the_run_in_its_config_file(folder):
     from sd_hyena.options.command_line import parse
 
-    outcome = train(config(folder, n_steps=1, hyena_w=3.0, ema=0.5))
+    outcome = train(config(folder, n_steps=1, operator_options="local=5", ema=0.5))
     assert parse(TrainConfig, ["--config", str(outcome.folder / "config.yaml")]) == dataclasses.replace(
-        config(folder, n_steps=1, hyena_w=3.0, ema=0.5)
+        config(folder, n_steps=1, operator_options="local=5", ema=0.5)
     )
 
 
@@ -439,7 +455,7 @@ def test_auto_runs_a_pilot_shows_its_choice_and_trains_the_chosen_sites_from_it(
     monkeypatch.setattr(pilot, "speedup", lambda *_, **__: 2.0)  # at so small a size attention is faster everywhere
     monkeypatch.setattr(pilot, "STEPS", 10)
     given = config(folder, target="auto", budget="1.0001x", n_steps=2, width=256, batch_size=2, num_samples=2)
-    exported = train(dataclasses.replace(given, validate_every_n_steps=0, hyena2d_rank=1)).exported
+    exported = train(dataclasses.replace(given, validate_every_n_steps=0, operator_options="rank=1")).exported
     printed = capsys.readouterr().out
     assert "pilot: every site that a student makes cheaper, 10 steps" in printed and "times cheaper" in printed
     chosen = load_students(exported).students

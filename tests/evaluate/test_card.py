@@ -76,7 +76,7 @@ def test_the_card_has_the_base_models_hash_the_sites_the_errors_and_how_to_use_i
     assert f"| IN01 | hyena2d | 32 | any | {counts[0]:,} |" in text
     assert f"| OUT11 | causal | 32 | 12x8 cells | {counts[1]:,} |" in text
     assert "| relative_mse/IN01 | 0.03812 |" in text and "| image_psnr | 30.9 |" in text
-    assert "generate.py -m MODEL -y mine.safetensors -W 768 -H 768" in text and "its licence" in text
+    assert "sd-hyena generate -m MODEL -y mine.safetensors -W 768 -H 768" in text and "its licence" in text
 
 
 def students_of(path):

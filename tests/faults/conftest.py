@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from sd_hyena import doctor
+from sd_hyena.distil import __main__ as train
 from sd_hyena.doctor import DoctorConfig
+from sd_hyena.generate import __main__ as generate
 from sd_hyena.options.command import run
 from sd_hyena.options.command_line import Config
 from sd_hyena.options.generate_config import GenerateConfig
@@ -76,9 +78,6 @@ def ended(folder: Path, config_class: type[Config], *arguments, fault: Callable[
 
 
 def _main(config_class: type[Config]) -> Callable:
-    import generate
-    import train
-
     return {TrainConfig: train.main, GenerateConfig: generate.main, DoctorConfig: doctor.main}[config_class]
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from sd_hyena.distil import data
+from sd_hyena.distil import sources
 from sd_hyena.distil.module import Distillation
 from sd_hyena.files.names import writable_folder
 from sd_hyena.files.weights import read_pickle
@@ -59,7 +59,7 @@ def test_a_second_ctrl_c_ends_the_run_within_the_step(folder, monkeypatch):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_while_the_teacher_draws_its_samples_ends_the_run_without_a_trace(tmp_path, monkeypatch, number, code):
     with monkeypatch.context() as patch:
-        kill_ourselves(patch, data, "save_file", number)
+        kill_ourselves(patch, sources, "save_file", number)
         done = ended(tmp_path, TrainConfig, *TRAIN, "-n", 2)
     assert done.code == code and "Traceback" not in done.err and litter(tmp_path) == []
     assert list(tmp_path.glob("out/cache/*")) == [] and not (tmp_path / "out" / "hyena.pt").exists()

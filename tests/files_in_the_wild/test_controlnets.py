@@ -43,8 +43,9 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype, suffix", [(torch.float32, ".safetensors"), (torch.float16, ".pth"), (torch.bfloat16, ".ckpt")]
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_in_any_layout_is_the_controlnet_that_was_stored(shared_pipe, net, tmp_path, form, dtype, suffix):
     path = written(tmp_path / f"net{suffix}", FORMS[form](net, shared_pipe), dtype)

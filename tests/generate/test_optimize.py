@@ -38,10 +38,10 @@ def everything(module):
 @pytest.fixture
 def students(unet):
     """Untrained, of the default operator, for the finest level."""
-    train = TrainConfig(hyena2d_long="separable")  # with implicit filters
+    train = TrainConfig(operator_options="long=separable")  # with implicit filters
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        specs = [spec_for(s, "hyena2d", train.operator_options(), (8, 8)) for s in find_sites(unet) if s.level == 0]
+        specs = [spec_for(s, "hyena2d", train.options_of_operator(), (8, 8)) for s in find_sites(unet) if s.level == 0]
         return {spec.site: build_student(spec).eval().requires_grad_(False) for spec in specs}
 
 

@@ -59,7 +59,9 @@ def test_one_step_on_the_real_layout_lowers_the_error_of_every_site(request, lay
     torch.manual_seed(0)
     sites, latent = select(find_sites(unet), config.target), (PIXELS // 8, PIXELS // 8 + 4)
     stage = Layerwise(Teacher(unet, sites))
-    students = {s.name: build_student(spec_for(s, config.operator, config.operator_options(), latent)) for s in sites}
+    students = {
+        s.name: build_student(spec_for(s, config.operator, config.options_of_operator(), latent)) for s in sites
+    }
     condition = {key: torch.randn(1, *shape) for key, shape in told.items()}
     lesson = stage.lesson({"latents": torch.randn(1, 4, *latent), "timestep": torch.tensor([400]), "text": condition})
     optimizer = torch.optim.AdamW([p for s in students.values() for p in s.parameters()], config.lr / 10)

@@ -150,7 +150,7 @@ def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
         "train.py", "-t", "in01", "-n", "4", "-s", "2", *SMALL, "-o", folder, "-l", folder / "logs", env=env
     )
     assert trained.returncode == 0, trained.stderr
-    for word in ("estimate:", "tensorboard --logdir", "IN01: relative error", "next: python generate.py"):
+    for word in ("estimate:", "tensorboard --logdir", "IN01: relative error", "next: python -m sd_hyena generate"):
         assert word in trained.stdout
     drawn = command(
         "generate.py", "-y", folder / "hyena.pt", "-W", 64, "-s", 2, "-n", 2, "--compare", "-o", folder, env=env

@@ -196,11 +196,3 @@ def test_a_missing_config_file_is_named():
 
 def test_huge_sizes_need_the_flag():
     assert parse(TrainConfig, ["-W", "32768", "--allow_huge"]).width == 32768
-
-
-def test_the_operators_options_are_the_hyena_flags():
-    given = ["--hyena_order", "3", "--hyena2d_rank", "2"]
-    assert parse(TrainConfig, ["--operator", "causal", *given]).operator_options()["order"] == 3
-    options = parse(TrainConfig, given).operator_options()
-    assert options["rank"] == 2 and "order" not in options
-    assert parse(TrainConfig, ["--operator", "pointwise"]).operator_options() == {}

@@ -7,8 +7,10 @@ from safetensors.torch import save_file, save_model
 from safari import HyenaOperator
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import read_weights, write_weights
+from sd_hyena.options.operators import OPERATORS, Operator, options_of
 from sd_hyena.students.checkpoint import FORMAT_VERSION, StudentFile, describe, load_students, save_students
 from sd_hyena.students.student import Projections, StudentSpec, build_student
+from sd_hyena.students.swap import swapped
 from tests.conftest import IN01, OUT11, ROOT, command
 
 SPECS = {
@@ -49,6 +51,25 @@ def test_a_file_of_two_sites_holds_both(tmp_path, unet):
     students = {IN01: randomised(SPECS["causal"]), OUT11: randomised(second)}
     save_students(tmp_path / "x.safetensors", StudentFile(students))
     assert list(load_students(tmp_path / "x.safetensors", unet).students) == [IN01, OUT11]
+
+
+def test_students_come_as_the_unet_is_and_their_file_is_swapped_in_as_it_comes(tmp_path, own_pipe, states):
+    """But for implicit filters, which stay in float32; without a UNet, and where it is asked for, all is as stored."""
+    options = {"heads": 4, "local": 3, "long": "separable", "rank": 2, "reach": 8, "landmarks": 4}
+    students = {IN01: randomised(StudentSpec(IN01, "IN01", 32, "hyena2d", options, None))}
+    save_students(tmp_path / "x.pt", StudentFile(students))
+    unet = own_pipe.unet.to(torch.bfloat16)
+    file = load_students(tmp_path / "x.pt", unet)
+    assert dict(file) == file.students and len(file) == 1
+    dtypes = {name: p.dtype for name, p in file[IN01].named_parameters()}
+    assert dtypes["change_out.weight"] == torch.bfloat16 and torch.float32 in dtypes.values()
+    latents, timesteps, told = states
+    told = {name: value.to(torch.bfloat16) for name, value in told.items()}
+    with torch.no_grad(), swapped(unet, file):
+        assert unet(latents.to(torch.bfloat16), timesteps, **told).sample.isfinite().all()
+    for stored in (load_students(tmp_path / "x.pt"), load_students(tmp_path / "x.pt", unet, like=torch.empty(0))):
+        for name, value in students[IN01].state_dict().items():
+            assert torch.equal(stored[IN01].state_dict()[name], value)
 
 
 @pytest.fixture
@@ -112,11 +133,63 @@ def test_a_header_that_claims_more_landmarks_than_the_file_holds_is_refused_befo
     save_students(tmp_path / "x.pt", StudentFile({IN01: build_student(spec)}))
     tensors, metadata = read_weights(tmp_path / "x.pt")
     header = json.loads(metadata["sd_hyena"])
-    for claimed, words in ((2**40, "claims more than"), (-1, "whole numbers"), (2.5, "whole numbers"), (4, "not")):
+    for claimed, words in (
+        (10**9, "claims more than"),
+        (2**40, "whole number"),
+        (-1, "whole number"),
+        (2.5, "whole number"),
+        (4, "not"),
+    ):
         header["students"][0]["options"]["landmarks"] = claimed
         write_weights(tmp_path / "y.pt", tensors, {"sd_hyena": json.dumps(header)})
         with pytest.raises(BadInput, match=words):
             load_students(tmp_path / "y.pt")
+
+
+OF_OLD = {  # headers of the release before operators were declared in one place
+    "linear": {"heads": 2},
+    "windows": {"heads": 2},
+    "pointwise": {},
+    "landmarks": {"heads": 2, "landmarks": 3},
+    "hyena2d": {
+        "heads": 2, "local": 3, "long": "full", "rank": 4, "reach": 6, "groups": 4, "filter_order": 8,
+        "content": "hedgehog", "window": 2, "gates": "dense", "norm": False, "landmarks": 128,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operator", OF_OLD)
+def test_a_file_of_the_last_release_is_read_whichever_its_operator(tmp_path, operator):
+    """What its header does not say is as it was: linear attention in LinFusion's form, an MLP four times as wide."""
+    student = randomised(StudentSpec(IN01, "IN01", 8, operator, OF_OLD[operator], None))
+    shapes = {tuple(value.shape) for value in student.state_dict().values()}
+    assert {"linear": (8, 8), "pointwise": (32, 24), "hyena2d": (4, 8)}.get(operator, (8, 8)) in shapes
+    assert not any("phi_q" in name for name in student.state_dict()) or operator == "hyena2d"
+    save_students(tmp_path / "x.pt", StudentFile({IN01: student}))
+    assert load_students(tmp_path / "x.pt").students[IN01].spec == student.spec
+
+
+class Endless(torch.nn.Module):
+    """Makes layers as long as its options say, each of which is small."""
+
+    def __init__(self, d_model: int, *, layers: int = 1):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(layers))
+
+
+def test_any_operators_header_is_tried_without_memory_and_without_end(tmp_path, monkeypatch):
+    monkeypatch.setitem(OPERATORS, "endless", Operator("endless", Endless, "", options_of(Endless)))
+    save_students(
+        tmp_path / "x.pt", StudentFile({IN01: build_student(StudentSpec(IN01, "IN01", 8, "endless", {}, None))})
+    )
+    tensors, metadata = read_weights(tmp_path / "x.pt")
+    header, before = json.loads(metadata["sd_hyena"]), torch.random.get_rng_state()
+    for layers, words in ((2, "missing"), (10**9, "claims more than")):
+        header["students"][0]["options"]["layers"] = layers
+        write_weights(tmp_path / "y.pt", tensors, {"sd_hyena": json.dumps(header)})
+        with pytest.raises(BadInput, match=words):
+            load_students(tmp_path / "y.pt")
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_site_or_width_that_the_model_does_not_have_is_named(parts, unet):

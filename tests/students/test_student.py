@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from sd_hyena.errors import BadInput
+from sd_hyena.options.operators import OPERATORS
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites, select
-from sd_hyena.students.student import ONE_DIMENSIONAL, Projections, StudentSpec, build_student, cast, spec_for
+from sd_hyena.students.student import Projections, StudentSpec, build_student, cast, spec_for
 from tests.conftest import IN01
 
 
@@ -18,7 +19,7 @@ def projections():
 
 
 def spec(operator, size=(3, 5), **options):
-    return StudentSpec("site", "S", 8, operator, options, size if operator in ONE_DIMENSIONAL else None)
+    return StudentSpec("site", "S", 8, operator, options, size if OPERATORS[operator].one_size else None)
 
 
 @pytest.mark.parametrize("operator", ["causal", "bidirectional"])
@@ -75,7 +76,7 @@ def test_a_1d_student_refuses_another_size_with_both_sizes(projections):
             student(torch.randn(1, 15, 8), projections, size)
 
 
-@pytest.mark.parametrize("operator, options", [e for e in EVERY if e[0] not in ONE_DIMENSIONAL])
+@pytest.mark.parametrize("operator, options", [e for e in EVERY if not OPERATORS[e[0]].one_size])
 def test_a_student_without_a_sequence_works_at_any_size(projections, operator, options):
     student = build_student(spec(operator, **options))
     for size in ((3, 5), (7, 2)):
@@ -145,7 +146,7 @@ def test_stored_in_bfloat16_a_student_is_within_a_hundredth_of_itself(unet, oper
     (site,) = select(find_sites(unet), name)
     torch.manual_seed(0)
     config, attention = TrainConfig(operator=operator), copy.deepcopy(unet.get_submodule(site.name)).float()
-    student = build_student(spec_for(site, operator, config.operator_options(), (12, 17)))
+    student = build_student(spec_for(site, operator, config.options_of_operator(), (12, 17)))
     for parameter in student.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     x = torch.randn(2, 12 * 17, site.channels).bfloat16()

@@ -1,0 +1,147 @@
+"""Where a bank's latents come from: the teacher draws them, once, or a folder of images or a file of latents has them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sd_hyena.distil.bank import Bank, captions_of
+from sd_hyena.errors import BadInput
+from sd_hyena.files.atomic import replacing
+from sd_hyena.files.picture import read_picture
+from sd_hyena.files.weights import read_weights
+from sd_hyena.large.tiling import batches
+from sd_hyena.models.condition import condition
+from sd_hyena.models.latents import encoded, resized
+from sd_hyena.models.vae import vae_sha256
+from sd_hyena.options.train_config import TrainConfig
+
+DRAWN_AT_ONCE = 8
+
+
+def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Bank:
+    """The bank that `config.data` asks for; what the teacher has to draw is drawn once and cached.
+
+    The pipeline's scheduler must be DDIM: its states are what the UNet sees, unscaled. Raises BadInput.
+    """
+    if config.data == "images":
+        latents, captions = _encode_folder(pipe, config)
+        return _with_text(pipe, config, latents, captions)
+    if config.data == "latents":
+        latents = _read_latents(config)
+        return _with_text(pipe, config, latents, captions_of(prompts, len(latents)))
+    what = {
+        name: getattr(config, name) for name in ("data", "width", "height", "num_samples", "sample_steps", "cfg_scale")
+    }
+    if what["data"] == "noise":
+        what["data"] = "samples"  # for validation
+    if config.vae:
+        what["vae"] = vae_sha256(config.vae)
+    captions = captions_of(prompts, config.num_samples)
+    key = hashlib.sha256(json.dumps([what, captions, model_sha256]).encode()).hexdigest()[:16]
+    path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"
+    if not path.exists():
+        draw = _draw_states if config.data == "trajectories" else _draw_images
+        drawn = draw(pipe, config, captions)
+        if not drawn["latents"].isfinite().all():
+            raise FloatingPointError(f"the teacher drew NaN in {pipe.unet.dtype}; use --dtype bfloat16 or float32")
+        cache.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file({name: value.contiguous() for name, value in drawn.items()}, temporary)
+    drawn = load_file(path)
+    bank = _with_text(pipe, config, drawn["latents"], captions)
+    if "timesteps" in drawn:
+        picture = drawn["picture"]
+        bank = Bank(bank.latents, bank.text, bank.prompt[picture], drawn["timesteps"], picture)
+    return bank
+
+
+@torch.no_grad()
+def _with_text(pipe: Any, config: TrainConfig, latents: Tensor, captions: list[str]) -> Bank:
+    rows = list(dict.fromkeys(captions))
+    told = [condition(pipe, prompt, config.width, config.height) for prompt in [*rows, ""]]
+    text = {name: torch.cat([one[name].float().cpu() for one in told]) for name in told[0]}
+    return Bank(latents.float(), text, torch.tensor([rows.index(caption) for caption in captions]))
+
+
+def _arguments(pipe: Any, config: TrainConfig, captions: list[str], rows: range) -> dict[str, Any]:
+    """Sample i is drawn from caption i with seed i, whatever the batch."""
+    return dict(
+        prompt=[captions[i] for i in rows],
+        generator=[torch.Generator().manual_seed(i) for i in rows],
+        num_inference_steps=config.sample_steps,
+        guidance_scale=config.cfg_scale,
+        output_type="latent",
+    )
+
+
+def _draw_images(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[str, Tensor]:
+    """x0 latents at the model's native size; for another size decoded, resized in pixels and encoded again."""
+    latents = []
+    for rows in batches(range(config.num_samples), DRAWN_AT_ONCE):
+        x0 = pipe(**_arguments(pipe, config, captions, rows)).images
+        latents += [resized(pipe, x[None], config.width, config.height).cpu() for x in x0]
+    return {"latents": torch.cat(latents)}
+
+
+def _draw_states(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[str, Tensor]:
+    """The states x_t met while sampling with guidance at the asked size, from pure noise on."""
+    latents, timesteps, picture = [], [], []
+    shape = (4, config.height // 8, config.width // 8)
+
+    def note(x: Tensor, timestep: Tensor) -> None:
+        latents.append(x.float().cpu())
+        timesteps.extend([int(timestep)] * len(x))
+        picture.extend(rows)
+
+    def after(_pipe, step, _timestep, tensors):
+        if step + 1 < len(pipe.scheduler.timesteps):
+            note(tensors["latents"], pipe.scheduler.timesteps[step + 1])
+        return tensors
+
+    for rows in batches(range(config.num_samples), DRAWN_AT_ONCE):
+        given = _arguments(pipe, config, captions, rows)
+        first = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in rows])
+        pipe.scheduler.set_timesteps(config.sample_steps)
+        note(first, pipe.scheduler.timesteps[0])
+        first = first.to(pipe.device, pipe.unet.dtype)
+        pipe(**given, latents=first, width=config.width, height=config.height, callback_on_step_end=after)
+    return {"latents": torch.cat(latents), "timesteps": torch.tensor(timesteps), "picture": torch.tensor(picture)}
+
+
+def _encode_folder(pipe: Any, config: TrainConfig) -> tuple[Tensor, list[str]]:
+    """Images of a folder, cropped to the asked shape; `name.txt` beside an image is its caption."""
+    folder, latents, captions = Path(config.data_path), [], []
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
+            continue
+        try:
+            image = ImageOps.fit(read_picture(path), (config.width, config.height))
+        except BadInput as error:
+            raise BadInput(f"data_path: {error}") from None
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        latents.append(encoded(pipe, pixels).cpu())
+        caption = path.with_suffix(".txt")
+        captions.append(caption.read_text("utf-8").strip() if caption.is_file() else "")
+    if not latents:
+        raise BadInput(f"data_path={config.data_path!r} holds no .png, .jpg, .webp or .bmp image")
+    return torch.cat(latents), captions
+
+
+def _read_latents(config: TrainConfig) -> Tensor:
+    latents = read_weights(config.data_path)[0].get("latents")
+    wanted = (4, config.height // 8, config.width // 8)
+    if latents is None or latents.ndim != 4 or tuple(latents.shape[1:]) != wanted:
+        found = "no tensor `latents`" if latents is None else tuple(latents.shape)
+        raise BadInput(
+            f"data_path={config.data_path!r} has {found}; expected `latents` (N, {wanted[0]}, {wanted[1]}, {wanted[2]})"
+        )
+    return latents

@@ -1,0 +1,24 @@
+"""sd-hyena generate -y out/hyena.pt -W 512: generate images with trained students swapped in. See --help."""
+
+from __future__ import annotations
+
+import sys
+
+from sd_hyena.options.command import run
+from sd_hyena.options.generate_config import GenerateConfig
+
+
+def main(config: GenerateConfig) -> None:
+    from sd_hyena.generate.generation import generate
+
+    for path in generate(config):
+        print(path)
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return run(GenerateConfig, main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(command())
