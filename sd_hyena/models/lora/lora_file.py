@@ -17,6 +17,7 @@ from sd_hyena.models.lora.families import BESIDE, KNOWN, Family, family_of
 from sd_hyena.models.lora.tensor_names import EMBEDDING, TensorName, read_name
 
 READ = "LoRA, LoCon, LoHa, LoKr, DoRA, OFT, (IA)³, GLoRA and whole differences are read"
+SINGLE = ("alpha", "scale", "on_input")  # parts that are one number
 SDXL = ("clip_l", "clip_g")  # the halves of a bundled embedding, in the order of its text encoders
 WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # of the text that a UNet reads
 STRANGERS = (  # what a module's name says of its model
@@ -92,7 +93,11 @@ def read_lora(path: str | Path) -> LoraFile:
             names[read.module] = read
             if read.part in modules.setdefault(read.module, {}):
                 raise BadInput(f"lora={str(path)!r} says twice what {read.module} gets, the second time in {name}")
-            modules[read.module][read.part] = tensor
+            single = read.part in SINGLE
+            if tensor.numel() > 1 if single else tensor.ndim == 0:
+                one = "one number" if single else "more than one number"
+                raise BadInput(f"lora={str(path)!r}: {name} must be {one}; get the file again")
+            modules[read.module][read.part] = tensor.flatten()[0] if single else tensor
         else:
             strangers.append(name)
     alphas = Alphas.beside(path)
