@@ -44,8 +44,6 @@ class ClusterAttention(nn.Module):
     Takes streams and tokens (B, L, D); the grid does not matter to it. Raises ValueError for sizes that cannot work.
     """
 
-    streams = 3
-
     def __init__(
         self,
         d_model: int,

@@ -174,6 +174,9 @@ class Engine:
                     f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
                 )
             check_sizes(alternative, pipe.unet, arrangement.tile)
+            if Landmarks.read(alternative.entry):
+                where = " ".join(student.spec.short for student in alternative.students.values())
+                watch.note(f"{alternative.entry} at {where or 'no site: attention is cheaper at this size'}")
         if config.keep_attention:
             met = arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
             alternatives = [self._keeping(group, one, pipe.unet, config.keep_attention, *met) for one in alternatives]
