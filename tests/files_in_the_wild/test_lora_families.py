@@ -24,7 +24,7 @@ from sd_hyena.students.swap import swapped
 from tests.conftest import IN01, image_of
 from tests.files_in_the_wild import adapters
 from tests.files_in_the_wild.adapters import answer, factors_of, merged, question, tensors_of, written
-from tests.generate.test_large_images import drawn
+from tests.generate.test_large_images import config, drawn
 from tests.ldm import of_unet
 
 TO_Q, TO_V = f"{IN01}.to_q", f"{IN01}.to_v"
@@ -232,16 +232,16 @@ PEFT_CONFIGS = {
 
 @pytest.mark.parametrize("family", PEFT_CONFIGS)
 def test_what_peft_itself_writes_means_what_it_means_to_peft(own_pipe, pipe, tmp_path, family):
-    config = PEFT_CONFIGS[family]
-    config.target_modules = [TO_Q, TO_V, "down_blocks.1.resnets.0.conv1"]
+    settings = PEFT_CONFIGS[family]
+    settings.target_modules = [TO_Q, TO_V, "down_blocks.1.resnets.0.conv1"]
     torch.manual_seed(0)
-    model = get_peft_model(own_pipe.unet, config)
+    model = get_peft_model(own_pipe.unet, settings)
     for name, weight in model.named_parameters():
         if "ia3_l" in name or "magnitude" in name:
             torch.nn.init.uniform_(weight, 0.5, 2)
     model.save_pretrained(tmp_path)
     with loras_in(pipe, loras(tmp_path / "adapter_model.safetensors")), torch.no_grad():
-        for path in config.target_modules:
+        for path in settings.target_modules:
             ours = pipe.unet.get_submodule(path)
             x = question(ours.weight)
             theirs = model.base_model.model.get_submodule(path)(x)
@@ -458,6 +458,23 @@ def test_a_dora_is_not_drawn_as_a_lora_and_the_command_says_what_it_leaves(tmp_p
     assert not any(np.array_equal(pictures[i], pictures[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     said = capsys.readouterr()
     assert said.out.count(f"changes 8 of its 9 modules; this model has no {FLUX}") == 1
+
+
+@pytest.mark.parametrize("family", ["LoRA", "DoRA"])
+def test_an_engine_that_stays_loaded_takes_a_lora_and_its_rounding_back(tmp_path, loaded_once, own_pipe, family):
+    """Also after a drawing in half precision, for which the factors were rounded too."""
+    tensors, _ = tensors_of(own_pipe, family, EVERYWHERE)
+    file = str(written(tmp_path / "x.safetensors", tensors))
+    kept = engine.Engine()
+    draw = lambda **options: [np.array(d.image) for d in kept.draw(config(tmp_path, steps=1, **options))].pop()
+    plain, told = draw(), draw(lora=file)
+    draw(lora=file, optimize="bf16")
+    again, half, back = draw(lora=file), draw(lora=f"{file}:0.5"), draw()
+    assert np.array_equal(told, again) and np.array_equal(plain, back)
+    assert not any(np.array_equal(a, b) for a, b in ((plain, told), (half, told), (half, plain)))
+    written(tmp_path / "x.safetensors", {name: -value for name, value in tensors.items()})  # changed on disk
+    assert not np.array_equal(draw(lora=file), told)
+    kept.close()
 
 
 def test_a_bundled_embedding_is_a_word_of_the_prompt_as_one_in_a_file_of_its_own_is(tmp_path, shared_pipe, monkeypatch):

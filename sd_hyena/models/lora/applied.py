@@ -191,18 +191,23 @@ class LowRank:
         up = up.reshape(len(up), -1, *[1] * (down.ndim - 2))
         self.name, self.adapters = name, adapters
         self.scale = strength * scale_of(change.family, tensors)
-        self.down, self.up = (_finite(factor.to(module.weight)) for factor in (down, up))
+        self.factors = tuple(_finite(factor.to(module.weight)) for factor in (down, up))
+        self.copies = self.factors  # as the last input needed them
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if self.name not in self.adapters.acting:
             return None
         x = arguments[0]
-        self.down, self.up = self.down.to(x), self.up.to(x)
+        if (x.dtype, x.device) != (self.copies[0].dtype, self.copies[0].device):
+            self.copies = tuple(factor.to(x) for factor in self.factors)
+        down, up = self.copies
         if isinstance(module, nn.Linear):
-            change = F.linear(F.linear(x, self.down), self.up)
-        else:
-            change = F.conv2d(module._conv_forward(x, self.down, None), self.up)
-        return torch.add(output, change.to(output.dtype), alpha=self.scale)
+            return _sum(output, F.linear(F.linear(x, down), up), self.scale)
+        return _sum(output, F.conv2d(module._conv_forward(x, down, None), up), self.scale)
+
+
+def _sum(output: Tensor, change: Tensor, scale: float) -> Tensor:
+    return torch.add(output, change.to(output.dtype), alpha=scale)
 
 
 def _merge(weights: dict[int, ChangedWeight], name: str, change: Change, module: nn.Module, strength: float) -> None:

@@ -56,7 +56,7 @@ def read_name(name: str) -> TensorName | None:
     path, network = WRAPPERS.sub("", module, count=1), None
     for pattern, network_of_it in NETWORKS:
         if start := pattern.match(path):
-            path, network = path[start.end() :], network_of_it
+            path, network = WRAPPERS.sub("", path[start.end() :], count=1), network_of_it
             break
     return TensorName(module, flat(path), network, match.expand(part))
 
