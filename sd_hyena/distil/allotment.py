@@ -16,10 +16,11 @@ from sd_hyena.cost.operations import student_flops
 from sd_hyena.options.operators import AUTO, operator_named
 from sd_hyena.sites import Site
 from sd_hyena.students.losses import error_and_spread
-from sd_hyena.students.student import Size, StudentSpec, build_student
+from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.teacher import Condition, Teacher
 
-LADDER = (32, 64, 128, 256, 512, 1024)  # that a site may have
+LADDER = (32, 64, 128, 256, 512)  # that a site may have
+CANVAS = 256, 256  # latent cells, 2048 px: where operations are counted, since there they matter
 
 
 def is_left_open(specs: Sequence[StudentSpec]) -> bool:
@@ -27,7 +28,7 @@ def is_left_open(specs: Sequence[StudentSpec]) -> bool:
 
 
 def allotted(
-    specs: Sequence[StudentSpec], teacher: Teacher, states: dict[str, Any], latent_size: Size, sites: Sequence[Site]
+    specs: Sequence[StudentSpec], teacher: Teacher, states: dict[str, Any], sites: Sequence[Site]
 ) -> list[StudentSpec]:
     """The specs with a number each. `states` is a batch of held-out ones: "latents", "timestep", "text".
 
@@ -38,7 +39,7 @@ def allotted(
     with torch.no_grad():
         truth = teacher.observe(*given).prediction
     default = operator_named(specs[0].operator).options["landmarks"].default
-    size_of = {site.name: site.size(*latent_size) for site in sites}
+    size_of = {site.name: site.size(*CANVAS) for site in sites}
     errors, costs = {}, {}
     for spec in specs:
         for count in LADDER:

@@ -96,7 +96,7 @@ def train(config: TrainConfig) -> Outcome:
     stage = _stage(config, teacher, scheduler)
     data = Lessons(stage, scheduler, bank, config)
     if is_left_open(specs):
-        specs = allotted(specs, teacher, default_collate(data.held_out(range(0, 16, 4))), latent_size, sites)
+        specs = allotted(specs, teacher, default_collate(data.held_out(range(0, 16, 4))), sites)
         say("landmarks: " + " ".join(f"{spec.short} {spec.options['landmarks']}" for spec in specs))
     L.seed_everything(seed, verbose=False)
     students = {spec.site: build_student(spec) for spec in specs}

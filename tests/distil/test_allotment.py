@@ -43,7 +43,7 @@ def test_the_sites_of_the_shipped_model_get_numbers_of_the_ladder_for_no_more_op
     size = tuple(latents.shape[-2:])
     specs = [spec_for(site, "clusters", {"landmarks": "auto", "sample": 2048}, size) for site in sites]
     held_out = {"latents": latents, "timestep": timestep, "text": condition}
-    found = allotted(specs, Teacher(unet, sites), held_out, size, sites)
+    found = allotted(specs, Teacher(unet, sites), held_out, sites)
     assert [spec.site for spec in found] == [site.name for site in sites]
     assert all(spec.options["landmarks"] in LADDER and spec.options["heads"] for spec in found)
 
