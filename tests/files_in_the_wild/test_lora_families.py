@@ -186,7 +186,9 @@ def test_both_text_encoders_of_sdxl_take_their_own_parts(tiny_sdxl, tmp_path):
     inner = lambda encoder: next(p for p, _ in encoder.named_modules() if p.endswith("layers.1.self_attn.q_proj"))
     modules = {"unet": [unet], "text_encoder": [inner(tiny_sdxl.text_encoder)]}
     modules |= {"text_encoder_2": [inner(tiny_sdxl.text_encoder_2)]}
-    for style in ("kohya, SDXL", "kohya, A1111", "diffusers"):
+    for style in ("kohya, SDXL", "kohya, A1111", "diffusers", "PEFT"):
+        if style == "PEFT":  # whose files are of one network each, and do not say of which
+            modules = {"text_encoder_2": modules["text_encoder_2"]}
         tensors, factors = tensors_of(tiny_sdxl, "DoRA", modules, style)
         was = {place: getattr(tiny_sdxl, place[0]).get_submodule(place[1]).weight.clone() for place in factors}
         with loras_in(tiny_sdxl, loras(written(tmp_path / "x.safetensors", tensors))) as applied:
@@ -359,10 +361,10 @@ def test_a_file_of_another_model_is_refused_in_one_line(pipe, tmp_path, case):
     assert "x.safetensors" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("family", ["LoRA", "DoRA"])
-def test_changes_that_a_dtype_cannot_hold_are_refused(own_pipe, tmp_path, family):
+@pytest.mark.parametrize("family, part", [("LoRA", "lora_up"), ("LoRA", "alpha"), ("DoRA", "dora_scale")])
+def test_changes_that_a_dtype_cannot_hold_are_refused(own_pipe, tmp_path, family, part):
     tensors, _ = tensors_of(own_pipe, family, {"unet": [TO_Q]})
-    tensors = {n: v * 1e38 if "dora" in n or (family == "LoRA" and "up" in n) else v for n, v in tensors.items()}
+    tensors = {name: value * 1e37 if part in name else value for name, value in tensors.items()}
     own_pipe.unet.to(torch.float16)
     before = everything(own_pipe)
     file = written(tmp_path / "x.safetensors", tensors)

@@ -95,19 +95,21 @@ def _names(given: Sequence[Given]) -> list[str]:
 def _bound(lora: LoraFile, index: dict[str, dict[str, tuple[str, nn.Module]]]) -> tuple[list[Bound], list[str]]:
     """The changes with their modules, and the names of modules that the pipeline does not have. Raises BadInput."""
     found: list[Bound] = []
-    missing = []
+    missing, taken = [], set()
     for change in lora.changes:
         places = [(network, *index[network][change.path]) for network in _networks(change, index)]
         if not places:
             missing.append(change.module)
             continue
-        network, path, module = places[0]
-        if misfit := _misfit(change, module):
+        misfits = [_misfit(change, module) for _, _, module in places]
+        if all(misfits):
             raise BadInput(
-                f"lora={str(lora.path)!r} does not fit this model: {change.module} {misfit}{_made_for(lora)}"
+                f"lora={str(lora.path)!r} does not fit this model: {change.module} {misfits[0]}{_made_for(lora)}"
             )
-        if any(bound.module is module for bound in found):
+        network, path, module = places[misfits.index("")]  # of SDXL's two text encoders the one that it fits
+        if module in taken:
             raise BadInput(f"lora={str(lora.path)!r} says twice what {path} gets, the second time as {change.module}")
+        taken.add(module)
         found.append(Bound(change, network, module))
     if not found and (lora.changes or not lora.embeddings):
         raise BadInput(
@@ -192,6 +194,7 @@ class LowRank:
         self.name, self.adapters = name, adapters
         self.scale = strength * scale_of(change.family, tensors)
         self.factors = tuple(_finite(factor.to(module.weight)) for factor in (down, up))
+        _finite((self.scale * up).to(module.weight))
         self.copies = self.factors  # as the last input needed them
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
