@@ -109,6 +109,26 @@ def test_a_weight_is_merged_as_lycoris_itself_merges_it(pipe, tmp_path, family):
             says_what_the_formula_says(pipe, network, path, peer)
 
 
+def test_lengths_belong_to_the_axis_that_has_so_many_and_of_a_square_to_the_one_that_their_shape_names(pipe, tmp_path):
+    wide, square = IN01.replace("attn1", "attn2.to_k"), TO_Q
+    for path, shape, rows in (
+        (wide, (1, 32), True),
+        (wide, (96,), False),
+        (square, (32,), True),
+        (square, (1, 32), False),
+    ):
+        was = pipe.unet.get_submodule(path).weight.clone()
+        own = factors_of("LoRA", was.shape) | {
+            "dora_scale": 1 + torch.arange(len(torch.zeros(shape).flatten())).view(shape)
+        }
+        file = written(
+            tmp_path / "x.safetensors", {f"lora_unet_{path.replace('.', '_')}.{n}": v for n, v in own.items()}
+        )
+        meant = own | {"dora_scale": own["dora_scale"].view((-1, 1) if rows else (1, -1))}
+        with loras_in(pipe, loras(file)):
+            says_what_the_formula_says(pipe, "unet", path, merged(was, meant), 1e-4)
+
+
 def test_norms_and_biases_take_their_differences(pipe, tmp_path):
     norm, conv = "down_blocks.0.resnets.0.norm1", "down_blocks.0.resnets.0.conv1"
     before = {name: pipe.unet.state_dict()[name].clone() for name in (f"{norm}.weight", f"{norm}.bias", f"{conv}.bias")}

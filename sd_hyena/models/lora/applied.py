@@ -136,7 +136,7 @@ def _misfit(change: Change, module: nn.Module) -> str:
     shape = shape_of(change.family, tensors, weight)
     if shape is None or shape[:1] != weight.shape[:1] or math.prod(shape) != weight.numel():
         return f"is of {_listed(shape or _shapes(change))}, the model's of {_listed(weight.shape)}"
-    if "dora_scale" in tensors and tensors["dora_scale"].numel() not in weight.shape[:2]:
+    if "dora_scale" in tensors and (weight.ndim < 2 or tensors["dora_scale"].numel() not in weight.shape[:2]):
         return f"has {tensors['dora_scale'].numel()} lengths for a weight of {_listed(weight.shape)}"
     bias, given = getattr(module, "bias", None), _of_bias(change)
     if given is not None and (bias is None or bias.numel() != given.numel()):

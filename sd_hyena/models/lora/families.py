@@ -6,7 +6,6 @@ al. 2023), (IA)³ (Liu et al. 2022), GLoRA (Chavan et al. 2023), whole differenc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -165,10 +164,9 @@ def decomposed(weight: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _of_rows(weight: Tensor, magnitude: Tensor) -> bool:
-    """Whether magnitudes belong to outputs: by their shape, (out, 1, ...) or (1, in, ...), else by their number."""
-    if magnitude.ndim > 1 and math.prod(magnitude.shape) > 1:
-        return magnitude.shape[0] > 1
-    return magnitude.numel() == len(weight)
+    """Whether magnitudes belong to outputs: by their number, else by their shape, (out, 1, ...) or (1, in, ...)."""
+    rows, columns = (magnitude.numel() == length for length in weight.shape[:2])
+    return rows and not (columns and magnitude.ndim > 1 and len(magnitude) == 1)
 
 
 def bias_change(t: Tensors, weight: Tensor, bias: Tensor) -> Tensor | None:
