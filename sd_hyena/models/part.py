@@ -70,4 +70,4 @@ def files_in(folder: Path) -> tuple[str | None, list[Path]]:
     for variant, pattern in FILES:
         if files := sorted(folder.glob(pattern)):
             return variant, files
-    raise BadInput(f"{str(folder)!r} has no weights; expected diffusion_pytorch_model.safetensors")
+    raise BadInput("it has no weights; expected diffusion_pytorch_model.safetensors")
