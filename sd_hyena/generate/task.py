@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
 from sd_hyena.models.controlnet import check_controlnet, load_controlnet
 from sd_hyena.models.inpainting import painting_masks
@@ -19,6 +20,8 @@ from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.processes.ranks import say
+
+HALF = 128  # of 255: what a mask has to be to be white
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,21 @@ class Task:
     pictures: dict[str, Image.Image]  # by option: init_image, mask
     hints: tuple[Image.Image, ...]  # one for each ControlNet
     loras: tuple[Given, ...]
+    notes: tuple[str, ...] = ()  # how the pictures are read
 
     @classmethod
     def of(cls, config: GenerateConfig) -> Task:
         """Read the pictures and look at the weights, before a model is loaded. Raises BadInput."""
         for path, _ in config.controls:
             check_controlnet(path)
-        names = [name for name in ("init_image", "mask") if getattr(config, name)]
-        pictures = {name: _picture(config, name, getattr(config, name)) for name in names}
+        pictures, notes = {}, []
+        if config.init_image:
+            pictures["init_image"] = _picture(config, "init_image", config.init_image)
+        if config.mask:
+            pictures["mask"] = _mask(config, notes)
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
         loras = (Given(read_lora(path), weight) for path, weight in given_path.loras(config.lora))
-        return cls(config, pictures, tuple(hints), tuple(loras))
+        return cls(config, pictures, tuple(hints), tuple(loras), tuple(notes))
 
     @contextmanager
     def prepared(self, pipe: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -52,7 +59,7 @@ class Task:
             given |= {"image": self.pictures["init_image"], "strength": self.config.strength}
         if "mask" in self.pictures:
             kind = d.AutoPipelineForInpainting
-            given |= {"mask_image": self.pictures["mask"].convert("L")}
+            given |= {"mask_image": self.pictures["mask"]}
         if kind is not d.AutoPipelineForImage2Image:  # which takes the picture's size
             given |= {"width": self.config.width, "height": self.config.height}
         if nets:
@@ -68,11 +75,13 @@ class Task:
             yield pipe, given
 
 
-def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
-    """A picture at the canvas's size, RGB. Raises BadInput."""
+def _picture(
+    config: GenerateConfig, name: str, path: str, read: Callable[[str], Image.Image] = read_picture
+) -> Image.Image:
+    """A picture at the canvas's size, as `read` gives it, RGB. Raises BadInput."""
     size = (config.width, config.height)
     try:
-        image = read_picture(path)
+        image = read(path)
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
     if name != "init_image" and abs(image.width * size[1] - image.height * size[0]) > max(*image.size, *size):
@@ -81,6 +90,24 @@ def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
             "crop it"
         )
     return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
+    """White or black, cut at one half. Raises BadInput for one that would leave everything as it is."""
+
+    def read(path: str) -> Image.Image:
+        mask, said = read_mask(path)
+        notes.extend(filter(None, [said]))
+        return mask
+
+    mask = _picture(config, "mask", config.mask, read)
+    brightest = mask.getextrema()[1]
+    if brightest < HALF:
+        raise BadInput(
+            f"mask={config.mask!r} is nowhere white (its brightest pixel is {brightest} of 255), so nothing would be drawn "
+            "anew; paint white what is to change"
+        )
+    return mask.point(lambda value: 255 * (value >= HALF))
 
 
 def controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:

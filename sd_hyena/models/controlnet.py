@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import check_weights, read_checkpoint
 from sd_hyena.files.weights_kind import is_controlnet, kind_of
-from sd_hyena.models.part import Misfit, check_loaded, files_in, filled
+from sd_hyena.models.folder import Stored, stored
+from sd_hyena.models.part import Misfit, check_loaded, filled
 from sd_hyena.options import given_path
 
 PREFIX = "control_model."
@@ -29,11 +30,8 @@ def check_controlnet(given: str) -> None:
     """Raise BadInput for what is no ControlNet; builds nothing."""
     (path,) = given_path.controlnets(given)
     if path.is_dir():
-        try:
-            for weights in files_in(path)[1]:
-                check_weights(weights)
-        except BadInput as error:
-            raise BadInput(f"controlnet={given!r}: {error}") from None
+        for weights in _stored(path).files:
+            check_weights(weights)
     elif not is_controlnet(tensors := read_checkpoint(path)):
         raise BadInput(f"controlnet={given!r} looks like {kind_of(tensors)}")
 
@@ -56,10 +54,17 @@ def load_controlnet(given: str, unet: nn.Module) -> nn.Module:
 def _of_folder(path: Path) -> nn.Module:
     from diffusers import ControlNetModel
 
-    given = dict(variant=files_in(path)[0], local_files_only=True, output_loading_info=True)
-    net, told = ControlNetModel.from_pretrained(path, **given)
+    weights = _stored(path)
+    given = dict(variant=weights.variant, use_safetensors=weights.safetensors, local_files_only=True)
+    net, told = ControlNetModel.from_pretrained(path, **given, output_loading_info=True)
     check_loaded("ControlNet", net, told)
     return net
+
+
+def _stored(path: Path) -> Stored:
+    if weights := stored(path, "diffusion_pytorch_model"):
+        return weights
+    raise BadInput(f"controlnet={str(path)!r} has no weights; expected diffusion_pytorch_model.safetensors")
 
 
 def _of_file(path: Path, unet: nn.Module) -> nn.Module:

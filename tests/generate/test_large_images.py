@@ -196,7 +196,7 @@ def test_a_controlnet_without_weights_or_for_another_model_is_refused_in_one_lin
     shutil.copy(tmp_path / "other" / "config.json", tmp_path / "cut")
     (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
     for name, said in (
-        ("hollow", "it has no weights; expected diffusion_pytorch_model"),
+        ("hollow", "has no weights; expected diffusion_pytorch_model"),
         ("other", "reads text of width 48, this model's is 96"),
         ("cut", "not a valid safetensors"),
     ):
