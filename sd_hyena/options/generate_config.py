@@ -106,7 +106,9 @@ class GenerateConfig:
     control_image: str = option(
         "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
     )
-    controlnet: str = option("", "diffusers folder of a ControlNet; several a,b", path=given_path.controlnets)
+    controlnet: str = option(
+        "", "a ControlNet: diffusers folder, .safetensors or .pth file; several a,b", path=given_path.controlnets
+    )
     control_scale: float | str = option(
         1.0, "how strongly it acts; of several 1,0.5 or one for all", needs="controlnet"
     )
