@@ -95,7 +95,11 @@ class GenerateConfig:
     retouch: float = option(1.0, "of the noise inversion: above 1 smooths, 3 for drawings")
     renoise_strength: float = option(1.0, "of the noise inversion: fresh noise where the picture is smooth, 0 to 2")
     renoise_kernel: int = option(64, "of the noise inversion: radius in px that counts as smooth")
-    mask: str = option("", "white where the picture is drawn anew (inpainting)", path=given_path.plain_file)
+    mask: str = option(
+        "",
+        "white where the picture is drawn anew (inpainting); docs/models.md says how transparency is read",
+        path=given_path.plain_file,
+    )
     control_image: str = option(
         "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
     )
