@@ -102,7 +102,11 @@ class GenerateConfig:
     renoise_kernel: int = option(
         64, "of the noise inversion: radius in px that counts as smooth", needs="noise_inversion"
     )
-    mask: str = option("", "white where the picture is drawn anew (inpainting)", path=given_path.plain_file)
+    mask: str = option(
+        "",
+        "white where the picture is drawn anew (inpainting); docs/models.md says how transparency is read",
+        path=given_path.plain_file,
+    )
     control_image: str = option(
         "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
     )

@@ -146,7 +146,7 @@ def wild(folder: Path) -> dict[str, bytes]:
     layer = "model.diffusion_model.input_blocks.0.0."
     eight = {f"{layer}weight": torch.ones(3, 4).to(torch.float8_e4m3fn), f"{layer}scale_weight": torch.ones(3)}
     eight |= {f"{layer}comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)}
-    save_file(eight | {"model_ema.diffusion_modelout0weight": torch.ones(2)}, folder / "eight.safetensors")
+    save_file(eight | {"cond_stage_model.transformer.x": torch.ones(2)}, folder / "eight.safetensors")
     brush = Image.new("RGBA", (6, 5))
     brush.paste((255, 255, 255, 255), (1, 1, 4, 4))
     brush.save(folder / "mask.png")
