@@ -112,10 +112,11 @@ def test_every_word_is_one_token_and_any_text_has_tokens():
     )
 
 
-def test_the_shipped_vae_keeps_held_out_scenes():
-    """The card's bar: 25 dB, and 95 % of the captions still right."""
+@pytest.mark.parametrize("n", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_shipped_vae_keeps_held_out_scenes(n):
+    """The card's bar: 25 dB, and 95 % of the captions still right. Its hundred scenes are slow: a minute for five times the sample."""
     vae = AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae").float().eval()
-    psnr, right, n = [], 0, 100
+    psnr, right = [], 0
     for i in range(n):
         scene = numbered_scene(HELD_OUT_SEED, i)
         x = to_tensor(draw(scene))[None]
