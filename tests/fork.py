@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import torch
 for _module in ("distil.training", "evaluate.evaluation", "generate.generation"):  # everything, that is
     import_module(f"sd_hyena.{_module}")
 
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 300  # seconds: no test waits for one that hangs
 SAID = (".1", ".2")  # the files of a child's folder for what it says
 SHIM = """#!{python} -IS
 import json, os, socket, sys
@@ -113,8 +116,9 @@ def started(*arguments, cwd: Path, env: Mapping[str, str] | None = None) -> Chil
     """`python ARGUMENTS` in the folder `cwd`, begun."""
 
     def body() -> int:
+        signal.alarm(LONGEST)
         os.chdir(cwd)
-        os.environ.update(env or {})
+        os.environ.update({"PYTHONPATH": str(ROOT), **(env or {})})  # for what it starts itself
         return python([*map(str, arguments)])
 
     return fork(body, Path(tempfile.mkdtemp()))
