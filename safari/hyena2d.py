@@ -1,6 +1,6 @@
 """Hyena2d: a two-dimensional, non-causal Hyena operator for grids of any height and width. Ours.
 
-It mixes by place (gated convolutions, explicit near and implicit far) and by content (attention by way of landmarks).
+It mixes by place (gated convolutions, explicit near and implicit far) and by content (attention by way of clusters of tokens).
 B batch, (H, W) the grid, L = H W, D channels. Filters are functions of offsets in cells, so one set serves every grid.
 """
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from safari.cluster_attention import ClusterAttention
 from safari.fftconv import convolve2d, filter_spectrum, spectrum_bytes, transform_size
 from safari.filter_cache import FilterCache
 from safari.head_groups import mix_in_head_groups
@@ -24,7 +25,7 @@ from safari.toeplitz import axial_conv2d, separable_conv2d
 from safari.window_attention import window_attention
 
 Long = Literal["full", "separable", "axial_1d", "none"]
-Content = Literal["landmarks", "hedgehog", "elu", "none"]
+Content = Literal["clusters", "landmarks", "hedgehog", "elu", "none"]
 Gates = Literal["diagonal", "dense"]
 Convolution = Callable[[Tensor, slice], Tensor]  # of (B, C, H, W) with the filters of these channels
 
@@ -46,16 +47,17 @@ class Hyena2d(nn.Module):
         reach: the farthest offset of the long filter in cells
         groups: filters of the long branch, each for D / groups channels; 0 means one for each channel
         filter_order: width of the filter's MLP
-        content: attention by way of `landmarks`, linear attention with the feature map `hedgehog` or `elu`, or `none`
-        landmarks: how many a head has
+        content: attention by way of `clusters` of the picture's own tokens, of learned `landmarks`, linear attention with
+            the feature map `hedgehog` or `elu`, or `none`
+        landmarks: how many clusters or landmarks a head has
         window: side of the windows of an additional softmax attention; 0 leaves it out
         gates: one factor per channel, or a `dense` 1x1 convolution
         norm: normalise u and p per token and head
 
+    With clusters it starts as these alone: as attention nearly, its place branch at gain zero.
+
     Raises ValueError for options that cannot work.
     """
-
-    streams = 3
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Hyena2d(nn.Module):
         reach: int = 64,
         groups: int = 0,
         filter_order: int = 32,
-        content: Content = "landmarks",
+        content: Content = "clusters",
         landmarks: int = 128,
         window: int = 0,
         gates: Gates = "diagonal",
@@ -90,7 +92,7 @@ class Hyena2d(nn.Module):
         self.long = _long(long, d_model, groups or d_model, rank, reach, filter_order)
         self.content = _content(content, d_model, heads, landmarks)
         self.window_gate = nn.Parameter(torch.zeros(d_model)) if window else None
-        self.place_gain = nn.Parameter(torch.full((d_model, 1, 1), 0.1))
+        self.place_gain = nn.Parameter(torch.full((d_model, 1, 1), 0.0 if content == "clusters" else 0.1))
 
     def by_place(self, q: Tensor, k: Tensor, v: Tensor, channels: slice, long: Convolution | None) -> Tensor:
         """Of some channels, whole heads: (B, C, H, W) each -> (B, C, H, W)."""
@@ -279,12 +281,14 @@ def _long(kind: str, d_model: int, groups: int, rank: int, reach: int, order: in
 
 
 def _content(kind: str, d_model: int, heads: int, landmarks: int) -> nn.Module | None:
+    if kind == "clusters":
+        return ClusterAttention(d_model, heads, landmarks, learned=True)
     if kind == "landmarks":
         return LandmarkAttention(d_model, heads, landmarks)
     if kind in FEATURE_MAPS:
         return LinearAttention(d_model, heads, kind)
     if kind != "none":
-        raise ValueError(f"content={kind!r} is not one of landmarks, {', '.join(FEATURE_MAPS)}, none")
+        raise ValueError(f"content={kind!r} is not one of clusters, landmarks, {', '.join(FEATURE_MAPS)}, none")
     return None
 
 

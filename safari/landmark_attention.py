@@ -32,8 +32,6 @@ class LandmarkAttention(nn.Module):
     matter to it. Raises ValueError for sizes that cannot work.
     """
 
-    streams = 3
-
     def __init__(self, d_model: int, heads: int, landmarks: int = 128):
         super().__init__()
         if heads < 1 or d_model % heads:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what a type checker sees; PLACES says the same to Python
     from sd_hyena.sites import select as select
     from sd_hyena.students.checkpoint import load_students as load_students
     from sd_hyena.students.swap import swapped as swapped
+    from sd_hyena.students.untrained import untrained as untrained
     from sd_hyena.text.encoding import weighted_prompts as weighted_prompts
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ PLACES = {
     "tiled_diffusion": "large.tiled_unet",
     "tiled_vae": "large.tiled_vae",
     "train": "distil.training",
+    "untrained": "students.untrained",
     "weighted_prompts": "text.encoding",
 }
 __all__ = list(PLACES)

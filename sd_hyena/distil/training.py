@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from torch.utils.data import default_collate
 
+from sd_hyena.distil.allotment import allotted, is_left_open
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
 from sd_hyena.distil.pilot import with_chosen_sites
@@ -78,8 +80,6 @@ def train(config: TrainConfig) -> Outcome:
     teacher = Teacher(pipe.unet, sites)
     latent_size = (config.height // 8, config.width // 8)
     specs = [spec_for(site, config.operator, config.options_of_operator(), latent_size) for site in sites]
-    L.seed_everything(seed, verbose=False)
-    students = {spec.site: build_student(spec) for spec in specs}
     facts = {"teacher": path.name, "teacher_sha256": model_sha256(path), "sites": [site.name for site in sites]}
     if resumed:
         resumed.check(config, facts)
@@ -87,8 +87,6 @@ def train(config: TrainConfig) -> Outcome:
             say(f"nothing to do: {resumed.path} has {resumed.step} of {config.n_steps} steps")
             return Outcome(resumed.run, resumed.exported, {}, {})
     folder = _run_folder(config, resumed)
-    if config.pretrained_weight:
-        _start_from(config.pretrained_weight, students, pipe.unet)
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
 
     bank = make_bank(
@@ -97,6 +95,13 @@ def train(config: TrainConfig) -> Outcome:
     scheduler = noiser(pipe)
     stage = _stage(config, teacher, scheduler)
     data = Lessons(stage, scheduler, bank, config)
+    if is_left_open(specs):
+        specs = allotted(specs, teacher, default_collate(data.held_out(range(0, 16, 4))), sites)
+        say("landmarks: " + " ".join(f"{spec.short} {spec.options['landmarks']}" for spec in specs))
+    L.seed_everything(seed, verbose=False)
+    students = {spec.site: build_student(spec) for spec in specs}
+    if config.pretrained_weight:
+        _start_from(config.pretrained_weight, students, pipe.unet)
     previews = Previews(pipe, prompts[-1], config.width, config.height)
     checkpoints = Checkpoints(folder, config, facts)
     module = Distillation(

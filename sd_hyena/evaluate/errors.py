@@ -11,6 +11,7 @@ import torch
 from sd_hyena.cost.timing import block_seconds
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.pictures import Pictures
+from sd_hyena.evaluate.sharpness import entropy
 from sd_hyena.models.condition import condition
 from sd_hyena.models.latents import resized
 from sd_hyena.models.prediction import as_noise, noiser
@@ -29,10 +30,13 @@ class Errors:
         self.states, self.branches = cache(self._states), cache(self._branches)
 
     def of_sites(self, students: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-        """Relative error of each site's answer to the teacher's own input, in all and by timestep; block times."""
+        """Relative error of each site's answer to the teacher's own input, in all and by timestep; how sharp its attention
+        is; block times."""
         chosen = [site for site in self.sites if site.name in students]
         teacher, result = Teacher(self.pipe.unet, chosen), {}
+        heads = {site.name: site.heads for site in chosen}
         parts: dict[str, list] = {site.name: [] for site in chosen}
+        entropies: dict[str, list] = {site.name: [] for site in chosen}
         for latents, timestep, text, empty in self.states(size):
             for context in (text, empty):
                 for name, seen in teacher.activations(latents, timestep, context).items():
@@ -40,9 +44,11 @@ class Errors:
                         answer = students[name](seen.input, seen.projections, seen.size)
                     error, spread = error_and_spread(answer, seen.target)
                     parts[name].append(torch.stack([error, spread, timestep.to(error)]))
+                    entropies[name].append(entropy(seen.input, seen.projections, heads[name]))
         for site in chosen:
             error, spread, timestep = torch.cat(parts[site.name], dim=1)
             row = {"relative_mse": float(error.sum() / spread.sum())}
+            row["entropy"] = float(torch.stack(entropies[site.name]).mean())
             row |= {name: float(share) for name, share in by_timestep(error, spread, timestep).items()}
             attention, cells = self.pipe.unet.get_submodule(site.name), site.size(size[1] // 8, size[0] // 8)
             seconds = block_seconds(attention, students[site.name], cells, batch=2, rounds=3)

@@ -132,6 +132,13 @@ def markdown(students: dict[str, Any]) -> str:
             a, s = (sum(row[f"{who}_ms"] for row in found["sites"].values()) for who in ("attention", "student"))
             errors += [f"{found['prediction'][name]:.4f}" for name in ("both", "as_noise")]
             lines.append(f"| {size} | {' | '.join(errors)} | {guided} | {a:.1f} → {s:.1f} ms |")
+        soft = {name: f"{row['entropy']:.2f}" for name, row in first["sites"].items() if "entropy" in row}
+        if soft:
+            said = " ".join(f"{name} {share}" for name, share in soft.items())
+            lines += [
+                "",
+                f"How sharp the attention is, as its entropy's share of the largest there is (1: even): {said}",
+            ]
         names = list(dict.fromkeys(n for f in entry["sizes"].values() for row in f["images"].values() for n in row))
         lines += ["", "| size | guidance | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
         lines += ["|" + "---|" * (len(names) + 2)]

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from sd_hyena.cost.crossover import speedup
+from sd_hyena.cost.operations import attention_flops, student_flops
 from sd_hyena.errors import BadInput
+from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import StudentFile, load_students
+from sd_hyena.students.untrained import untrained
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,31 @@ def files_of(files: str) -> list[str]:
     return list(dict.fromkeys(name for names in _entries(files).values() for name in names))
 
 
-def load_alternatives(files: str, unet: nn.Module, target: str = "IN01") -> list[Alternative]:
+def students_of(
+    entry: str, unet: nn.Module, tile: tuple[int, int] | None = None, target: str = "IN01", like: Tensor | None = None
+) -> StudentFile:
+    """What one entry of `-y` names: a file, or `landmarks`, which without a choice of sites are at all that they make
+    cheaper where the UNet meets `tile`, (H, W) in latent cells, by default at its own size. Raises BadInput."""
+    landmarks = Landmarks.read(entry)
+    if landmarks is None:
+        return load_students(entry, unet, target, like)
+    if landmarks.sites:
+        return untrained(unet, landmarks.sites, landmarks.count)
+    tile = tile or (unet.config.sample_size,) * 2
+    everywhere = untrained(unet, "all", landmarks.count)
+    cheaper = {
+        site.name: everywhere[site.name]
+        for site in find_sites(unet)
+        if student_flops(everywhere[site.name].spec, site.size(*tile)) < attention_flops(site, site.size(*tile))
+    }
+    return StudentFile(cheaper)
+
+
+def load_alternatives(
+    files: str, unet: nn.Module, target: str = "IN01", tile: tuple[int, int] | None = None
+) -> list[Alternative]:
     """The alternatives of `a,b+c`, where `+` uses several files at once. Raises BadInput."""
-    return joined_students(files, {name: load_students(name, unet, target) for name in files_of(files)})
+    return joined_students(files, {name: students_of(name, unet, tile, target) for name in files_of(files)})
 
 
 def joined_students(files: str, loaded: Mapping[str, StudentFile]) -> list[Alternative]:

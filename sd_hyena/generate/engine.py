@@ -26,6 +26,7 @@ from sd_hyena.generate.alternatives import (
     files_of,
     joined_students,
     keep_attention,
+    students_of,
 )
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.job import Drawn, Job, shares
@@ -41,11 +42,12 @@ from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
-from sd_hyena.students.checkpoint import StudentFile, load_students
+from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
 from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings
 
@@ -154,7 +156,12 @@ class Engine:
         config, arrangement = order.config, order.arrangement
         if said := str(arrangement):
             watch.note(said)
-        files = {name: ("students", stamp(name), config.target) for name in files_of(config.hyena)}
+        files = {
+            name: ("students", name, arrangement.tile)
+            if Landmarks.read(name)
+            else ("students", stamp(name), config.target)
+            for name in files_of(config.hyena)
+        }
         model, nets, stored = self._loaded(order, files)
         pipe = model.pipe
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
@@ -166,6 +173,9 @@ class Engine:
                     f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
                 )
             check_sizes(alternative, pipe.unet, arrangement.tile)
+            if Landmarks.read(alternative.entry):
+                where = " ".join(student.spec.short for student in alternative.students.values())
+                watch.note(f"{alternative.entry} at {where or 'no site: attention is cheaper at this size'}")
         if config.keep_attention:
             met = arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
             alternatives = [self._keeping(group, one, pipe.unet, config.keep_attention, *met) for one in alternatives]
@@ -209,7 +219,9 @@ class Engine:
         if config.offload != "off":
             self._kept.get(("offload", on), lambda: nullcontext(offload(pipe, config.offload, order.device)))
             like = torch.empty(0, dtype=order.dtype, device=order.device)  # students stay on the device
-        load = lambda name: lambda: nullcontext(load_students(name, pipe.unet, config.target, like))
+        load = lambda name: (
+            lambda: nullcontext(students_of(name, pipe.unet, order.arrangement.tile, config.target, like))
+        )
         stored = {name: self._kept.get(key, load(name)) for name, key in students.items()}
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)

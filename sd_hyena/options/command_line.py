@@ -169,7 +169,7 @@ def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
 def to_dict(config) -> dict[str, Any]:
     """The options as they would be given: what lies beside the model by its name, a height that is the width "as the
     width"."""
-    values = dataclasses.asdict(config)
+    values = dataclasses.asdict(config) | getattr(config, "in_full", dict)()
     for f in dataclasses.fields(config):
         if kind := f.metadata["beside"]:
             values[f.name] = given_path.named(values[f.name], _model(config), kind)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sd_hyena.options.operators import OPERATORS, operator_named
+from sd_hyena.processes.group import may_speak
 
 _OF_HYENA2D = ("local", "long", "rank", "reach", "groups", "filter_order", "content", "window", "gates", "norm")
 _OF_SEQUENCES = ("emb_dim", "w")
@@ -29,7 +30,7 @@ def translated(values: Mapping[str, Any], default_operator: str) -> dict[str, An
         name, operators = FORMER.get(former, ("", ()))
         if operator.name in operators:
             given[name] = operator.options[name].check(former, value)
-    return kept | {"operator_options": operator.write(given)}
+    return kept | {"operator_options": operator.write(given, in_full=True)}
 
 
 def former_type(name: str) -> type:
@@ -40,7 +41,9 @@ def former_type(name: str) -> type:
 @functools.cache
 def note(names: tuple[str, ...], operator_options: str) -> None:
     """Says once what to write instead."""
-    more = f" and {len(names) - 2} more" if len(names) > 3 else ""
-    shown = ", ".join(names[: 2 if more else 3])
-    print(f"note: {shown}{more}: these are options of the operator now, --operator_options {operator_options or repr('')}; "
-          "the old names go with the next release")  # fmt: skip
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if may_speak():
+        print(
+            f"note: {shown}: options of the operator, now --operator_options {operator_options or repr('')}; "
+            "the old names go with the next release"
+        )

@@ -40,7 +40,8 @@ class GenerateConfig:
     )
     hyena: str = option(
         "",
-        "trained students; a,b are alternatives numbered by {h}, a+b are used together",
+        "trained students, files or names beside the model; a,b are alternatives numbered by {h}, a+b are used together; "
+        "landmarks, landmarks:128, landmarks:level0 need no training",
         "-y",
         path=given_path.students,
         beside="students",

@@ -16,6 +16,7 @@ from pathlib import Path
 from sd_hyena.errors import BadInput
 from sd_hyena.files.safetensors_header import tensor_names
 from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, PICKLED, VAE, Kind, kind_of
+from sd_hyena.options.landmarks import WORD, Landmarks
 from sd_hyena.options.shipped import SHIPPED_MODEL
 
 PIPELINES = {  # of a model_index.json: the one that draws with these weights from nothing
@@ -61,7 +62,8 @@ def located(given: str, option: str, model: str, kind: str) -> str:
     """The value of an option with each name beside the model as its path. Raises BadInput, with the names there are."""
     known = beside(model, kind)
     for name in (match["name"].strip() for match in re.finditer(NAMES[kind], given)):
-        if known and name not in known and os.path.basename(name) == name and not os.path.exists(name):
+        bare = os.path.basename(name) == name and not os.path.exists(name) and not Landmarks.read(name)
+        if known and name not in known and bare:
             names = ", ".join(sorted({path.stem for path in known.values()}))
             raise BadInput(f"{option}={name!r} is no file; of that kind there are beside the model: {names}")
     return _renamed(given, kind, {name: str(path) for name, path in known.items() if not os.path.exists(name)})
@@ -124,8 +126,8 @@ def students(given: str, option: str) -> list[Path]:
     """All files of a+b,c."""
     names = [part.strip() for alternative in given.split(",") for part in alternative.split("+")]
     for name in filter(None, names):
-        if not os.path.isfile(name):
-            raise BadInput(f"{option}={name!r} is no file; training writes out/hyena.pt")
+        if not os.path.isfile(name) and not Landmarks.read(name):
+            raise BadInput(f"{option}={name!r} is no file; training writes out/hyena.pt, {WORD} needs no file")
     return [Path(name) for name in names if name]
 
 

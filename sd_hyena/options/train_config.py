@@ -177,6 +177,11 @@ class TrainConfig:
         flags = {name: getattr(self, f"hyena_{name}") for name in operator.ancestors}
         return flags | operator.defaults() | operator.read(self.operator_options)
 
+    def in_full(self) -> dict[str, str]:
+        """What is stored with all its defaults."""
+        operator = operator_named(self.operator)
+        return {"operator_options": operator.write(operator.read(self.operator_options), in_full=True)}
+
     @staticmethod
     def epilog() -> str:
         """The end of `--help`."""

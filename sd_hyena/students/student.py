@@ -21,7 +21,7 @@ from safari.filters import HyenaFilter
 from safari.head_groups import ProjectedStreams
 from safari.offset_filters import OffsetFilter
 from sd_hyena.errors import BadInput
-from sd_hyena.options.operators import Operator, operator_named
+from sd_hyena.options.operators import operator_named
 from sd_hyena.sites import Site
 
 Size = tuple[int, int]
@@ -68,7 +68,9 @@ def spec_for(site: Site, operator: str, options: dict[str, Any], latent_size: Si
     return StudentSpec(site.name, site.short, site.channels, operator, heads | options, size)
 
 
-def _made(operator: Operator, spec: StudentSpec) -> nn.Module:
+def made(spec: StudentSpec) -> nn.Module:
+    """The mixer of a spec. Raises ValueError or TypeError for options that cannot work."""
+    operator = operator_named(spec.operator)
     tokens = (math.prod(spec.size),) if operator.one_size else ()
     return operator.resolve()(spec.channels, *tokens, **spec.options)
 
@@ -104,7 +106,7 @@ def _check_size(spec: StudentSpec, size: Size) -> None:
         )
 
 
-def _foldable(projection: nn.Module, x: Tensor, own: torch.dtype) -> bool:
+def foldable(projection: nn.Module, x: Tensor, own: torch.dtype) -> bool:
     """Whether a change may be added to the weight instead of the answer: a plain layer that nobody stands around (a LoRA,
     quantisation, weights that wait elsewhere), in the student's dtype. Training keeps the two apart."""
     hooks = projection._forward_hooks, projection._forward_pre_hooks
@@ -125,7 +127,7 @@ class Student(nn.Module):
         super().__init__()
         self.spec = spec
         d, operator = spec.channels, operator_named(spec.operator)
-        self.mixer = _made(operator, spec)
+        self.mixer = made(spec)
         streams = operator.count_streams(spec.options)
         self.change = nn.ModuleList(nn.Linear(d, d) for _ in range(streams))  # of q, k, ..., v
         self.change_out = nn.Linear(d, d, bias=False)
@@ -147,7 +149,7 @@ class Student(nn.Module):
         x_ = x.to(own)
         y = self.mixer(self._streams(x, x_, projections), x_, size)
         out, dropout = projections.to_out
-        if _foldable(out, x, own):
+        if foldable(out, x, own):
             weight = (out.weight + self.change_out.weight).mT.expand(len(y), -1, -1)  # y's channels lie outermost
             return dropout(torch.bmm(y, weight) if out.bias is None else torch.baddbmm(out.bias, y, weight))
         return dropout(out(y.to(x.dtype)) + self.change_out(y).to(x.dtype))
@@ -156,7 +158,7 @@ class Student(nn.Module):
         """The site's projections of x plus the change of x_, which is x in the student's dtype."""
         q, k, v = projections[:3]
         sources = (q, *[k] * (len(self.change) - 2), v)
-        if all(_foldable(source, x, x_.dtype) for source in sources):
+        if all(foldable(source, x, x_.dtype) for source in sources):
             weights, biases = [], []
             for source, change in zip(sources, self.change, strict=True):
                 weights.append(source.weight + change.weight)
@@ -173,7 +175,7 @@ class PublishedStudent(nn.Module):
     def __init__(self, spec: StudentSpec):
         super().__init__()
         self.spec = spec
-        self.operator = _made(operator_named(spec.operator), spec)
+        self.operator = made(spec)
 
     def forward(self, x: Tensor, projections: Projections, size: Size) -> Tensor:
         _check_size(self.spec, size)

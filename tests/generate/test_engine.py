@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sd_hyena.generate import engine
+from sd_hyena.generate import alternatives, engine
 from sd_hyena.generate.engine import Engine, NotDrawn
 from sd_hyena.generate.generation import generate
 from sd_hyena.generate.kept import Kept
@@ -55,7 +55,7 @@ def loads(monkeypatch):
         monkeypatch.setattr(module, name, counting)
 
     count(engine, "load_pipeline")
-    count(engine, "load_students")
+    count(alternatives, "load_students")
     return counted
 
 

@@ -93,7 +93,7 @@ def test_tokens_of_as_few_kinds_as_there_are_landmarks_are_mixed_exactly():
     unordered[spread(43, 43)] = which  # one of each kind among the first that are chosen
     streams = [t[:, unordered] for t in kinds]
     exact = softmax_attention(*streams, 3)
-    assert (module_of()(streams, None) - exact).norm() < 1e-3 * exact.norm()
+    assert (module_of()(streams, None) - exact).norm() < 2e-3 * exact.norm()
 
 
 def test_more_landmarks_come_nearer_to_softmax_attention():
@@ -103,9 +103,10 @@ def test_more_landmarks_come_nearer_to_softmax_attention():
     assert error[0] > 1.3 * error[1] > 1.3 * 1.3 * error[2]
 
 
-def test_the_tokens_it_asks_are_answered_as_attention_answers_where_the_ridge_allows():
+def test_clusters_of_one_token_each_are_answered_as_attention_answers_where_the_ridge_allows():
+    """Of tokens far apart, of which a sample is clustered that holds no more of them than there are clusters."""
     q, k, v = (randn(1, 90, 8, seed=s) for s in range(3))
-    module, asked = module_of(8, 1, 20, learned=True), spread(90, 20)
+    module, asked = module_of(8, 1, 20, learned=True, sample=20), spread(90, 20)
     with torch.no_grad():
         module.log_ridge.fill_(-30)
         gap = (module((q, k, v), None) - softmax_attention(q, k, v, 1)).square().mean(dim=(0, 2))
@@ -204,7 +205,7 @@ def test_it_runs_on_tensors_without_numbers():
 
 
 @pytest.mark.parametrize(
-    "options", [{"heads": 0}, {"heads": 5}, {"landmarks": 0}, {"steps": 0}, {"sample": 4}], ids=str
+    "options", [{"heads": 0}, {"heads": 5}, {"landmarks": 0}, {"steps": 0}, {"sample": 0}], ids=str
 )
 def test_what_cannot_work_raises_with_the_value(options):
     ((name, value),) = options.items()
