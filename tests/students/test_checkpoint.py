@@ -12,6 +12,7 @@ from sd_hyena.students.checkpoint import FORMAT_VERSION, StudentFile, describe, 
 from sd_hyena.students.student import Projections, StudentSpec, build_student
 from sd_hyena.students.swap import swapped
 from tests.conftest import IN01, OUT11, ROOT, command
+from tests.fork import forked
 
 SPECS = {
     "causal": StudentSpec(
@@ -231,7 +232,7 @@ def test_python_m_checkpoint_says_what_a_file_is(tmp_path):
     save_students(tmp_path / "x.pt", StudentFile({IN01: randomised(SPECS["causal"])}, {"step": 7}))
     said = command("-m", "sd_hyena.students.checkpoint", tmp_path / "x.pt")
     assert said.returncode == 0 and "IN01  causal" in said.stdout and "10x6 cells only" in said.stdout
-    refused = command("-m", "sd_hyena.students.checkpoint", ROOT / "README.md")
+    refused = forked("-m", "sd_hyena.students.checkpoint", ROOT / "README.md", cwd=ROOT)
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
 
 
