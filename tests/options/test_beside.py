@@ -78,6 +78,11 @@ def test_a_path_that_exists_wins_over_a_name(model):
     assert parse(GenerateConfig, ["-m", str(model), "-y", "first+last"]).hyena.startswith(f"{here}+/")
 
 
+def test_students_that_need_no_file_are_not_looked_for(model):
+    given = ["-m", str(model), "-y", "landmarks:64+last,landmarks"]
+    assert parse(GenerateConfig, given).hyena == f"landmarks:64+{model.parent}/students/last.pt,landmarks"
+
+
 def test_a_single_file_has_its_names_in_its_own_folder_and_the_shipped_model_in_its(model, monkeypatch):
     file = model.parent / "single.safetensors"
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, file)

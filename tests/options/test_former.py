@@ -51,8 +51,8 @@ def test_a_config_of_the_last_release_means_what_it_meant(tmp_path):
     path = tmp_path / "c.yaml"
     now = {k: v for k, v in to_dict(TrainConfig()).items() if k != "operator_options"}
     stored = now | EVERY_OLD_DEFAULT
-    assert from_dict(TrainConfig, stored) == TrainConfig()
-    for operator, expected in (("hyena2d", "landmarks=64"), ("pointwise", ""), ("safari", "w=1.0")):
+    assert from_dict(TrainConfig, stored) == TrainConfig(operator_options="content=landmarks")  # its default then
+    for operator, expected in (("hyena2d", "content=landmarks,landmarks=64"), ("pointwise", ""), ("safari", "w=1.0")):
         path.write_text(yaml.safe_dump(stored | {"operator": operator, "landmarks": 64, "hyena_w": 1}))
         assert parse(TrainConfig, ["--config", str(path)]).operator_options == expected
 

@@ -53,6 +53,8 @@ def test_options_are_read_by_their_types_and_what_is_left_out_is_default():
 def test_the_same_options_are_the_same_config_however_they_are_written():
     assert TrainConfig(operator_options="rank=2,local=9") == TrainConfig(operator_options="local=9,, rank=2")
     config = TrainConfig(operator_options="landmarks=64,rank=2")
+    assert config.operator_options == "rank=2,landmarks=64"
+    assert all(f"{name}=" in to_dict(config)["operator_options"] for name in OPERATORS["hyena2d"].options)
     assert from_dict(TrainConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
 
