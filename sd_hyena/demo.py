@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sd_hyena.files.names import for_a_shell
 from sd_hyena.options.command import run
 from sd_hyena.options.command_line import option
 from sd_hyena.options.generate_config import GenerateConfig
@@ -64,7 +65,7 @@ def main(config: DemoConfig) -> None:
         print(f"{operator:<15}{size:>11,}{errors[operator]:>16.4f}{share:>14.2f}{psnr:>9.1f}{ssim:>7.3f}")
     print("below 1.00 of pointwise a student has learnt to mix; images are compared on the same seeds\n")
     _print_block_times()
-    print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {config.log_dir}")
+    print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {for_a_shell(config.log_dir)}")
     size = f"-W {config.width}"
     print(f"next: python -m sd_hyena train -t {SITE} {size}, then python -m sd_hyena generate -y out/hyena.pt {size}")
 

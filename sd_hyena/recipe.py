@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.text import read_text
 from sd_hyena.files.yaml_file import read_documents
 from sd_hyena.options.command import run_parsed
 from sd_hyena.options.command_line import parse, to_dict
@@ -78,7 +79,7 @@ def run_recipe(stages: list[Stage]) -> Path:
         asked = {name: value for name, value in to_dict(config).items() if name not in OF_THE_MACHINE}
         asked["pretrained_weight"] = student
         if done.is_file():
-            record = json.loads(done.read_text("utf-8"))
+            record = _record(done)
             if TrainConfig.translated(record["config"]) != asked or not Path(record["student"]).is_file():
                 raise BadInput(f"{own} was made by another recipe; give another --out_dir")
             print(f"done before: {record['student']}")
@@ -95,6 +96,15 @@ def run_recipe(stages: list[Stage]) -> Path:
         save_students(folder / f"hyena{suffix}", result)
     print(f"\nstudent of all stages: {folder}/hyena.pt")
     return Path(student)
+
+
+def _record(done: Path) -> dict[str, Any]:
+    """What a stage left when it was done. Raises BadInput."""
+    try:
+        record = json.loads(read_text(done))
+        return {"config": dict(record["config"]), "student": str(record["student"])}
+    except Exception as error:  # of what is no record
+        raise BadInput(f"{str(done)!r} is damaged ({str(error)[:120]}); delete it to train this stage again") from None
 
 
 def command(arguments: list[str] | None = None) -> int:

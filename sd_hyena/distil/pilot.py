@@ -23,7 +23,7 @@ STEPS = 50  # at least
 
 def with_chosen_sites(config: TrainConfig, train: Callable) -> TrainConfig:
     """Run the pilot by `train` and name the sites that it chooses; they start from its students."""
-    path = model_path(config.teacher_model)
+    path = model_path(config.teacher_model, config.vae)
     device = own_device(config)
     unet = load_pipeline(path, torch.device("cpu"), torch.float32, config.vae).unet
     latent_size = (config.height // 8, config.width // 8)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from sd_hyena.cost.timing import block_seconds, wait_for
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
+from sd_hyena.files.names import for_a_shell
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.memory import peak_gib
 from sd_hyena.students.student import cast
@@ -72,8 +73,9 @@ def print_card(outcome: Outcome, config: TrainConfig) -> None:
         )
     if "val/image_psnr" in outcome.metrics:
         print(f"image against the teacher's: PSNR {outcome.metrics['val/image_psnr']:.1f} dB")
-    model = f" -m {config.teacher_model}" if config.teacher_model else ""
+    model = f" -m {for_a_shell(config.teacher_model)}" if config.teacher_model else ""
+    model += f" --vae {for_a_shell(config.vae)}" if config.vae else ""
     size = f"-W {config.width}" + (f" -H {config.height}" if config.height != config.width else "")
     newest = outcome.exported if config.dry_run else Path(config.out_dir) / "hyena.pt"
     print(f"student: {outcome.exported}, newest: {newest}")
-    print(f"next: python -m sd_hyena generate{model} -y {newest} {size} --compare")
+    print(f"next: python -m sd_hyena generate{model} -y {for_a_shell(newest)} {size} --compare")

@@ -8,6 +8,7 @@ OUT_DIR/hyena.safetensors, OUT_DIR/hyena.pt  the students of the newest save of 
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 def newest_first(run: Path) -> list[Path]:
     """The checkpoints of a run's folder."""
-    checkpoints = (run / "checkpoints").glob("step-*.ckpt")
+    checkpoints = [path for path in (run / "checkpoints").glob("step-*.ckpt") if path.stem[len("step-") :].isdecimal()]
     return sorted(checkpoints, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
 
 
@@ -141,6 +142,12 @@ def new_run_folder(config: TrainConfig, stamp: str) -> Path:
             return folder
         except FileExistsError:
             continue
+
+
+def discard(folder: Path, config: TrainConfig) -> None:
+    """Take away a run that never began, and its empty curves."""
+    for place in (folder, Path(config.log_dir) / folder.name):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:

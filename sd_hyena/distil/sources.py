@@ -10,21 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sd_hyena.distil.bank import Bank, captions_of
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.picture import read_picture
+from sd_hyena.files.text import read_text
 from sd_hyena.files.weights import read_weights
 from sd_hyena.large.tiling import batches
 from sd_hyena.models.condition import condition
 from sd_hyena.models.latents import encoded, resized
 from sd_hyena.models.vae import vae_sha256
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.ranks import say
 
 DRAWN_AT_ONCE = 8
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Bank:
@@ -48,7 +51,7 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
     captions = captions_of(prompts, config.num_samples)
     key = hashlib.sha256(json.dumps([what, captions, model_sha256]).encode()).hexdigest()[:16]
     path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"
-    if not path.exists():
+    if not _is_whole(path, config, len(captions)):
         draw = _draw_states if config.data == "trajectories" else _draw_images
         drawn = draw(pipe, config, captions)
         if not drawn["latents"].isfinite().all():
@@ -56,12 +59,31 @@ def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: 
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file({name: value.contiguous() for name, value in drawn.items()}, temporary)
-    drawn = load_file(path)
+    drawn = read_weights(path)[0]
     bank = _with_text(pipe, config, drawn["latents"], captions)
     if "timesteps" in drawn:
         picture = drawn["picture"]
         bank = Bank(bank.latents, bank.text, bank.prompt[picture], drawn["timesteps"], picture)
     return bank
+
+
+def _is_whole(cache: Path, config: TrainConfig, pictures: int) -> bool:
+    """Whether what was drawn before is there; damaged, it is as good as nothing."""
+    if not cache.exists():
+        return False
+    wanted = (4, config.height // 8, config.width // 8)
+    try:
+        drawn, rows = read_weights(cache)[0], torch.arange(pictures)
+        if config.data == "trajectories":
+            rows, timesteps = drawn["picture"], drawn["timesteps"]
+            if len(timesteps) != len(rows) or sorted(set(rows.tolist())) != list(range(pictures)):
+                raise BadInput("its states are not those of its pictures")
+        if drawn["latents"].shape != (len(rows), *wanted) or not drawn["latents"].isfinite().all():
+            raise BadInput("it does not hold what was drawn")
+        return True
+    except Exception as error:  # of a file that something else wrote there
+        say(f"note: {str(cache)!r} is damaged ({str(error)[:160]}); the teacher draws it again")
+        return False
 
 
 @torch.no_grad()
@@ -117,23 +139,33 @@ def _draw_states(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[st
     return {"latents": torch.cat(latents), "timesteps": torch.tensor(timesteps), "picture": torch.tensor(picture)}
 
 
+def pictures_of(folder: str) -> dict[Path, str]:
+    """The pictures of a folder, each with its caption, what stands in `name.txt` beside it. Raises BadInput."""
+    found = {}
+    for path in sorted(Path(folder).glob("*")):
+        hidden = path.name.startswith(".")  # macOS leaves ._name.png beside name.png
+        if path.suffix.lower() in PICTURES and path.is_file() and not hidden:
+            caption = path.with_suffix(".txt")
+            try:
+                found[path] = read_text(caption).strip() if caption.is_file() else ""
+            except BadInput as error:
+                raise BadInput(f"data_path: {error}") from None
+    if not found:
+        raise BadInput(f"data_path={folder!r} holds no picture ({', '.join(PICTURES)})")
+    return found
+
+
 def _encode_folder(pipe: Any, config: TrainConfig) -> tuple[Tensor, list[str]]:
-    """Images of a folder, cropped to the asked shape; `name.txt` beside an image is its caption."""
-    folder, latents, captions = Path(config.data_path), [], []
-    for path in sorted(folder.glob("*")):
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
-            continue
+    """The latents of a folder's pictures, cropped to the asked shape, and their captions."""
+    pictures, latents = pictures_of(config.data_path), []
+    for path in pictures:
         try:
             image = ImageOps.fit(read_picture(path), (config.width, config.height))
         except BadInput as error:
             raise BadInput(f"data_path: {error}") from None
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
         latents.append(encoded(pipe, pixels).cpu())
-        caption = path.with_suffix(".txt")
-        captions.append(caption.read_text("utf-8").strip() if caption.is_file() else "")
-    if not latents:
-        raise BadInput(f"data_path={config.data_path!r} holds no .png, .jpg, .webp or .bmp image")
-    return torch.cat(latents), captions
+    return torch.cat(latents), list(pictures.values())
 
 
 def _read_latents(config: TrainConfig) -> Tensor:

@@ -19,12 +19,12 @@ from sd_hyena.distil.placement import own_device, teacher_dtype
 from sd_hyena.distil.previews import Previews
 from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_estimate
-from sd_hyena.distil.run_folder import Checkpoints, Stopped, new_run_folder, write_config
-from sd_hyena.distil.sources import make_bank
+from sd_hyena.distil.run_folder import Checkpoints, Stopped, discard, new_run_folder, write_config
+from sd_hyena.distil.sources import make_bank, pictures_of
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
 from sd_hyena.errors import BadInput
-from sd_hyena.files.names import writable_folder
+from sd_hyena.files.names import for_a_shell, writable_folder
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> Outcome:
     if config.target == "auto":
         config = with_chosen_sites(config, train)
     ranks.check_launched_by_us()
-    path = model_path(config.teacher_model)
+    path = model_path(config.teacher_model, config.vae)
     if config.vae:
         check_vae(config.vae)
     if config.processes > 1:
@@ -71,6 +71,8 @@ def train(config: TrainConfig) -> Outcome:
     config = dataclasses.replace(config, seed=seed)
     device = own_device(config)
     prompts = prompts_of(path, config.prompts)
+    if config.data == "images":
+        pictures_of(config.data_path)
 
     pipe = load_pipeline(path, device, teacher_dtype(config, device), config.vae)
     set_scheduler(pipe, "ddim")
@@ -86,10 +88,9 @@ def train(config: TrainConfig) -> Outcome:
         if resumed.step >= config.n_steps:
             say(f"nothing to do: {resumed.path} has {resumed.step} of {config.n_steps} steps")
             return Outcome(resumed.run, resumed.exported, {}, {})
-    folder = _run_folder(config, resumed)
     if config.pretrained_weight:
         _start_from(config.pretrained_weight, students, pipe.unet)
-    say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}, run {folder}")
+    say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}")
 
     bank = make_bank(
         pipe, config, prompts, facts["teacher_sha256"], Path(config.cache_dir or Path(config.out_dir) / "cache")
@@ -98,7 +99,6 @@ def train(config: TrainConfig) -> Outcome:
     stage = _stage(config, teacher, scheduler)
     data = Lessons(stage, scheduler, bank, config)
     previews = Previews(pipe, prompts[-1], config.width, config.height)
-    checkpoints = Checkpoints(folder, config, facts)
     module = Distillation(
         students,
         stage,
@@ -111,20 +111,27 @@ def train(config: TrainConfig) -> Outcome:
     )
     if ranks.rank() == 0:
         _with_smaller_batches(data, lambda: print_estimate(module, data, config, device))
-        print(f"watch it: tensorboard --logdir {config.log_dir}")
-        if config.processes > 1:
-            resume = str(resumed.path) if resumed else ""
-            options = {"seed": seed, "micro_batch_size": data.micro_batch_size, "resume": resume}
-            ranks.tell(folder=str(folder), options=options)
+    folder = _run_folder(config, resumed)  # now that all that can be wrong has been looked at
+    checkpoints = Checkpoints(folder, config, facts)
     if config.dry_run:
         config = dataclasses.replace(config, n_steps=1)
     try:
+        if ranks.rank() == 0:
+            print(f"run {folder}\nwatch it: tensorboard --logdir {for_a_shell(config.log_dir)}")
+            if config.processes > 1:
+                resume = str(resumed.path) if resumed else ""
+                options = {"seed": seed, "micro_batch_size": data.micro_batch_size, "resume": resume}
+                ranks.tell(folder=str(folder), options=options)
         trainer = _fit(module, data, config, checkpoints, previews, resumed)
     except Stopped as step:
         if ranks.rank():
             raise SystemExit(0) from None
-        print(f"saved at step {step}; go on with --resume {folder}")
+        print(f"saved at step {step}; go on with --resume {for_a_shell(folder)}")
         raise _signalled(checkpoints) from None
+    except BaseException:
+        if checkpoints.step is None and not resumed and not ranks.rank():
+            discard(folder, config)
+        raise
     if checkpoints.validated_step != trainer.global_step:
         trainer.validate(module, data, verbose=False)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}

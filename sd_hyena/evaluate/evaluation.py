@@ -6,6 +6,7 @@ guided; pictures on the same seeds. Everything is deterministic and lands in a f
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.report import Report
 from sd_hyena.files.names import writable_folder
 from sd_hyena.generate.alternatives import load_alternatives
+from sd_hyena.options import given_path
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     report = Report(folder, examiner.facts)
     for alternative in load_alternatives(config.students, examiner.pipe.unet):
         measured: dict[str, Any] = {}
-        label = "+".join(Path(name).stem for name in alternative.entry.split("+"))
+        label = "+".join(Path(name).stem for name in chain(*given_path.alternatives(alternative.entry)))
         while label in report.content["students"]:
             label += "'"
         for size, found, rows in examiner.examine(alternative.students):

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.comparison import side_by_side
+from sd_hyena.files.names import for_a_shell
 from sd_hyena.students.checkpoint import versions
 
 SHOWN = 6  # images of a contact sheet
@@ -62,7 +63,9 @@ class Report:
         """Draw the plots, write everything for TensorBoard, and tell."""
         self._tensorboard(self._plots())
         print(markdown(self.content["students"]))
-        print(f"\nreport: {self.folder}/report.md, pictures beside it; watch: tensorboard --logdir {self.folder}")
+        print(
+            f"\nreport: {self.folder}/report.md, pictures beside it; watch: tensorboard --logdir {for_a_shell(self.folder)}"
+        )
 
     def _plots(self) -> dict[str, np.ndarray]:
         """Error against timestep of each site, a figure per alternative, a line per size."""

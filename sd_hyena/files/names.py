@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from string import Formatter
@@ -44,6 +45,12 @@ def free_path(folder: Path, name: str, suffix: str) -> Path:
         number += 1
         path = folder / f"{name}-{number}{suffix}"
     return path
+
+
+def for_a_shell(name: str | Path) -> str:
+    """A file's name as it can be pasted behind a command."""
+    name = str(name)
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 def writable_folder(path: str | Path, option: str = "out_dir") -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.names import free_path
+from sd_hyena.files.pixels import read_pixels
 
 LARGEST_TEXT = 1 << 22  # bytes of a PNG text chunk that we read
 
@@ -41,22 +42,13 @@ def _put_beside(temporary: Path, wanted: Path) -> Path:
 
 
 def read_picture(path: str | Path) -> Any:
-    """A PIL image, RGB and upright: 16 bits are scaled to 8, what is transparent is white, of an animation the first frame.
+    """A PIL image as `read_pixels` has it, RGB; what is transparent is white. Raises BadInput."""
+    from PIL import Image
 
-    Raises BadInput, also for a picture so large that it must be a bomb (Pillow's limit, 179 million pixels).
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                image = image.convert("I").point(lambda value: value / 257).convert("L")
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{str(path)!r} is no readable image ({str(error)[:120]})") from None
+    image = read_pixels(path)
+    if image.mode.endswith("A"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

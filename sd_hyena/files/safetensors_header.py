@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.container import check_packed
 
 LARGEST = 100_000_000  # bytes, the specification's own limit
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # a torch.save zip, bare pickles
@@ -19,6 +20,7 @@ def tensor_names(path: str | Path) -> list[str]:
     Raises BadInput for a header that is none: cut, too long, no JSON object, a key twice.
     """
     path = Path(path)
+    check_packed(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)

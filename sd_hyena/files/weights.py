@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
+from sd_hyena.files.container import check_packed, is_safetensors
 from sd_hyena.files.safetensors_header import tensor_names
-from sd_hyena.files.weights_kind import PICKLED
 
 LARGEST_PT = 4 << 30  # bytes a .pt of ours may claim to unpack to
+BEFORE_ZIP = (
+    b"\x8a\x0a" + torch.serialization.MAGIC_NUMBER.to_bytes(10, "little") + b"."
+)  # what torch < 1.6 wrote first
 INERT = (  # what old checkpoints pickle beside their tensors; it becomes an object that does nothing
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
@@ -26,6 +33,7 @@ INERT = (  # what old checkpoints pickle beside their tensors; it becomes an obj
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
 )
+MAPPING = "torch.nn.modules.container.ParameterDict"  # of the original textual inversion
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -33,11 +41,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{str(path)!r} is no file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in PICKLED:
-        return _read_pt(path)
-    raise BadInput(f"{str(path)!r}: expected a .safetensors or .pt file")
+    check_packed(path, "a .safetensors or .pt file")
+    return _read_safetensors(path) if is_safetensors(path) else _read_pt(path)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -46,10 +51,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     They stay on disk until they are used. Of a pickle the state dict alone is taken. Raises BadInput.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    check_packed(path)
+    if is_safetensors(path):
         return _read_safetensors(path)[0]
-    if path.suffix not in PICKLED:
-        raise BadInput(f"{str(path)!r}: expected a .safetensors or .ckpt file")
     content = read_pickle(path, path.stat().st_size, mmap=True)
     content = content if isinstance(content, dict) else {}
     for name in ("state_dict", "tensors"):  # Lightning's, ours
@@ -66,30 +70,58 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+def shapes_of(path: str | Path) -> Mapping[str, tuple[int, ...]]:
+    """What `read_checkpoint` would give, by its sizes; of a `.safetensors` the header alone is read. Raises BadInput."""
+    path = Path(path)
+    check_packed(path)
+    return _shapes(path, stamps(path))
+
+
+def stamps(*paths: Path) -> tuple[tuple[str, int, int], ...]:
+    """By which it is known whether files have changed."""
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths))
+
+
+@lru_cache(maxsize=16)
+def _shapes(path: Path, _stamps: tuple) -> Mapping[str, tuple[int, ...]]:
+    if not is_safetensors(path):
+        return MappingProxyType({name: tuple(value.shape) for name, value in read_checkpoint(path).items()})
+    with _opened(path) as file:
+        names = file.keys()  # a safe_open is no mapping
+        return MappingProxyType({name: tuple(file.get_slice(name).get_shape()) for name in names})
+
+
 def check_weights(path: str | Path) -> None:
     """Raise BadInput for a damaged `.safetensors`, and for a pickle that could inflate; reads no tensor."""
     path = Path(path)
-    if path.suffix == ".safetensors":
+    check_packed(path)
+    if is_safetensors(path):
         check_safetensors(path)
-    elif path.suffix in PICKLED:
-        _check_archive(path, path.stat().st_size)
+    else:
+        _check_pickled(path, path.stat().st_size)
 
 
 def check_safetensors(path: str | Path) -> None:
     """Raise BadInput unless the file's header is whole and covers the file; reads no tensor."""
+    with _opened(Path(path)):
+        pass
+
+
+def _opened(path: Path) -> Any:
     tensor_names(path)
     try:
-        with safe_open(str(path), framework="pt"):
-            pass
-    except (ValueError, SafetensorError) as error:
+        return safe_open(str(path), framework="pt")
+    except Exception as error:  # whatever the library raises
         raise BadInput(f"not a valid safetensors file: {str(path)!r} ({str(error)[:200]})") from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    check_safetensors(path)
-    with safe_open(str(path), framework="pt") as file:
+    with _opened(path) as file:
         names = file.keys()  # a safe_open is no mapping
-        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+        try:
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+        except Exception as error:  # a dtype that PyTorch lacks
+            raise BadInput(f"{str(path)!r} cannot be read ({' '.join(str(error).split())[:200]})") from None
 
 
 def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -102,21 +134,54 @@ def _read_pt(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _check_archive(path: Path, largest: int) -> None:
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            start = file.read(16)
+def _check_pickled(path: Path, largest: int) -> None:
+    """Raise BadInput for what torch.save did not write, or what claims more than `largest` bytes."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if _is_archive(path):
+        _check_archive(path, largest)
+    elif start[2:].startswith(BEFORE_ZIP):
+        _check_claims(path, largest)
+    else:
         looks = "a safetensors file" if start[8:9] == b"{" else "no file of torch.save"
         looks += ", or a truncated one" if start.startswith(b"PK") else ""
         raise BadInput(f"{str(path)!r} looks like {looks}; expected what torch.save writes, whole")
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except Exception as error:  # of a damaged archive zipfile raises whatever it stumbles over, here too
+        raise BadInput(f"{str(path)!r} is a damaged archive ({str(error)[:160]})") from None
+
+
+def _check_archive(path: Path, largest: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+    except Exception as error:  # of a damaged archive zipfile raises whatever it stumbles over
         raise BadInput(f"{str(path)!r} is a damaged archive ({str(error)[:160]})") from None
     unpacked = sum(info.file_size for info in infos)
     if unpacked > largest or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise BadInput(f"{str(path)!r} would unpack to {unpacked} bytes or is compressed; torch.save writes neither")
+
+
+def _check_claims(path: Path, largest: int) -> None:
+    """What torch < 1.6 wrote: magic number, version, machine, content, each pickled, then the numbers.
+
+    The number before each storage's identity is its length. Nothing of the pickles is executed.
+    """
+    claimed, number = 0, 0
+    try:
+        with path.open("rb") as file:
+            for _ in range(4):
+                for code, argument, _ in pickletools.genops(file):
+                    number = argument if isinstance(argument, int) and "INT" in code.name else number
+                    claimed = max(claimed, number) if code.name == "BINPERSID" else claimed
+    except Exception as error:  # of a damaged pickle pickletools raises whatever it stumbles over
+        raise BadInput(f"{str(path)!r} is a damaged file of torch.save ({str(error)[:160]})") from None
+    if claimed > min(largest, path.stat().st_size):
+        raise BadInput(f"{str(path)!r} is no honest file: it claims {claimed} numbers, more than are stored")
 
 
 def _check_sums(path: Path) -> None:
@@ -124,24 +189,32 @@ def _check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # of a damaged archive zipfile raises whatever it stumbles over
         damaged = str(error)[:160]
     if damaged is not None:
         raise BadInput(f"{str(path)!r} is damaged: not what was written ({damaged})")
 
 
 def read_pickle(path: str | Path, largest: int = LARGEST_PT, mmap: bool = False) -> Any:
-    """The content of a file of torch.save that claims at most `largest` bytes; nothing of it is executed. Raises BadInput."""
+    """The content of a file of torch.save that claims at most `largest` bytes; nothing of it is executed. Raises BadInput.
+
+    With `mmap` the tensors stay on disk until they are used, but for those of a file that torch < 1.6 wrote.
+    """
     path = Path(path)
-    _check_archive(path, largest)
-    if not mmap:
+    check_packed(path)
+    _check_pickled(path, largest)
+    archive = _is_archive(path)
+    if archive and not mmap:
         _check_sums(path)
+    inert = [(_Inert, name) for name in INERT]
     try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in INERT]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals([*inert, (_Mapping, MAPPING)]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
     except Exception as error:  # pickle's errors have no common base
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else " ".join(str(error).split())[:160]
+        reason = (
+            f"it asks for {asked[1]}" if asked else " ".join(str(error).rpartition("Unpickler error:")[2].split())[:160]
+        )
         raise BadInput(f"{str(path)!r} holds more than tensors and was not executed ({reason})") from None
 
 
@@ -155,12 +228,20 @@ class _Inert:
         pass
 
 
+class _Mapping(dict):
+    """A ParameterDict of any version of torch: the parameters by their names."""
+
+    def __setstate__(self, state: Any) -> None:
+        parameters = state.get("_parameters") if isinstance(state, dict) else None
+        self.update(parameters if isinstance(parameters, dict) else {})
+
+
 def write_weights(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write `.safetensors` or `.pt`, all or nothing."""
     path = Path(path)
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     with replacing(path) as temporary:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             save_file(tensors, temporary, metadata)
         else:
             torch.save({"tensors": tensors, "metadata": metadata}, temporary)

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 
 from sd_hyena.errors import BadInput
 
-PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # files that torch.save wrote, by their suffix
 UNET = "model.diffusion_model."
+AVERAGED = "model_ema.diffusion_model"  # then the rest of the name, without dots
+TEXTS = {  # by layout and part of the pipeline: where a file has a text encoder, in the original layout and in ComfyUI's
+    ("sdxl", "text_encoder_2"): ("conditioner.embedders.1.", "text_encoders.clip_g."),
+    ("sdxl", "text_encoder"): ("conditioner.embedders.0.", "text_encoders.clip_l."),
+    ("sd21", "text_encoder"): ("cond_stage_model.", "text_encoders.clip_h."),
+    ("sd15", "text_encoder"): ("cond_stage_model.", "text_encoders.clip_l."),
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,19 @@ LORA = Kind(
 )
 STUDENTS = Kind("trained students", "give it as -y FILE beside -m MODEL", r"^[^/]+attn1/|^filter_fn\.")
 VAE = Kind("a VAE", "give it as --vae FILE beside -m MODEL", r"^(first_stage_model\.|vae\.)?decoder\.conv_in\.")
-MODEL = Kind("a Stable Diffusion model", "give it as -m FILE", rf"^{re.escape(UNET)}input_blocks\.0\.0\.")
+MODEL = Kind(
+    "a Stable Diffusion model",
+    "give it as -m FILE",
+    rf"^{re.escape(UNET)}input_blocks\.0\.0\.|^{re.escape(AVERAGED)}input_blocks00",
+)
+INVERSION = Kind(
+    "a textual inversion", "give it as --embeddings FILE beside -m MODEL", r"^(emb_params|clip_[gl]|string_to_param.*)$"
+)
 REFINER = Kind("SDXL's refiner", "give SDXL's base", r"^conditioner\.embedders\.0\.model\.")
-KINDS = (  # the first whose pattern is met
+KINDS = (  # the first whose pattern is met: what holds a UNet's first convolution is a model, whatever else it holds
+    REFINER,
+    Kind("Playground 2.5", UNKNOWN, r"^edm_mean$"),  # of SDXL's shapes, with noise levels of its own
+    MODEL,
     STUDENTS,
     LORA,
     Kind("a training checkpoint of ours", "give it as --resume FILE to train.py", r"^students\."),
@@ -40,12 +56,10 @@ KINDS = (  # the first whose pattern is met
     Kind("Stable Diffusion 3", UNKNOWN, r"joint_blocks\.0\."),
     Kind("Flux", UNKNOWN, r"double_blocks\.0\."),
     Kind("Stable Cascade", UNKNOWN, r"^clip_txt_mapper\.|^down_blocks\.1\.0\.channelwise\."),
-    REFINER,
-    Kind("Playground 2.5", UNKNOWN, r"^edm_mean$"),  # of SDXL's shapes, with noise levels of its own
-    MODEL,
     Kind("the UNet of a diffusers folder", "give the folder", r"^down_blocks\.\d+\.resnets\.|^conv_in\.weight$"),
+    Kind("the UNet alone of a model", "give a whole one", r"^(diffusion_model\.)?input_blocks\.0\.0\."),
     VAE,
-    Kind("a textual inversion", "give a model", r"^(emb_params|clip_[gl]|string_to_param.*)$"),
+    INVERSION,
     Kind("a text encoder", "give a whole model", r"(^|\.)text_model\.|^(embeddings\.token|token)_embedding\."),
 )
 NOTHING_KNOWN = Kind("no file of weights that is known here", UNKNOWN, "")
@@ -62,16 +76,18 @@ def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     kind = kind_of(shapes)
     if kind is not MODEL:
         raise BadInput(f"looks like {kind}")
-    channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))[1]
+    channels = (*shapes.get(f"{UNET}input_blocks.0.0.weight", ()), 0, 0)[1]
     if channels not in (4, 9):
         known = {5: " (depth to image)", 7: " (an upscaler)", 8: " (InstructPix2Pix)"}.get(channels, "")
         raise BadInput(f"its UNet takes {channels} channels{known}; known are 4, and 9 for inpainting")
-    texts = {
-        "sdxl": "conditioner.embedders.1.model.",
-        "sd21": "cond_stage_model.model.",
-        "sd15": "cond_stage_model.transformer.",
-    }
-    for layout, prefix in texts.items():
-        if any(name.startswith(prefix) for name in shapes):
-            return layout
+    both = TEXTS["sdxl", "text_encoder"], TEXTS["sdxl", "text_encoder_2"]
+    first, second = (any(name.startswith(prefixes) for name in shapes) for prefixes in both)
+    if second:
+        return "sdxl"
+    if first and any(name.startswith(f"{UNET}label_emb.") for name in shapes):
+        raise BadInput("it holds no second text encoder, which SDXL needs; give a whole model")
+    prefixes = TEXTS["sd21", "text_encoder"] + TEXTS["sd15", "text_encoder"]
+    if texts := [name for name in shapes if name.startswith(prefixes)]:
+        open_clip = any(".resblocks." in name or name.startswith("text_encoders.clip_h.") for name in texts)
+        return "sd21" if open_clip else "sd15"
     raise BadInput("it holds no text encoder; give a whole model")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.text import read_text
 
 LARGEST = 1 << 20  # bytes
 
@@ -34,11 +35,11 @@ def read_documents(path: str) -> list[dict[str, Any]]:
     try:
         if Path(path).stat().st_size > LARGEST:
             raise BadInput(f"config={path!r} is larger than {LARGEST} bytes; that is no config")
-        documents = list(yaml.load_all(Path(path).read_text("utf-8-sig"), Strict)) or [None]
+        documents = list(yaml.load_all(read_text(path), Strict)) or [None]
     except OSError as error:
         raise BadInput(f"config={path!r} cannot be read: {error.strerror}") from None
-    except BadInput:
-        raise
+    except BadInput as error:
+        raise error if str(error).startswith("config=") else BadInput(f"config: {error}") from None
     except Exception as error:  # of a value that is not what its tag says PyYAML raises anything: "!!bool x", "!!int"
         raise BadInput(f"config={path!r} is not valid YAML: {first_line(error)}") from None
     for content in documents:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sd_hyena.cost.crossover import speedup
 from sd_hyena.cost.operations import attention_flops, student_flops
 from sd_hyena.errors import BadInput
+from sd_hyena.options import given_path
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import StudentFile, load_students
@@ -43,8 +44,7 @@ class Alternative:
 
 def _entries(files: str) -> dict[str, list[str]]:
     """The files of each alternative of `a,b+c`, where `+` uses several at once."""
-    entries = filter(None, (part.strip() for part in files.split(",")))
-    return {entry: [name for part in entry.split("+") if (name := part.strip())] for entry in entries}
+    return {"+".join(names): names for names in given_path.alternatives(files)}
 
 
 def files_of(files: str) -> list[str]:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sd_hyena.files.mask import read_mask
 from sd_hyena.large.feed_forward import chunk_feed_forward
 from sd_hyena.large.noise_inversion import NoiseInversion, noise_inversion
 from sd_hyena.large.progress import Progress
@@ -98,6 +99,12 @@ class Arrangement:
     def metadata(self) -> dict[str, Any]:
         """What has to travel in the picture beside the config."""
         return {"regions": regions_to_dict(self.tiles.regions)} if self.tiles and self.tiles.regions else {}
+
+    @property
+    def notes(self) -> list[str]:
+        """How the regions' masks are read, where that has to be said."""
+        masks = dict.fromkeys(region.mask for region in (self.tiles.regions if self.tiles else ()) if region.mask)
+        return [said for mask in masks if (said := read_mask(mask)[1])]
 
     def __str__(self) -> str:
         """What `auto` chose and what is on, for people; empty if nothing is."""

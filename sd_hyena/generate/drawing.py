@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sd_hyena.generate.watch import Advance
+from sd_hyena.models.inpainting import repainted
 from sd_hyena.models.latents import decoded
 from sd_hyena.options.generate_config import GenerateConfig
 
@@ -52,6 +53,7 @@ def draw(
     ).images
     images, advance.worth = [], 1.0
     for i, x in enumerate(latents):
-        images.append(decoded(pipe, x[None], advance.within))
+        image = decoded(pipe, x[None], advance.within)
+        images.append(repainted(given["image"], image, given["mask_image"]) if "mask_image" in given else image)
         advance.to(inverted + n * steps + i + 1)
     return images

@@ -29,6 +29,7 @@ from sd_hyena.generate.alternatives import (
     students_of,
 )
 from sd_hyena.generate.arrangement import Arrangement
+from sd_hyena.generate.drawing import denoising_steps
 from sd_hyena.generate.job import Drawn, Job, shares
 from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
@@ -39,12 +40,13 @@ from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.models.prediction import noise_levels
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
-from sd_hyena.options.sampler import set_scheduler
+from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
 from sd_hyena.students.checkpoint import StudentFile
@@ -78,7 +80,8 @@ class Order:
     def of(cls, config: GenerateConfig) -> Order:
         """Raises BadInput."""
         config = with_paths(config)
-        path = model_path(config.model)
+        path = model_path(config.model, config.vae)
+        check_sampler(config.scheduler, noise_levels(path))
         if config.vae:
             check_vae(config.vae)
         task, arrangement = Task.of(config), Arrangement.of(config)
@@ -155,6 +158,9 @@ class Engine:
     def _draw(self, order: Order, watch: Watch, group: Group) -> Iterator[Drawn]:
         config, arrangement = order.config, order.arrangement
         if said := str(arrangement):
+            watch.note(said)
+        few = note_on_steps(config.scheduler, denoising_steps(config))
+        for said in filter(None, (*order.task.notes, *arrangement.notes, few)):
             watch.note(said)
         files = {
             name: ("students", name, arrangement.tile)

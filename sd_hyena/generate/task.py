@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,14 @@ from PIL import Image
 from torch import nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.weights import check_safetensors, check_weights
 from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
+
+HALF = 128  # of 255: what a mask has to be to be white
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Task:
     pictures: dict[str, Image.Image]  # by option: init_image, mask
     hints: tuple[Image.Image, ...]  # one for each ControlNet
     loras: tuple[tuple[Path, float], ...]
+    notes: tuple[str, ...] = ()  # how the pictures are read
 
     @classmethod
     def of(cls, config: GenerateConfig) -> Task:
@@ -34,10 +38,13 @@ class Task:
         for folder in given_path.controlnets(config.controlnet):
             for weights in folder.glob("diffusion_pytorch_model*"):
                 check_weights(weights)
-        names = [name for name in ("init_image", "mask") if getattr(config, name)]
-        pictures = {name: _picture(config, name, getattr(config, name)) for name in names}
+        pictures, notes = {}, []
+        if config.init_image:
+            pictures["init_image"] = _picture(config, "init_image", config.init_image)
+        if config.mask:
+            pictures["mask"] = _mask(config, notes)
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
-        return cls(config, pictures, tuple(hints), tuple(_loras(config.lora)))
+        return cls(config, pictures, tuple(hints), tuple(_loras(config.lora)), tuple(notes))
 
     @contextmanager
     def prepared(self, pipe: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -50,7 +57,7 @@ class Task:
             given |= {"image": self.pictures["init_image"], "strength": self.config.strength}
         if "mask" in self.pictures:
             kind = d.AutoPipelineForInpainting
-            given |= {"mask_image": self.pictures["mask"].convert("L")}
+            given |= {"mask_image": self.pictures["mask"]}
         if kind is not d.AutoPipelineForImage2Image:  # which takes the picture's size
             given |= {"width": self.config.width, "height": self.config.height}
         if nets:
@@ -66,11 +73,13 @@ class Task:
             yield pipe, given
 
 
-def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
-    """A picture at the canvas's size, RGB. Raises BadInput."""
+def _picture(
+    config: GenerateConfig, name: str, path: str, read: Callable[[str], Image.Image] = read_picture
+) -> Image.Image:
+    """A picture at the canvas's size, as `read` gives it, RGB. Raises BadInput."""
     size = (config.width, config.height)
     try:
-        image = read_picture(path)
+        image = read(path)
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
     if name != "init_image" and abs(image.width * size[1] - image.height * size[0]) > max(*image.size, *size):
@@ -79,6 +88,24 @@ def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
             "crop it"
         )
     return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
+    """White or black, cut at one half. Raises BadInput for one that would leave everything as it is."""
+
+    def read(path: str) -> Image.Image:
+        mask, said = read_mask(path)
+        notes.extend(filter(None, [said]))
+        return mask
+
+    mask = _picture(config, "mask", config.mask, read)
+    brightest = mask.getextrema()[1]
+    if brightest < HALF:
+        raise BadInput(
+            f"mask={config.mask!r} is nowhere white (its brightest pixel is {brightest} of 255), so nothing would be drawn "
+            "anew; paint white what is to change"
+        )
+    return mask.point(lambda value: 255 * (value >= HALF))
 
 
 def controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
-from sd_hyena.files.picture import read_metadata, read_picture
+from sd_hyena.files.mask import read_mask
+from sd_hyena.files.picture import read_metadata
+from sd_hyena.files.text import decoded
 from sd_hyena.large.tiling import Rect, Size, add, feather
 from sd_hyena.options.rules import check_text
 
@@ -95,7 +97,7 @@ def _is_number(value: Any, low: float, high: float) -> bool:
 
 def _read_mask(path: str, rect: Rect) -> Tensor:
     try:
-        grey = read_picture(path).convert("L").resize((rect.width, rect.height), Image.Resampling.BOX)
+        grey = read_mask(path)[0].resize((rect.width, rect.height), Image.Resampling.BOX)
     except BadInput as error:
         raise BadInput(f"mask of a region: {error}") from None
     return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(rect.height, rect.width) / 255
@@ -158,7 +160,7 @@ def read_regions(path: str | Path) -> tuple[Region, ...]:
             text = file.read(LARGEST_FILE + 1)
         if len(text) > LARGEST_FILE:
             raise BadInput(f"{source} is larger than {LARGEST_FILE} bytes; that is no file of regions")
-        data = json.loads(text.decode("utf-8-sig"))
+        data = json.loads(decoded(text))
     except OSError as error:
         raise BadInput(f"{source} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.text import read_text
 
 NATURAL_PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -14,9 +15,9 @@ def prompts_of(path: Path, file: str = "") -> list[str]:
     source = Path(file) if file else path / "prompts.txt"
     source = source if file or source.is_file() else NATURAL_PROMPTS
     try:
-        prompts = [line.strip() for line in source.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"prompts={str(source)!r} cannot be read as UTF-8 text: {error}") from None
+        prompts = [line.strip() for line in read_text(source).splitlines() if line.strip()]
+    except BadInput as error:
+        raise BadInput(f"prompts: {error}") from None
     if not prompts:
         raise BadInput(f"prompts={str(source)!r} holds no prompt; write one a line")
     return prompts

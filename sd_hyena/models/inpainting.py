@@ -1,6 +1,6 @@
-"""A UNet for inpainting where no picture is given: it is told that everything is to be drawn anew.
+"""Painting in masks: UNets that are told of them, also where no picture is given, and the picture around the mask.
 
-Its nine channels are the latents, a mask, and the latents of the picture under the mask.
+The nine channels of such a UNet are the latents, a mask, and the latents of the picture under the mask.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sd_hyena.large.tiled_vae import in_float32
 
 CHANNELS = 9
+SOFT = 4  # pixels inside a mask's border over which the old picture becomes the new one
 BLANK = 256  # pixels a side of the picture that stands for any blank one
 
 
@@ -62,3 +65,13 @@ def _nine(unet: nn.Module, sample: Tensor) -> Tensor:
     if sample.shape[1] == CHANNELS:
         return sample
     return torch.cat([sample, unet.blank.to(sample).expand(len(sample), -1, *sample.shape[-2:])], dim=1)
+
+
+def repainted(old: Image.Image, new: np.ndarray, mask: Image.Image) -> np.ndarray:
+    """The old picture, bit for bit where the mask, white or black, is black, and the new one (H, W, 3) in it."""
+    from scipy.ndimage import distance_transform_edt
+
+    inside = np.asarray(mask) > 0
+    weight = (distance_transform_edt(inside) / SOFT).clip(0, 1)[..., None] if not inside.all() else 1.0
+    before = np.asarray(old).astype(np.float64)
+    return (before + weight * (new - before)).round().astype(np.uint8)

@@ -6,39 +6,30 @@ import hashlib
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import check_weights, sha256
+from sd_hyena.files.weights import sha256
+from sd_hyena.models.folder import NETWORKS, check_folder, stored
 from sd_hyena.models.single_file import check_single_file
 from sd_hyena.options import given_path
 from sd_hyena.options.shipped import SHIPPED_MODEL
 
-UNET_FILES = (  # which diffusers looks for, with the variant that it has to be told of
-    (None, "diffusion_pytorch_model.safetensors"),
-    (None, "diffusion_pytorch_model-*-of-*.safetensors"),
-    (None, "diffusion_pytorch_model.bin"),
-    (None, "diffusion_pytorch_model-*-of-*.bin"),
-    ("fp16", "diffusion_pytorch_model.fp16.safetensors"),
-    ("fp16", "diffusion_pytorch_model.fp16-*-of-*.safetensors"),
-    ("fp16", "diffusion_pytorch_model-*-of-*.fp16.safetensors"),
-    ("fp16", "diffusion_pytorch_model.fp16.bin"),
-)
 
+def model_path(given: str, vae: str = "") -> Path:
+    """The folder or file of a model, all that is read of it checked without building it. Raises BadInput.
 
-def model_path(given: str) -> Path:
-    """The folder or file of a model, checked without building it. Raises BadInput."""
+    With another `vae` its own is not read.
+    """
     path = given_path.model(given or str(SHIPPED_MODEL))
     if path.is_file():
-        check_single_file(path)
-        return path
-    for weights in (*path.glob("*/*.safetensors"), *path.glob("*/*.bin")):
-        check_weights(weights)
+        check_single_file(path, vae)
+    else:
+        check_folder(path, ("vae",) if vae else ())
     return path
 
 
-def unet_files(path: Path) -> tuple[str | None, list[Path]]:
-    """The files of a folder's UNet, and the variant that they are. Raises BadInput."""
-    for variant, pattern in UNET_FILES:
-        if files := sorted((path / "unet").glob(pattern)):
-            return variant, files
+def unet_files(path: Path) -> tuple[Path, ...]:
+    """The files of a folder's UNet, as diffusers loads it. Raises BadInput."""
+    if weights := stored(path / "unet", NETWORKS["unet"][1]):
+        return weights.files
     raise BadInput(f"model {str(path)!r} has no weights in unet/")
 
 
@@ -46,5 +37,5 @@ def model_sha256(path: Path) -> str:
     """The hash of a single file, or of a folder's UNet, as diffusers loads it: what a student depends on."""
     if path.is_file():
         return sha256(path)
-    hashes = [sha256(file) for file in unet_files(path)[1]]
+    hashes = [sha256(file) for file in unet_files(path)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import torch
 from torch import nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.models.folder import load_network, parts_of
 from sd_hyena.models.inpainting import complete_inputs, is_inpainting
-from sd_hyena.models.location import model_path, unet_files
+from sd_hyena.models.location import model_path
 from sd_hyena.models.prediction import tell_prediction
 from sd_hyena.models.single_file import has_own_config, load_single_file
 from sd_hyena.models.vae import load_vae
 from sd_hyena.options import given_path
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.processes.device import pick_device, pick_dtype
+from sd_hyena.processes.memory import is_out_of_memory
 
 ALIGNMENT = 64  # bytes, of PyTorch's own memory
 
@@ -31,7 +34,7 @@ def load_pipeline(
 
     `auto` is the GPU if there is one, and half precision there. Raises BadInput.
     """
-    path, device = model_path(str(path)), pick_device(device)
+    path, device = model_path(str(path), vae), pick_device(device)
     dtype = pick_dtype(dtype, device)
     import diffusers
     import transformers
@@ -62,13 +65,17 @@ def _align(pipe: Any) -> None:
 def _load_folder(path: Path, dtype: torch.dtype, vae: str) -> Any:
     import diffusers
 
-    kind = given_path.PIPELINES[given_path.class_name(path / "model_index.json")]
-    given = dict(safety_checker=None, requires_safety_checker=False) if kind == "StableDiffusionPipeline" else {}
-    if vae:
-        given["vae"] = load_vae(vae, path / "vae", dtype)
-    variant, _ = unet_files(path)
-    kind = getattr(diffusers, kind)
+    index = json.loads((path / "model_index.json").read_text("utf-8"))
+    kind = given_path.PIPELINES[index["_class_name"]]
+    given: dict[str, Any] = dict(image_encoder=None, feature_extractor=None)
+    if kind == "StableDiffusionPipeline":
+        given |= dict(safety_checker=None, requires_safety_checker=False)
+    for name in parts_of(index):
+        own = not vae or name != "vae"
+        given[name] = load_network(name, path / name, dtype) if own else load_vae(vae, path / "vae", dtype)
     try:
-        return kind.from_pretrained(path, dtype=dtype, variant=variant, local_files_only=True, **given)
-    except (OSError, ValueError) as error:
+        return getattr(diffusers, kind).from_pretrained(path, local_files_only=True, **given)
+    except Exception as error:  # whatever the libraries stumble over
+        if is_out_of_memory(error):
+            raise
         raise BadInput(f"model {str(path)!r} is no whole pipeline ({' '.join(str(error).split())[:200]})") from None

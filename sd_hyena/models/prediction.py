@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sd_hyena.errors import BadInput
+from sd_hyena.files.weights import shapes_of
 from sd_hyena.models.condition import condition
+from sd_hyena.models.single_file import PURE_NOISE, configuration_of
+
+
+def noise_levels(path: Path) -> dict[str, Any]:
+    """The configuration of a model's scheduler, without the model. Raises BadInput."""
+    folder = path if path.is_dir() else configuration_of(path)
+    source = folder / "scheduler" / "scheduler_config.json"
+    try:
+        levels = json.loads(source.read_text("utf-8"))
+        levels["rescale_betas_zero_snr"] = bool(levels.get("rescale_betas_zero_snr"))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"model {str(path)!r}: {str(source)!r} cannot be read ({str(error)[:160]})") from None
+    if path.is_file() and PURE_NOISE in shapes_of(path):
+        levels["rescale_betas_zero_snr"] = True
+    return levels
 
 
 @torch.no_grad()

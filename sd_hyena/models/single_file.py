@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,46 @@ import torch
 from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import read_checkpoint
-from sd_hyena.files.weights_kind import UNET, layout_of
+from sd_hyena.files.averaged import averages_as_weights
+from sd_hyena.files.quantised import unquantised, without_scales
+from sd_hyena.files.weights import read_checkpoint, shapes_of, stamps
+from sd_hyena.files.weights_kind import TEXTS, UNET, layout_of
 from sd_hyena.models.clip_vocabulary import clip_tokenizer
 from sd_hyena.models.part import Misfit, check_state, filled
 from sd_hyena.models.vae import load_vae, vae_of
+from sd_hyena.processes.memory import is_out_of_memory
 
 LAYOUTS = Path(__file__).with_name("layouts")
 NAMES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "SDXL"}
-OPEN_CLIP = {
-    ("sd21", "text_encoder"): "cond_stage_model.model.",
-    ("sdxl", "text_encoder_2"): "conditioner.embedders.1.model.",
-}
+PURE_NOISE = "ztsnr"  # a tensor that marks models trained from pure noise on
 OWN_CONFIG = "a model of another size needs its diffusers configuration (model_index.json, unet/config.json ...) in {}"
 
 
-def check_single_file(path: Path) -> None:
-    """Raise BadInput for what is no model with a UNet and text encoders that are known here; builds nothing."""
-    tensors = read_checkpoint(path)
+def check_single_file(path: Path, vae: str = "") -> None:
+    """Raise BadInput unless all that loading reads of a file, but for its numbers, makes a model that is known here.
+
+    With another `vae` its own is not read.
+    """
     try:
-        layout_of({name: tuple(value.shape) for name, value in tensors.items()})
+        shapes = averages_as_weights(without_scales(shapes_of(path)))
+        layout = layout_of(shapes)
     except BadInput as error:
         raise BadInput(f"model {str(path)!r} {error}") from None
+    if fault := _fault(path, layout, bool(vae), stamps(path), stamps(*_configuration(path, layout).rglob("*.json"))):
+        raise BadInput(fault)
+
+
+@lru_cache(maxsize=16)
+def _fault(path: Path, layout: str, other_vae: bool, *_stamps: Any) -> str:
+    """What keeps a pipeline from being built of tensors of these names and sizes; empty if nothing."""
+    with torch.device("meta"):
+        shapes = averages_as_weights(without_scales(shapes_of(path)))
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    try:
+        _made(path, tensors, layout, torch.float32, other_vae or None)
+    except BadInput as error:
+        return str(error)
+    return ""
 
 
 def has_own_config(path: Path) -> bool:
@@ -47,7 +66,7 @@ def has_own_config(path: Path) -> bool:
 
 def configuration_of(path: Path) -> Path:
     """The folder of configurations, without weights, that describes a file. Raises BadInput."""
-    return _configuration(path, layout_of({name: tuple(v.shape) for name, v in read_checkpoint(path).items()}))
+    return _configuration(path, layout_of(averages_as_weights(shapes_of(path))))
 
 
 def _configuration(path: Path, layout: str) -> Path:
@@ -56,25 +75,35 @@ def _configuration(path: Path, layout: str) -> Path:
 
 def load_single_file(path: Path, dtype: torch.dtype, vae: str = "") -> Any:
     """The pipeline of a file, checked before, on the CPU; with the VAE of another file if given. Raises BadInput."""
-    tensors = read_checkpoint(path)
-    layout = layout_of({name: tuple(value.shape) for name, value in tensors.items()})
-    own = has_own_config(path)
-    folder = _configuration(path, layout)
-    other_vae = load_vae(vae, folder / "vae", dtype) if vae else None
     try:
-        return _built(tensors, layout, folder, dtype, other_vae)
+        tensors = averages_as_weights(unquantised(read_checkpoint(path)))
+    except BadInput as error:
+        raise BadInput(f"model {str(path)!r}: {error}") from None
+    layout = layout_of({name: tuple(value.shape) for name, value in tensors.items()})
+    other_vae = load_vae(vae, _configuration(path, layout) / "vae", dtype) if vae else None
+    return _made(path, tensors, layout, dtype, other_vae)
+
+
+def _made(path: Path, tensors: Mapping[str, Tensor], layout: str, dtype: torch.dtype, vae: Any) -> Any:
+    """The pipeline of a file's tensors, what it lacks said of the file. Raises BadInput."""
+    folder = _configuration(path, layout)
+    try:
+        return _built(tensors, layout, folder, dtype, vae)
     except Misfit as error:
-        hint = f", as {folder} says" if own else f"; {OWN_CONFIG.format(path.with_suffix(''))}"
+        hint = f", as {folder} says" if has_own_config(path) else f"; {OWN_CONFIG.format(path.with_suffix(''))}"
         raise BadInput(f"model {str(path)!r} looks like {NAMES[layout]}, but {error}{hint}") from None
     except BadInput as error:
         raise BadInput(f"model {str(path)!r}: {error}") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever the libraries stumble over
+        if is_out_of_memory(error):
+            raise
         raise BadInput(
             f"model {str(path)!r} cannot be built as {folder} says: {' '.join(str(error).split())[:200]}"
         ) from None
 
 
 def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torch.dtype, vae: Any) -> Any:
+    """The pipeline, or None of tensors without numbers."""
     import diffusers
     import transformers
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
@@ -82,9 +111,10 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     config = diffusers.UNet2DConditionModel.load_config(folder, subfolder="unet", local_files_only=True)
     config["in_channels"] = tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]  # an inpainting model's is 9
-    state = convert_ldm_unet_checkpoint(dict(tensors), config)
-    if len(state) != sum(name.startswith(UNET) for name in tensors):
-        raise Misfit("its UNet has layers that this one does not know")
+    known = convert_ldm_unet_checkpoint({name: name for name in tensors}, config)  # diffusers' name -> the file's
+    if strange := [name for name in tensors if name.startswith(UNET) and name not in known.values()]:
+        raise Misfit(f"its UNet has layers that this one does not know: {strange[0]} (and {len(strange) - 1} more)")
+    state = {name: tensors[original] for name, original in known.items()}
     parts: dict[str, Any] = {"unet": filled(diffusers.UNet2DConditionModel, config, "UNet", state, dtype)}
     if vae is not None:
         parts["vae"] = vae
@@ -94,13 +124,15 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
         raise BadInput("it holds no VAE; give one with --vae FILE, or a file that has its own")
     for name in (name for name in index if name.startswith("text_encoder")):
         kind = getattr(transformers, index[name][1])
-        parts[name] = _text_encoder(kind, tensors, folder / name, OPEN_CLIP.get((layout, name)), dtype)
+        parts[name] = _text_encoder(kind, _below(tensors, TEXTS[layout, name]), folder / name, dtype)
         name = name.replace("text_encoder", "tokenizer")
         parts[name] = _tokenizer(folder / name)
     scheduler = getattr(diffusers, index["scheduler"][1])
     parts["scheduler"] = scheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    if "ztsnr" in tensors:  # a mark of models trained from pure noise on
+    if PURE_NOISE in tensors:
         parts["scheduler"].register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    if any(value.is_meta for value in tensors.values()):
+        return None
     if layout == "sdxl":
         zeros = index.get("force_zeros_for_empty_prompt", True)
         return diffusers.StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
@@ -108,25 +140,35 @@ def _built(tensors: Mapping[str, Tensor], layout: str, folder: Path, dtype: torc
     return diffusers.StableDiffusionPipeline(**parts, **without)
 
 
-def _text_encoder(
-    kind: Any, tensors: Mapping[str, Tensor], folder: Path, open_clip: str | None, dtype: torch.dtype
-) -> nn.Module:
-    """A CLIP text encoder; `open_clip` is the prefix of its tensors if they are OpenCLIP's.
+def _below(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors behind the first of the prefixes that any has."""
+    found = ({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)} for prefix in prefixes)
+    return next(filter(None, found), {})
 
-    What OpenCLIP holds beyond the config is left: Stable Diffusion 2 reads its last layer but one.
+
+def _text_encoder(kind: Any, tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A CLIP text encoder of OpenCLIP's tensors or of transformers'; what OpenCLIP holds beyond the config is left.
+
+    Stable Diffusion 2 reads its last layer but one.
     """
-    from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         model = kind(config)
-    given = dict(tensors)
-    found = convert_open_clip_checkpoint(model, given, open_clip) if open_clip else convert_ldm_clip_checkpoint(given)
+    if any(".resblocks." in name for name in tensors):
+        found = convert_open_clip_checkpoint(model, dict(tensors), "model.")
+    else:
+        found = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+        if (projection := found.pop("text_projection", None)) is not None:  # ComfyUI's, as OpenCLIP has it
+            found["text_projection.weight"] = projection.T.contiguous()
     # Some files, and transformers' model without projection, leave the first part of the names away.
     found = {name.removeprefix("text_model."): value for name, value in found.items()}
     expected = model.state_dict()
     state = {name: found[short] for name in expected if (short := name.removeprefix("text_model.")) in found}
     check_state("text encoder", expected, state)
+    if any(value.is_meta for value in state.values()):
+        return model
     return kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()
 
 

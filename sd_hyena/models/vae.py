@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import check_weights, read_checkpoint, sha256
+from sd_hyena.files.quantised import unquantised
+from sd_hyena.files.weights import read_checkpoint, sha256, shapes_of
 from sd_hyena.files.weights_kind import VAE, kind_of
+from sd_hyena.models.folder import NETWORKS, check_network, load_network, stored
 from sd_hyena.models.part import filled
 from sd_hyena.options import given_path
 
@@ -20,16 +23,15 @@ def check_vae(given: str) -> None:
     """Raise BadInput for what is no VAE; builds nothing."""
     path = given_path.vae(given)
     if path.is_dir():
-        for weights in path.glob("diffusion_pytorch_model*"):
-            check_weights(weights)
-    elif (kind := kind_of(read_checkpoint(path))) is not VAE:
+        check_network(path, "vae", path)
+    elif (kind := kind_of(shapes_of(path))) is not VAE:
         raise BadInput(f"vae={given!r} looks like {kind}")
 
 
 def vae_sha256(given: str) -> str:
     """The hash of a file, or of a folder's weights."""
     path = Path(given)
-    files = sorted(path.glob("diffusion_pytorch_model*")) if path.is_dir() else [path]
+    files = stored(path, NETWORKS["vae"][1]).files if path.is_dir() else [path]
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
@@ -38,17 +40,10 @@ def load_vae(given: str, model: Path, dtype: torch.dtype) -> nn.Module:
 
     Raises BadInput.
     """
-    from diffusers import AutoencoderKL
-
     if Path(given).is_dir():
-        half_only = not [*Path(given).glob("diffusion_pytorch_model.safetensors"), *Path(given).glob("*.bin")]
-        try:
-            variant = "fp16" if half_only else None
-            return AutoencoderKL.from_pretrained(given, dtype=dtype, variant=variant, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"vae={given!r} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+        return load_network("vae", Path(given), dtype)
     try:
-        return vae_of(read_checkpoint(given), model, dtype)
+        return vae_of(unquantised(read_checkpoint(given)), model, dtype)
     except BadInput as error:
         raise BadInput(f"vae={given!r} does not suit this model: {error}") from None
 
@@ -56,9 +51,15 @@ def load_vae(given: str, model: Path, dtype: torch.dtype) -> nn.Module:
 def vae_of(tensors: Mapping[str, Tensor], model: Path, dtype: torch.dtype) -> nn.Module:
     """The VAE among the tensors of a file, as the config in the folder `model` says. Raises BadInput."""
     from diffusers import AutoencoderKL
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     config = AutoencoderKL.load_config(model, local_files_only=True)
+    return filled(AutoencoderKL, config, "VAE", vae_state(tensors, config), dtype)
+
+
+def vae_state(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file's VAE by diffusers' names."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
     if any(name.startswith("decoder.up_blocks.") for name in tensors):
-        return filled(AutoencoderKL, config, "VAE", tensors, dtype)
-    return filled(AutoencoderKL, config, "VAE", convert_ldm_vae_checkpoint(dict(tensors), config), dtype)
+        return dict(tensors)
+    return convert_ldm_vae_checkpoint(dict(tensors), config)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
+from sd_hyena.files.names import for_a_shell
 from sd_hyena.files.picture import read_metadata, read_parameters
 from sd_hyena.options import given_path, infotext
 from sd_hyena.options.shipped import shipped_file
@@ -210,6 +211,6 @@ def _read_yaml(path: str) -> dict[str, Any]:
     documents = yaml_file.read_documents(shipped_file(path))
     if len(documents) != 1:
         raise BadInput(
-            f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {path}"
+            f"config={path!r} is a recipe of {len(documents)} documents; run python -m sd_hyena.recipe {for_a_shell(path)}"
         )
     return documents[0]

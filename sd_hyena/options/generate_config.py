@@ -9,7 +9,16 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.names import check_format
 from sd_hyena.options import given_path
 from sd_hyena.options.command_line import option
-from sd_hyena.options.rules import LARGEST_SIDE, DType, at_least, between, check_seed, check_size, check_text
+from sd_hyena.options.rules import (
+    LARGEST_SIDE,
+    NOISE_LEVELS,
+    DType,
+    at_least,
+    between,
+    check_seed,
+    check_size,
+    check_text,
+)
 from sd_hyena.options.sampler import KARRAS, SAMPLERS
 
 Scheduler = Literal[tuple(SAMPLERS)]
@@ -144,7 +153,8 @@ class GenerateConfig:
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
         check_size(self)
-        at_least(self, 1, "num_images", "batch_size", "steps", "iteration", "clip_skip")
+        at_least(self, 1, "num_images", "batch_size", "iteration", "clip_skip")
+        between(self, 1, NOISE_LEVELS, "steps")
         at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
         between(self, 0, 1e3, "cfg_scale")
         between(self, 0, 1, "strength")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.container import PICKLED, SAFETENSORS, check_packed, is_safetensors
 from sd_hyena.files.safetensors_header import tensor_names
-from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, PICKLED, VAE, Kind, kind_of
+from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, VAE, Kind, kind_of
 from sd_hyena.options.landmarks import WORD, Landmarks
 from sd_hyena.options.shipped import SHIPPED_MODEL
 
@@ -32,19 +33,14 @@ MODELS = (
 VAES = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
 CONTROLNETS = "give a diffusers folder of a ControlNetModel"
 RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
-EMBEDDINGS = (".pt", ".bin", ".safetensors")
+EMBEDDINGS = (".pt", ".pth", ".bin", ".safetensors", ".sft")
 BESIDE = {  # the folders beside a model -> endings of what is known there by its name; the first wins
     "students": (".safetensors", ".pt"),
-    "vae": (".safetensors", *PICKLED, ""),
+    "vae": (*SAFETENSORS, *PICKLED, ""),
     "loras": (".safetensors",),
     "embeddings": EMBEDDINGS,
 }
-NAMES = {  # in the value of an option
-    "students": r"(?P<name>[^,+]+)",
-    "vae": r"(?P<name>.+)",
-    "loras": r"(?P<name>[^,]+?)(:[-+.\deE]+\s*)?(?=,|$)",
-    "embeddings": r"(?P<name>[^,]+)",
-}
+SEPARATORS = {"students": ",+", "vae": "", "loras": ",", "embeddings": ","}  # of the names in the value of an option
 
 
 def beside(model: str, kind: str) -> dict[str, Path]:
@@ -61,25 +57,44 @@ def beside(model: str, kind: str) -> dict[str, Path]:
 def located(given: str, option: str, model: str, kind: str) -> str:
     """The value of an option with each name beside the model as its path. Raises BadInput, with the names there are."""
     known = beside(model, kind)
-    for name in (match["name"].strip() for match in re.finditer(NAMES[kind], given)):
-        bare = os.path.basename(name) == name and not os.path.exists(name) and not Landmarks.read(name)
-        if known and name not in known and bare:
+
+    def path(name: str) -> str:
+        if os.path.exists(name) or not known:
+            return name
+        bare = os.path.basename(name) == name and not Landmarks.read(name)
+        if name not in known and bare:
             names = ", ".join(sorted({path.stem for path in known.values()}))
             raise BadInput(f"{option}={name!r} is no file; of that kind there are beside the model: {names}")
-    return _renamed(given, kind, {name: str(path) for name, path in known.items() if not os.path.exists(name)})
+        return str(known.get(name, name))
+
+    return _renamed(given, kind, path, lambda name: os.path.exists(name) or name in known)
 
 
 def named(given: str, model: str, kind: str) -> str:
     """The other way: each path that `located` answers as the name it has beside the model."""
-    return _renamed(given, kind, {str(path): path.stem for path in beside(model, kind).values()})
+    names = {str(path): path.stem for path in beside(model, kind).values()}
+    return _renamed(given, kind, lambda path: names.get(path, path), os.path.exists)
 
 
-def _renamed(given: str, kind: str, names: Mapping[str, str]) -> str:
-    def renamed(match: re.Match) -> str:
-        whole, name = match[0], match["name"]
-        return names[name.strip()] + whole[len(name) :] if name.strip() in names else whole
+def _renamed(given: str, kind: str, rename: Callable[[str], str], there: Callable[[str], bool]) -> str:
+    """The value with its names renamed; a LoRA's weight stays behind its name."""
+    pieces, changed = [], False
+    for separator, entry in _names(given, SEPARATORS[kind], lambda entry: there(_weighted(entry, there)[0])):
+        name, weight = _weighted(entry, there) if kind == "loras" else (entry, "")
+        new = rename(name) if name else name
+        changed |= new != name
+        pieces += [separator, new + weight]
+    return "".join(pieces) if changed else given
 
-    return re.sub(NAMES[kind], renamed, given)
+
+def _weighted(entry: str, there: Callable[[str], bool]) -> tuple[str, str]:
+    """A name and the `:weight` behind it, empty if the whole is there or ends in no number."""
+    name, _, number = entry.rpartition(":")
+    if name and not there(entry):
+        with suppress(ValueError):  # C:\lora.safetensors
+            float(number)
+            return name, f":{number}"
+    return entry, ""
 
 
 def plain_file(given: str, option: str) -> Path:
@@ -124,28 +139,34 @@ def vae(given: str, option: str = "vae") -> Path:
 
 def students(given: str, option: str) -> list[Path]:
     """All files of a+b,c."""
-    names = [part.strip() for alternative in given.split(",") for part in alternative.split("+")]
-    for name in filter(None, names):
+    names = [name for together in alternatives(given) for name in together]
+    for name in names:
         if not os.path.isfile(name) and not Landmarks.read(name):
             raise BadInput(f"{option}={name!r} is no file; training writes out/hyena.pt, {WORD} needs no file")
-    return [Path(name) for name in names if name]
+    return [Path(name) for name in names]
+
+
+def alternatives(given: str) -> list[list[str]]:
+    """The names of a+b,c: those used together, for each alternative."""
+    found: list[list[str]] = [[]]
+    for separator, name in _names(given, ",+"):
+        if separator == ",":
+            found.append([])
+        found[-1] += [name] if name else []
+    return [together for together in found if together]
 
 
 def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
     """FILE or FILE:WEIGHT, separated by commas."""
     found = []
-    for entry in _entries(given):
-        path, weight = entry, 1.0
-        name, _, number = entry.rpartition(":")
-        if name:
-            with suppress(ValueError):  # C:\lora.safetensors
-                path, weight = name, float(number)
+    for entry in several(given, lambda name: os.path.isfile(_weighted(name, os.path.isfile)[0])):
+        path, weight = _weighted(entry, os.path.isfile)
         if not os.path.isfile(path):
             raise BadInput(f"{option}={entry!r} is no file; give FILE.safetensors or FILE.safetensors:WEIGHT")
         kind = kind_of(tensor_names(path))
         if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, diffusers may know
             raise BadInput(f"{option}={path!r} looks like {kind}")
-        found.append((Path(path), weight))
+        found.append((Path(path), float(weight[1:]) if weight else 1.0))
     return found
 
 
@@ -159,25 +180,29 @@ def pictures(given: str, option: str) -> list[Path]:
     return [plain_file(name, option) for name in several(given)]
 
 
-def several(given: str) -> list[str]:
-    """The entries between commas; a name that has a comma itself is one, if it is there."""
-    if os.path.exists(given):
-        return [given]
-    return _entries(given)
+def several(given: str, there: Callable[[str], bool] = os.path.exists) -> list[str]:
+    """The entries between commas; what is `there` with commas in its name is one entry."""
+    return [name for _, name in _names(given, ",", there) if name]
 
 
 def embeddings(given: str, option: str = "embeddings") -> list[tuple[Path, bool]]:
     """Files, and all below folders, separated by commas; with each whether it was named itself."""
     found: list[tuple[Path, bool]] = []
-    for entry in _entries(given):
+    for entry in several(given):
         if os.path.isdir(entry):
-            below: Iterable[Path] = sorted(Path(entry).rglob("*"))
-            found += [(file, False) for file in below if file.suffix.lower() in EMBEDDINGS]
+            found += [(file, False) for file in _below(Path(entry)) if file.suffix.lower() in EMBEDDINGS]
         elif os.path.isfile(entry) and Path(entry).suffix.lower() in EMBEDDINGS:
             found.append((Path(entry), True))
         else:
             raise BadInput(f"{option}={entry!r} is no folder and no file that ends in {', '.join(EMBEDDINGS)}")
     return found
+
+
+def _below(place: Path) -> Iterable[Path]:
+    """All files below a folder but for hidden ones, which are other programs' debris."""
+    for file in sorted(place.rglob("*")):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(place).parts):
+            yield file
 
 
 def folder(given: str, option: str) -> None:
@@ -207,15 +232,31 @@ def class_name(path: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _entries(given: str) -> list[str]:
-    return [part.strip() for part in given.split(",") if part.strip()]
+def _names(given: str, separators: str, there: Callable[[str], bool] = os.path.exists) -> list[tuple[str, str]]:
+    """Each name and the separator before it; of names that hold separators themselves the longest that is `there`."""
+    parts = re.split(f"([{re.escape(separators)}])", given) if separators else [given]
+    pieces = ["", *parts]  # a separator before every name
+    found, start = [], 1
+    while start < len(pieces):
+        longest_first = range(len(pieces), start, -2)
+        wholes = (
+            (end, name) for end in longest_first for name in _spellings("".join(pieces[start:end])) if there(name)
+        )
+        end, name = next(wholes, (start + 1, pieces[start].strip()))
+        found.append((pieces[start - 1], name))
+        start = end + 1
+    return found
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """A name as it was given, and without blanks around it."""
+    return (name, name.strip())
 
 
 def _kind(path: Path, hoped: Kind) -> Kind:
     """The kind of a `.safetensors`; of a pickle, which takes torch to read, what is hoped."""
-    if path.suffix not in (".safetensors", *PICKLED):
-        raise BadInput(f"{str(path)!r}: expected a .safetensors or .ckpt file")
-    return kind_of(tensor_names(path)) if path.suffix == ".safetensors" else hoped
+    check_packed(path)
+    return kind_of(tensor_names(path)) if is_safetensors(path) else hoped
 
 
 def _folder(given: str, option: str, wanted: str, forms: str) -> Path:

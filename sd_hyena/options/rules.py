@@ -11,6 +11,7 @@ from sd_hyena.errors import BadInput
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 LARGEST_SIDE = 16384
 ABSURD_SIDE = 1 << 20  # with allow_huge
+NOISE_LEVELS = 1000  # that models are trained with: so many steps can be told apart
 
 
 def check_size(config) -> None:

@@ -13,7 +13,7 @@ from sd_hyena.files.names import check_format
 from sd_hyena.options import former, given_path
 from sd_hyena.options.command_line import option
 from sd_hyena.options.operators import OPERATORS, listing, operator_named
-from sd_hyena.options.rules import LARGEST_SIDE, DType, at_least, between, check_seed, check_size
+from sd_hyena.options.rules import LARGEST_SIDE, NOISE_LEVELS, DType, at_least, between, check_seed, check_size
 
 Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 
@@ -118,8 +118,9 @@ class TrainConfig:
         operator = operator_named(self.operator)
         object.__setattr__(self, "operator_options", operator.write(operator.read(self.operator_options)))
         check_size(self)
-        counts = ("batch_size", "n_steps", "num_samples", "sample_steps", "keep", "devices", "num_nodes")
+        counts = ("batch_size", "n_steps", "num_samples", "keep", "devices", "num_nodes")
         at_least(self, 1, *counts)
+        between(self, 1, NOISE_LEVELS, "sample_steps")
         at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
         between(self, 0, 1e3, "lr", open_low=True)
         for name in (

@@ -15,6 +15,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
 from sd_hyena.models.condition import text_encoders
 from sd_hyena.text.prompt import parse
+from sd_hyena.text.words import words_of
 
 WRAP = 20  # tokens: what stands behind the last comma moves to the next chunk if it is no longer (A1111's default)
 
@@ -48,7 +49,7 @@ def chunks(prompt: str, tokenizer: Any) -> list[Chunk]:
     """
     room, comma = tokenizer.model_max_length - 2, tokenizer.convert_tokens_to_ids(",</w>")
     found: list[Chunk] = []
-    for passage in parse(prompt):
+    for passage in parse(words_of(tokenizer).escaped(prompt)):
         tokens: list[tuple[int, float]] = []  # of the open chunk
         for text, weight in passage:
             for unit in _units(text, tokenizer, room):
@@ -62,14 +63,12 @@ def chunks(prompt: str, tokenizer: Any) -> list[Chunk]:
 
 
 def _units(text: str, tokenizer: Any, room: int) -> Iterator[list[int]]:
-    """Token by token; the vectors of a textual inversion `name`, `name_1`, `name_2` ... together, as far as they can."""
-    added = tokenizer.added_tokens_encoder
-    names = {token: name for name, token in added.items()}
-    for token in tokenizer(text, add_special_tokens=False).input_ids:
-        unit = [token]
-        while token in names and (following := added.get(f"{names[token]}_{len(unit)}")) is not None:
-            unit.append(following)
-        yield from (unit[start : start + room] for start in range(0, len(unit), room))
+    """Token by token; the vectors of a textual inversion together, as far as they can."""
+    for piece in words_of(tokenizer).found(text):
+        if isinstance(piece, tuple):
+            yield from (list(piece[start : start + room]) for start in range(0, len(piece), room))
+        else:
+            yield from ([token] for token in tokenizer(piece, add_special_tokens=False).input_ids)
 
 
 def _end(tokens: list[tuple[int, float]], comma: int) -> int:

@@ -1,8 +1,7 @@
-"""Textual inversions: words learnt as vectors, from files of A1111 and diffusers into a pipeline."""
+"""Textual inversions: words learnt as vectors, from files of A1111, diffusers and others into a pipeline."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,24 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.container import is_pickled
+from sd_hyena.files.quantised import widened
 from sd_hyena.files.weights import read_pickle, read_weights
-from sd_hyena.files.weights_kind import PICKLED
+from sd_hyena.files.weights_kind import INVERSION, NOTHING_KNOWN, kind_of
 from sd_hyena.models.condition import text_encoders
 from sd_hyena.options import given_path
+from sd_hyena.processes.ranks import say
+from sd_hyena.text.words import Words, key_of, teach, words_of
 
-SDXL = ("clip_l", "clip_g")  # keys of a file for both of its text encoders
+SDXL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))  # keys of a file for both of its text encoders
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vectors (n, D) behind a word, for each text encoder. `asked` if its file was named, not only its folder."""
+    """The vectors (n, D) behind a word, for each text encoder, or the `fault` for which there are none.
+
+    `asked` if its file was named, not only its folder.
+    """
 
     path: Path
     vectors: tuple[Tensor, ...]
     asked: bool
+    fault: str = ""
 
     @property
     def word(self) -> str:
@@ -40,73 +47,110 @@ class Embedding:
 
 
 def read_embeddings(entries: str) -> list[Embedding]:
-    """The embeddings of files and folders, separated by commas; folders with all below. Raises BadInput."""
-    found: dict[str, Embedding] = {}
+    """The embeddings of files and folders, separated by commas; folders with all below.
+
+    Raises BadInput for a file that was named; what is odd in a folder is only refused to the prompt that asks for it.
+    """
+    found: list[Embedding] = []
     for path, asked in given_path.embeddings(entries):
-        embedding = Embedding(path, _vectors(path), asked)
-        word = embedding.word.lower()  # tokenizers of CLIP are blind to case
-        if word in found:
-            raise BadInput(f"embeddings: {str(path)!r} and {str(found[word].path)!r} have one name; rename one of them")
-        found[word] = embedding
-    return list(found.values())
+        try:
+            found.append(Embedding(path, _vectors(path), asked))
+        except BadInput as error:
+            if asked:
+                raise
+            found.append(Embedding(path, (), asked, str(error)))
+    _check_names([embedding for embedding in found if embedding.asked])
+    return found
+
+
+def _check_names(embeddings: Sequence[Embedding]) -> None:
+    seen: dict[str, Embedding] = {}
+    for embedding in embeddings:
+        other = seen.setdefault(key_of(embedding.word), embedding)
+        if other.path != embedding.path:
+            raise BadInput(_one_name(embedding, other))
+
+
+def _one_name(one: Embedding, other: Embedding) -> str:
+    return f"embeddings: {str(one.path)!r} and {str(other.path)!r} have one name; rename one of them"
 
 
 @contextmanager
 def embedded(pipe: Any, embeddings: Sequence[Embedding]) -> Iterator[None]:
-    """Within the block, `pipe` knows these words; afterwards it has its own tokenizers and vectors again. Raises BadInput."""
-    names = ("tokenizer", "tokenizer_2")[: len(text_encoders(pipe))]
-    before = [
-        (name, getattr(pipe, name), encoder) for name, (_, encoder) in zip(names, text_encoders(pipe), strict=True)
-    ]
-    tables = [(encoder.get_input_embeddings(), _ends(encoder)) for _, _, encoder in before]
+    """Within the block, `pipe` knows these words; afterwards it knows what it knew. Raises BadInput."""
+    encoders = text_encoders(pipe)
+    before = [(words_of(tokenizer), encoder.get_input_embeddings(), _ends(encoder)) for tokenizer, encoder in encoders]
     try:
         if embeddings:
-            for name, tokenizer, _ in before:
-                setattr(pipe, name, copy.deepcopy(tokenizer))
             load_embeddings(pipe, embeddings)
         yield
     finally:
-        for (name, tokenizer, encoder), (table, ends) in zip(before, tables, strict=True):
-            setattr(pipe, name, tokenizer)
+        for (tokenizer, encoder), (words, table, ends) in zip(encoders, before, strict=True):
+            teach(tokenizer, words)
             encoder.set_input_embeddings(table)
-            encoder.config.vocab_size = table.num_embeddings
             for module, end in ends:
                 module.eos_token_id = end
 
 
-def _ends(encoder: Any) -> list[tuple[Any, int]]:
+def _ends(encoder: nn.Module) -> list[tuple[Any, int]]:
     """Each module that knows which token ends a text, and which one."""
     return [(module, module.eos_token_id) for module in encoder.modules() if hasattr(module, "eos_token_id")]
 
 
 def load_embeddings(pipe: Any, embeddings: Sequence[Embedding]) -> None:
-    """Teach the pipeline's tokenizers and text encoders these words. Those of a folder that fit other models are left out.
+    """Teach the pipeline these words, and no others. Those of a folder that are for other models are left out.
 
     Raises BadInput for a file asked for by name that does not fit.
     """
     encoders = text_encoders(pipe)
     widths = tuple(encoder.get_input_embeddings().embedding_dim for _, encoder in encoders)
-    fitting = [embedding for embedding in embeddings if embedding.widths == widths]
-    for embedding in embeddings:
-        if embedding.widths != widths and embedding.asked:
+    others = [embedding for embedding in embeddings if not embedding.fault and embedding.widths != widths]
+    for embedding in others:
+        if embedding.asked:
             raise BadInput(
                 f"embeddings={str(embedding.path)!r} is for text encoders of width {_listed(embedding.widths)}, "
                 f"the model's have {_listed(widths)}"
             )
-    if left := len(embeddings) - len(fitting):
-        print(f"note: {left} embeddings are for other models and are left out")
-    if not fitting:
-        return
-    words = [embedding.word for embedding in fitting]
+    if others:
+        names = ", ".join(sorted(embedding.word for embedding in others))
+        say(f"note: {len(others)} embeddings are for other models and are left out: {names[:200]}")
+    if faults := [embedding for embedding in embeddings if embedding.fault]:
+        say(f"note: {len(faults)} files among the embeddings are left out: {faults[0].fault}")
+    usable, unusable = _told_apart([embedding for embedding in embeddings if embedding.widths == widths])
+    unusable = {
+        embedding.word: embedding.fault for embedding in faults if key_of(embedding.word) not in usable
+    } | unusable
     for n, (tokenizer, encoder) in enumerate(encoders):
-        try:
-            with torch.random.fork_rng():  # rows are drawn at random before they are filled
-                vectors = [embedding.vectors[n] for embedding in fitting]
-                pipe.load_textual_inversion(vectors, token=words, tokenizer=tokenizer, text_encoder=encoder)
-        except ValueError as error:
-            raise BadInput(f"embeddings: {str(error).splitlines()[0][:200]}") from None
-        for module, _ in _ends(encoder):  # SDXL's says 2, which takes the largest token for the end: now that is a word
+        rows = _add_rows(encoder, [embedding.vectors[n] for embedding in usable.values()])
+        teach(tokenizer, Words(dict(zip(usable, rows, strict=True)), unusable))
+        for module, _ in _ends(encoder) if usable else ():  # SDXL's says 2, for the largest token: now that is a word
             module.eos_token_id = tokenizer.eos_token_id
+
+
+def _told_apart(embeddings: Sequence[Embedding]) -> tuple[dict[str, Embedding], dict[str, str]]:
+    """The embeddings by word, and why there is none for a word that is the name of several in folders."""
+    named = {key_of(embedding.word): embedding for embedding in embeddings if embedding.asked}
+    found: dict[str, dict[Path, Embedding]] = {}
+    for embedding in embeddings:
+        found.setdefault(key_of(embedding.word), {})[embedding.path] = embedding
+    several = {word: list(ones.values()) for word, ones in found.items() if len(ones) > 1 and word not in named}
+    usable = {word: named.get(word, next(iter(ones.values()))) for word, ones in found.items() if word not in several}
+    return usable, {word: _one_name(*ones[:2]) for word, ones in several.items()}
+
+
+@torch.no_grad()
+def _add_rows(encoder: nn.Module, words: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """Put the words' vectors behind the encoder's own, in place of earlier ones; their numbers."""
+    table = encoder.get_input_embeddings()
+    own = table.weight[: getattr(table, "own_rows", len(table.weight))]
+    if len(own) + sum(map(len, words)) != len(table.weight) or words:
+        grown = nn.Embedding.from_pretrained(torch.cat([own, *(vectors.to(own) for vectors in words)]))
+        grown.own_rows = len(own)
+        encoder.set_input_embeddings(grown)
+    numbers, start = [], len(own)
+    for vectors in words:
+        numbers.append(tuple(range(start, start := start + len(vectors))))
+    return numbers
 
 
 def _listed(widths: Sequence[int]) -> str:
@@ -114,19 +158,22 @@ def _listed(widths: Sequence[int]) -> str:
 
 
 def _vectors(path: Path) -> tuple[Tensor, ...]:
-    content = read_pickle(path) if path.suffix.lower() in PICKLED else read_weights(path)[0]
-    if isinstance(content, dict) and "string_to_param" in content:  # A1111's
+    content = read_pickle(path) if is_pickled(path) else read_weights(path)[0]
+    if isinstance(content, dict) and "string_to_param" in content:  # A1111's, the original code's
         content = content["string_to_param"]
     values = list(content.values()) if isinstance(content, dict) else [content]
-    if isinstance(content, dict) and set(content) == set(SDXL):
-        values = [content[key] for key in SDXL]
-    elif len(values) != 1:
-        raise BadInput(f"embeddings={str(path)!r} holds {len(values)} entries; one word's vectors are expected")
-    return tuple(_matrix(value, path) for value in values)
+    for both in SDXL:
+        if isinstance(content, dict) and set(content) == set(both):
+            return tuple(_matrix(content[key], path) for key in both)
+    if len(values) != 1:
+        kind = kind_of(str(name) for name in content)
+        looks = "" if kind in (INVERSION, NOTHING_KNOWN) else f" and looks like {kind}"
+        raise BadInput(f"embeddings={str(path)!r} holds {len(values)} entries{looks}; one word's vectors are expected")
+    return (_matrix(values[0], path),)
 
 
 def _matrix(value: Any, path: Path) -> Tensor:
-    tensor = torch.atleast_2d(value.detach()) if isinstance(value, Tensor) else torch.empty(0)
+    tensor = widened(torch.atleast_2d(value.detach())) if isinstance(value, Tensor) else torch.empty(0)
     if tensor.ndim != 2 or not tensor.numel() or not tensor.is_floating_point() or not tensor.isfinite().all():
         raise BadInput(f"embeddings={str(path)!r} holds no vectors of finite numbers")
     return tensor

@@ -195,8 +195,16 @@ def hollow(layout):
 def test_a_file_of_the_published_sizes_needs_nothing_beside_it(no_network, tmp_path, monkeypatch, layout):
     monkeypatch.setattr("sd_hyena.models.pipeline.tell_prediction", lambda _: None)  # it would take minutes here
     path, tensors = tmp_path / "model.safetensors", hollow(layout)
-    header = json.dumps({name: {} for name in tensors}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header)  # of gigabytes that are not there
+    header, end = {}, 0
+    for name, value in tensors.items():
+        header[name] = {
+            "dtype": "F16",
+            "shape": list(value.shape),
+            "data_offsets": [end, end := end + 2 * value.numel()],
+        }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)  # gigabytes that are not there
     monkeypatch.setattr("sd_hyena.models.single_file.read_checkpoint", lambda _: tensors)
     pipe = load_pipeline(model_path(str(path)), CPU, torch.float16)
     ids = pipe.tokenizer("a photo of a cat", padding="max_length").input_ids
