@@ -84,6 +84,9 @@ class TrainConfig:
         path=given_path.plain_file,
     )
     num_samples: int = option(32, "images the teacher draws for --data samples and trajectories, once; they are cached")
+    draw_at_once: int = option(
+        0, "how many of them at once; 0: one on a CPU, 4 on a GPU; halved on out-of-memory, as many are lost by a crash", free=True
+    )
     sample_steps: int = option(20, "denoising steps of each of them")
     cfg_scale: float = option(5.0, "their guidance", "-c")
     log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True, path=given_path.folder)
@@ -121,7 +124,9 @@ class TrainConfig:
         counts = ("batch_size", "n_steps", "num_samples", "keep", "devices", "num_nodes")
         at_least(self, 1, *counts)
         between(self, 1, NOISE_LEVELS, "sample_steps")
-        at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
+        at_least(
+            self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size", "draw_at_once"
+        )
         between(self, 0, 1e3, "lr", open_low=True)
         for name in (
             "max_error",
