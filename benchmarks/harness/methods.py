@@ -10,6 +10,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,15 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import peers  # noqa: F401  (registers them)
 from benchmarks.harness.setting import Setting
 from sd_hyena.cost.operations import attention_flops, student_flops
 from sd_hyena.large.bricks import edges, grid
 from sd_hyena.large.tiled_attention import Tiled
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site
-from sd_hyena.students.student import Projections, build_student, cast, spec_for
+from sd_hyena.students.student import Projections, StudentSpec, build_student, cast, spec_for
+from sd_hyena.students.untrained import Untrained
 
 ATTENTION = "sdpa"  # PyTorch's own choice of kernel: what everything is held against
 KERNELS = {"cudnn": "CUDNN_ATTENTION", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
@@ -42,6 +45,17 @@ STUDENTS = {
     "hyena2d hedgehog": {"operator_options": "content=hedgehog"},
     "safari, published": {"operator": "safari"},
     "linear attention": {"operator": "linear"},
+    "clusters, 64": {"operator": "clusters", "operator_options": "landmarks=64,learned=true"},
+    "clusters, 256": {"operator": "clusters", "operator_options": "landmarks=256,learned=true"},
+}
+UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {  # between the site's own projections
+    **{f"clusters, {m}, untrained": ("clusters", {"landmarks": m}) for m in (64, 128, 256, 512)},
+    "block means, 256, untrained": ("nystromformer", {"landmarks": 256}),
+    "ToMe, 50 %, untrained": ("tome", {}),
+    "ToDo, 2x2, untrained": ("todo", {}),
+    "CLEAR, radius 8, untrained": ("clear", {"radius": 8}),
+    "CLEAR, radius 16, untrained": ("clear", {"radius": 16}),
+    "HyperTile, 128 px, untrained": ("windows", {"window": 16}),
 }
 
 Size = tuple[int, int]
@@ -69,9 +83,12 @@ def new_attention(site: Site, setting: Setting) -> Attention:
 def methods(site: Site, size: Size, setting: Setting, only: tuple[str, ...] = ()) -> Iterator[Method]:
     """Those that can run here at a grid (H, W); `only` names what is wanted, all by default."""
     attention = new_attention(site, setting)
-    for method in (*_attentions(attention, site, size, setting), *_students(attention, site, size, setting, only)):
-        if not only or method.name in only:
-            yield method
+    for found in (
+        _attentions(attention, site, size, setting),
+        _students(attention, site, size, setting, only),
+        _untrained(attention, site, size, setting, only),
+    ):
+        yield from (method for method in found if not only or method.name in only)
 
 
 def _attentions(attention: Attention, site: Site, size: Size, setting: Setting) -> Iterator[Method]:
@@ -113,6 +130,18 @@ def _students(
         if config.operator == "safari" and setting.on_gpu:
             operator = copy.deepcopy(student.operator).half()
             yield Method(half, lambda x, o=operator: safari_in_its_dtype(o, x.half()).to(x.dtype), reference, cost)
+
+
+def _untrained(
+    attention: Attention, site: Site, size: Size, setting: Setting, only: tuple[str, ...]
+) -> Iterator[Method]:
+    projections = Projections.of(attention)
+    for name, (operator, options) in UNTRAINED.items():
+        if not only or name in only:
+            spec = StudentSpec(site.name, site.short, site.channels, operator, {"heads": site.heads} | options, None)
+            student = Untrained(spec).to(setting.device).eval()
+            reference = _student_reference(student, projections, size)
+            yield Method(name, lambda x, s=student: s(x, projections, size), reference, student_flops(spec, size))
 
 
 def woken(student: nn.Module) -> nn.Module:

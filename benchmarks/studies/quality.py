@@ -1,31 +1,35 @@
 """python -m benchmarks.studies.quality: every operator and baseline trained alike on the shipped model, judged by the image.
 
 All five level-0 sites at once, same data, steps and seed. A row is trained, evaluated and kept by itself, so the
-table is made in pieces and resumed by the same command. Cost: floating-point operations of one SD 1.5 block at 2048x2048.
+table is made in pieces and resumed by the same command; rows of before that are not made anew stay. Cost: floating-point
+operations of one SD 1.5 block at 2048x2048.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.harness.methods import UNTRAINED
 from benchmarks.harness.record import RESULTS, commit, write
+from benchmarks.report.plots import read
+from benchmarks.studies.sharpness import gflop
 from sd_hyena.cost.operations import student_flops
 from sd_hyena.distil.training import train
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.examiner import Examiner
-from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import select
 from sd_hyena.students.checkpoint import StudentFile, load_students, save_students
 from sd_hyena.students.student import Projections, StudentSpec, build_student, spec_for
+from sd_hyena.students.untrained import Untrained
 
-PIXELS, D, HEADS = 2048, 320, 8  # of the block whose cost is counted: SD 1.5's level 0
+CELLS, D, HEADS = (256, 256), 320, 8  # of the block whose cost is counted: SD 1.5's level 0 at 2048 px
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Row:
 
     name: str
     given: dict[str, Any] = field(default_factory=dict)
-    untrained: dict[str, Any] | None = None  # options of a mixer that needs no training
+    untrained: tuple[str, dict[str, Any]] | None = None  # an operator that needs no training, and its options
     random_projections: bool = False
 
 
@@ -46,16 +50,26 @@ def options(text: str) -> dict[str, str]:
     return {"operator_options": text}
 
 
+LEARNED = "content=landmarks"  # what Hyena2d's content was before clusters, in the rows of that time
 ROWS = [
     Row("Hyena2d, the default"),
+    *(Row(name, untrained=of) for name, of in UNTRAINED.items()),
+    Row("256 clusters", options("landmarks=256")),
+    Row("256 clusters alone", dict(operator="clusters", **options("landmarks=256,learned=true"))),
+    *(
+        Row(f"Hyena-{form} {says}", dict(operator=f"hyena_{form.lower()}", **options(f"axes={axes}")))
+        for axes, says in (("raster", "as Grafting has it"), ("plane", "over the plane"))
+        for form in ("SE", "X", "Y")
+    ),
+    Row("64 clusters", options("landmarks=64")),
+    Row("128 learned landmarks", options(LEARNED)),
     Row("landmarks alone", dict(operator="landmarks")),
     *(Row(f"{m} landmarks alone", dict(operator="landmarks", **options(f"landmarks={m}"))) for m in (64, 48)),
-    *(Row(f"{m} landmarks", options(f"landmarks={m}")) for m in (256, 192, 64, 32)),
-    Row("with a separable filter of rank 4", options("long=separable")),
-    Row("with a full filter", options("long=full")),
+    *(Row(f"{m} learned landmarks", options(f"{LEARNED},landmarks={m}")) for m in (256, 192, 64, 32)),
+    Row("with a separable filter of rank 4", options(f"{LEARNED},long=separable")),
+    Row("with a full filter", options(f"{LEARNED},long=full")),
     Row("linear attention (LinFusion's form)", dict(operator="linear")),
     Row("pointwise MLP", dict(operator="pointwise")),
-    Row("HyperTile, tiles of 128 px, untrained", untrained={"window": 16}),
     Row("content: linear attention, Hedgehog", options("long=separable,content=hedgehog")),
     Row("place alone, separable filter", options("long=separable,content=none")),
     Row("ancestor as published, lr 1e-5", dict(PUBLISHED, data="noise", lr=1e-5)),
@@ -63,13 +77,13 @@ ROWS = [
     Row("windowed attention, 8x8", dict(operator="windows")),
     Row("bidirectional 1-D", dict(operator="bidirectional")),
     Row("random projections", random_projections=True),
-    Row("without local", options("local=0")),
-    Row("without norm", options("norm=false")),
-    Row("with 8x8 windows", options("window=8")),
-    Row("1x1 gates", options("gates=dense")),
+    Row("without local", options(f"{LEARNED},local=0")),
+    Row("without norm", options(f"{LEARNED},norm=false")),
+    Row("with 8x8 windows", options(f"{LEARNED},window=8")),
+    Row("1x1 gates", options(f"{LEARNED},gates=dense")),
     Row("content: linear attention, elu + 1", options("long=separable,content=elu")),
-    *(Row(f"with a separable filter of rank {r}", options(f"long=separable,rank={r}")) for r in (1, 2, 8)),
-    Row("with filters along the axes", options("long=axial_1d")),
+    *(Row(f"with a separable filter of rank {r}", options(f"{LEARNED},long=separable,rank={r}")) for r in (1, 2, 8)),
+    Row("with filters along the axes", options(f"{LEARNED},long=axial_1d")),
     Row("ancestor as published, lr 1e-6", dict(PUBLISHED, data="noise", lr=1e-6)),
     Row("ancestor on noise, tuned lr", dict(PUBLISHED, data="noise", lr=1e-3)),
 ]
@@ -77,34 +91,30 @@ ROWS = [
 
 def run_row(row: Row, config: TrainConfig, folder: Path, examiner: Examiner) -> dict[str, Any]:
     """Train and evaluate one row."""
-    config = dataclasses.replace(config, out_dir=str(folder / "out"), log_dir=str(folder / "logs"), **row.given)
+    config = replace(config, out_dir=str(folder / "out"), log_dir=str(folder / "logs"), **row.given)
     unet = examiner.pipe.unet
     sites = select(examiner.sites, config.target)
     if row.untrained is not None:
-        specs = [spec_for(site, "windows", row.untrained, (32, 32)) for site in sites]
-        path = folder / "out" / "untrained.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_students(path, StudentFile({spec.site: build_student(spec) for spec in specs}))
+        specs = [spec_for(site, *row.untrained, (32, 32)) for site in sites]
+        students, spec, config = {spec.site: Untrained(spec) for spec in specs}, specs[0], replace(config, n_steps=0)
     else:
         if row.random_projections:
             start = folder / "start.safetensors"
             save_students(start, StudentFile(_with_random_projections(unet, sites, config)))
-            config = dataclasses.replace(config, pretrained_weight=str(start))
+            config = replace(config, pretrained_weight=str(start))
         path = train(config).exported
-    (alternative,) = load_alternatives(str(path), unet)
-    ((_, measured, _),) = examiner.examine(alternative.students)
-    return {"name": row.name, "commit": commit(), "steps": config.n_steps, "seed": config.seed, **measured,
-            "gflop_2048": round(student_flops(_at_sd15(_spec_of(path)), (PIXELS // 8,) * 2) / 1e9, 1)}  # fmt: skip
-
-
-def _spec_of(path: Path) -> StudentSpec:
-    return next(iter(load_students(path).students.values())).spec
+        students = load_students(path, unet).students
+        spec = next(iter(students.values())).spec
+    ((_, measured, _),) = examiner.examine(students)
+    operations = gflop(spec.operator, spec.options) if row.untrained else student_flops(_at_sd15(spec), CELLS) / 1e9
+    facts = {"name": row.name, "commit": commit(), "date": date.today().isoformat()}
+    return facts | {"steps": config.n_steps, "seed": config.seed, **measured, "gflop_2048": round(operations, 1)}
 
 
 def _at_sd15(spec: StudentSpec) -> StudentSpec:
     """The same operator as SD 1.5 would have it at 2048 px."""
     options = spec.options | ({"heads": HEADS} if "heads" in spec.options else {})
-    size = (PIXELS // 8, PIXELS // 8) if spec.size else None
+    size = CELLS if spec.size else None
     return StudentSpec("IN01", "IN01", D, spec.operator, options, size)
 
 
@@ -120,6 +130,26 @@ def _with_random_projections(unet, sites, config: TrainConfig) -> dict[str, Any]
                 change.weight.copy_(torch.nn.Linear(site.channels, site.channels).weight - theirs.weight)
         students[site.name] = student
     return students
+
+
+def _columns(row: dict[str, Any]) -> dict[str, Any]:
+    image = row["images"]["5"]
+    return {
+        "student": row["name"],
+        "seed": row["seed"],
+        "steps": row["steps"],
+        **{site: round(v["relative_mse"], 4) for site, v in row["sites"].items()},
+        "prediction": round(row["prediction"]["both"], 5),
+        "as_noise": round(row["prediction"]["as_noise"], 5),
+        "guided_5": round(row["prediction"]["guided_5"], 5),
+        "psnr_median": round(image["psnr_median"], 1),
+        "psnr_mean": round(image["psnr_mean"], 1),
+        "ssim": round(image["ssim_mean"], 3),
+        "above_20_dB": round(image["share_above_20_dB"], 2),
+        "gflop_2048": row["gflop_2048"],
+        "commit": row["commit"],
+        "date": row["date"],
+    }
 
 
 def main(
@@ -158,25 +188,10 @@ def main(
                 measured = run_row(row, TrainConfig(**common, seed=seed), folder, examiner)
                 done.write_text(json.dumps(measured, indent=1))
     found = [json.loads(path.read_text()) for path in sorted(series.glob("*/row.json"))]
-    table = []
-    for row in sorted(found, key=lambda row: row["prediction"]["both"]):
-        image = row["images"]["5"]
-        table.append(
-            {
-                "student": row["name"],
-                "seed": row["seed"],
-                "steps": row["steps"],
-                **{site: round(v["relative_mse"], 4) for site, v in row["sites"].items()},
-                "prediction": round(row["prediction"]["both"], 5),
-                "as_noise": round(row["prediction"]["as_noise"], 5),
-                "guided_5": round(row["prediction"]["guided_5"], 5),
-                "psnr_median": round(image["psnr_median"], 1),
-                "psnr_mean": round(image["psnr_mean"], 1),
-                "ssim": round(image["ssim_mean"], 3),
-                "above_20_dB": round(image["share_above_20_dB"], 2),
-                "gflop_2048": row["gflop_2048"],
-            }
-        )
+    table = [_columns(row) for row in found]
+    made = {(row["student"], row["seed"]) for row in table}
+    kept = [row for row in read(RESULTS / "quality.csv") if (row["student"], int(row["seed"])) not in made]
+    table = sorted([*table, *kept], key=lambda row: float(row["prediction"]))
     write("quality", table)
     print(f"{RESULTS / 'quality.csv'}: {len(table)} rows")
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from benchmarks.harness.contest import contest
 from benchmarks.harness.layouts import sites
-from benchmarks.harness.methods import ATTENTION, methods
+from benchmarks.harness.methods import ATTENTION, UNTRAINED, methods
 from benchmarks.harness.row import Row
 from benchmarks.harness.setting import Ceilings, Setting
 from benchmarks.suites import block
 
-OURS = ("hyena2d", "landmarks", "64 landmarks", "hyena2d rank 4", "hyena2d full", "hyena2d hedgehog")
-SHOWN_METHODS = (ATTENTION, *OURS, "linear attention", "safari, published", "hypertile 256 px")
+OURS = ("hyena2d", "clusters, 64", "clusters, 256", "64 landmarks", "hyena2d rank 4", "hyena2d full")
+SHOWN_METHODS = (ATTENTION, *OURS, *UNTRAINED, "linear attention", "safari, published", "hypertile 256 px")
 
 
 def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:

@@ -102,7 +102,9 @@ class Kept:
             save_file({name: value.contiguous() for name, value in piece.items()}, temporary)
 
     def _found(self) -> dict[int, Piece]:
-        parts = {i: self._read(self.parts / f"{i:05d}.safetensors", {"latents", "timesteps"}) for i in range(self.count)}
+        parts = {
+            i: self._read(self.parts / f"{i:05d}.safetensors", {"latents", "timesteps"}) for i in range(self.count)
+        }
         return {i: piece for i, piece in parts.items() if piece is not None}
 
     def _whole(self) -> Piece | None:

@@ -38,6 +38,11 @@ class Source:
     kept: Kept | None
     captions: list[str]
 
+    @property
+    def missing(self) -> int:
+        """How many pictures have yet to be made."""
+        return self.kept.missing if self.kept else 0
+
     @classmethod
     def of(cls, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Source:
         """Raises BadInput."""

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 
 Value = bool | int | float | str
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,13 @@ class Option:
     help: str = ""
     choices: tuple[str, ...] = ()
     low: int | None = None  # the least, of numbers
+    auto: bool = False  # whether it may be left to the training, by the word
 
     def check(self, name: str, value: Any) -> Value:
         """The value itself. Raises BadInput for what is of another type or out of bounds."""
         kind = type(self.default)
+        if self.auto and value == AUTO:
+            return value
         if kind is float and type(value) is int:
             value = float(value)
         wrong = type(value) is not kind or (self.choices and value not in self.choices)
@@ -50,6 +54,8 @@ class Option:
     def read(self, name: str, text: str) -> Value:
         """What a text says. Raises BadInput."""
         kind = type(self.default)
+        if self.auto and text == AUTO:
+            return text
         try:
             value = {"true": True, "false": False}[text] if kind is bool else kind(text)
         except (ValueError, KeyError):
@@ -60,7 +66,8 @@ class Option:
         if self.choices:
             return " or ".join((", ".join(self.choices[:-1]), self.choices[-1]))
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        return kinds[type(self.default)] + (f" from {self.low} to 10^9" if self.low is not None else "")
+        rule = kinds[type(self.default)] + (f" from {self.low} to 10^9" if self.low is not None else "")
+        return f"{rule}, or {AUTO}" if self.auto else rule
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,12 @@ _SEQUENCE = {
     "one_size": True,
     "ancestors": ("order", "filter_order", "num_blocks", "num_heads", "short_filter_order"),
 }
-_LANDMARKS = Option(128, "of a head: what the picture is seen through", low=1)
+_LANDMARKS = Option(
+    128,
+    "of a head: what the picture is seen through; auto: by what an error costs, at this number's price",
+    low=1,
+    auto=True,
+)
 
 
 def _order_and_value(options: Mapping[str, Value]) -> int:
@@ -210,7 +222,9 @@ OPERATORS: dict[str, Operator] = {
             "safari:ClusterAttention",
             "attention to oneself and to clusters of the picture's own keys; near to softmax without training",
             {
-                "landmarks": Option(256, "clusters of a head", low=1),
+                "landmarks": Option(
+                    256, "clusters of a head; auto: by what an error costs, at this number's price", low=1, auto=True
+                ),
                 "sample": Option(2048, "tokens that are clustered, spread over the picture", low=1),
                 "steps": Option(2, "assignments of tokens to clusters", low=1),
                 "learned": Option(False, "with weights of its own, which start as what it is without"),

@@ -53,7 +53,9 @@ class Work:
     def line(self, within: str = "") -> str:
         """Where it is, for a log."""
         count = f"{self.done:.6g}/{self.total:.6g}, " if self.total else ""
-        clock = f"{self.seconds_said(self.seconds)} so far" if self.left is None else f"{self.seconds_said(self.left)} left"
+        clock = (
+            f"{self.seconds_said(self.seconds)} so far" if self.left is None else f"{self.seconds_said(self.left)} left"
+        )
         return f"{self.what}: {count}{clock}{within}" + (f", then {self.then}" if self.then else "")
 
     @staticmethod

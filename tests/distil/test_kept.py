@@ -80,7 +80,9 @@ def test_when_the_run_that_was_waited_for_is_killed_the_other_one_goes_on(tmp_pa
 
 
 @pytest.mark.parametrize("data", ["samples", "trajectories"])
-def test_a_run_that_ends_while_the_teacher_draws_costs_one_picture_and_changes_nothing(pipe, tmp_path, data, monkeypatch):
+def test_a_run_that_ends_while_the_teacher_draws_costs_one_picture_and_changes_nothing(
+    pipe, tmp_path, data, monkeypatch
+):
     given = config(data=data, num_samples=4)
     whole = make_bank(pipe, given, PROMPTS, "", tmp_path / "whole")
     draw, drawn = sources._arguments, []

@@ -93,7 +93,7 @@ def test_tokens_of_as_few_kinds_as_there_are_landmarks_are_mixed_exactly():
     unordered[spread(43, 43)] = which  # one of each kind among the first that are chosen
     streams = [t[:, unordered] for t in kinds]
     exact = softmax_attention(*streams, 3)
-    assert (module_of()(streams, None) - exact).norm() < 1e-3 * exact.norm()
+    assert (module_of()(streams, None) - exact).norm() < 2e-3 * exact.norm()
 
 
 def test_more_landmarks_come_nearer_to_softmax_attention():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from safari import Hyena2d, fftconv, head_groups, reference, toeplitz
+from safari import ClusterAttention, Hyena2d, fftconv, head_groups, reference, toeplitz
 from safari.hyena2d import HeadNorm
 from safari.offset_filters import OffsetFilter
 
@@ -375,13 +375,15 @@ def test_the_filters_are_evaluated_in_float32_under_autocast(kind):
     assert (y - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-@pytest.mark.parametrize("mean, limit", [(0, 3e-5), (10, 4e-5)])
+@pytest.mark.parametrize("mean, limit", [(0, 1e-5), (10, 4e-5)])
 @configurations
 def test_float32_is_close_to_float64_with_a_large_mean_too(options, mean, limit):
     module = operator(**options)
     inputs = [t + mean for t in tokens((9, 13))]
     exact = apply(module, inputs, (9, 13))
     y = apply(module.float(), [t.float() for t in inputs], (9, 13))
+    if isinstance(module.content, ClusterAttention):
+        limit *= 10  # the fit multiplies rounding
     assert (y - exact).abs().max() < limit * exact.abs().max()
 
 

@@ -1,0 +1,91 @@
+"""`landmarks=auto`: how many landmarks each site gets, at no more operations than the default number everywhere.
+
+A site whose prediction suffers most from few gets many; one that hardly needs any pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sd_hyena.cost.operations import student_flops
+from sd_hyena.options.operators import AUTO, operator_named
+from sd_hyena.sites import Site
+from sd_hyena.students.losses import error_and_spread
+from sd_hyena.students.student import StudentSpec, build_student
+from sd_hyena.students.teacher import Condition, Teacher
+
+LADDER = (32, 64, 128, 256, 512)  # that a site may have
+CANVAS = 256, 256  # latent cells, 2048 px: where operations are counted, since there they matter
+
+
+def is_left_open(specs: Sequence[StudentSpec]) -> bool:
+    return any(spec.options.get("landmarks") == AUTO for spec in specs)
+
+
+def allotted(
+    specs: Sequence[StudentSpec], teacher: Teacher, states: dict[str, Any], sites: Sequence[Site]
+) -> list[StudentSpec]:
+    """The specs with a number each. `states` is a batch of held-out ones: "latents", "timestep", "text".
+
+    Each number at each site is tried as its student starts, alone in the UNet; what it costs is the error of the prediction.
+    From the least everywhere on, the next step is taken where it lowers the errors' sum most for its operations.
+    """
+    given = _on_device(states, next(teacher.unet.parameters()).device)
+    with torch.no_grad():
+        truth = teacher.observe(*given).prediction
+    default = operator_named(specs[0].operator).options["landmarks"].default
+    size_of = {site.name: site.size(*CANVAS) for site in sites}
+    errors, costs = {}, {}
+    for spec in specs:
+        for count in LADDER:
+            one = _with(spec, count)
+            costs[spec.site, count] = student_flops(one, size_of[spec.site])
+            errors[spec.site, count] = _error(teacher, one, given, truth)
+    equal = sum(student_flops(_with(spec, default), size_of[spec.site]) for spec in specs)
+    chosen = chosen_counts([spec.site for spec in specs], errors, costs, equal)
+    return [_with(spec, chosen[spec.site]) for spec in specs]
+
+
+def chosen_counts(
+    sites: Sequence[str], errors: dict[tuple[str, int], float], costs: dict[tuple[str, int], int], budget: int
+) -> dict[str, int]:
+    """From errors and operations of each site at each number of the ladder; the sum of the operations is within the budget,
+    if the least of the ladder is."""
+    rung = dict.fromkeys(sites, 0)
+    left = budget - sum(costs[site, LADDER[0]] for site in sites)
+    while True:
+        steps = []
+        for site, at in rung.items():
+            for further in range(at + 1, len(LADDER)):
+                gain = errors[site, LADDER[at]] - errors[site, LADDER[further]]
+                price = costs[site, LADDER[further]] - costs[site, LADDER[at]]
+                if gain > 0 and price <= left:
+                    steps.append((gain / max(price, 1), site, further, price))
+        if not steps:
+            return {site: LADDER[at] for site, at in rung.items()}
+        _, site, further, price = max(steps)
+        rung[site] = further
+        left -= price
+
+
+def _with(spec: StudentSpec, count: int) -> StudentSpec:
+    sample = {"sample": max(count, spec.options["sample"])} if "sample" in spec.options else {}
+    return replace(spec, options=spec.options | {"landmarks": count} | sample)
+
+
+def _on_device(states: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor, Condition]:
+    text = {name: value.to(device) for name, value in states["text"].items()}
+    return states["latents"].to(device), states["timestep"].to(device), text
+
+
+@torch.no_grad()
+def _error(teacher: Teacher, spec: StudentSpec, given: tuple[Tensor, Tensor, Condition], truth: Tensor) -> float:
+    student = build_student(spec).to(truth.device).eval()
+    answer = teacher.observe(*given, {spec.site: student}).prediction
+    error, spread = error_and_spread(answer.flatten(2).mT, truth.flatten(2).mT)
+    return float(error.sum() / spread.sum())

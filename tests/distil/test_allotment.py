@@ -1,0 +1,58 @@
+"""Landmarks are dealt out to where an error costs most, within the price of an equal share."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from sd_hyena.distil.allotment import LADDER, allotted, chosen_counts
+from sd_hyena.errors import BadInput
+from sd_hyena.options.operators import operator_named
+from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.sites import find_sites, select
+from sd_hyena.students.student import spec_for
+from sd_hyena.students.teacher import Teacher
+
+
+def test_the_choice_is_within_the_budget_and_near_the_best_there_is():
+    source = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        weight = torch.rand(3, generator=source) ** 3
+        errors = {(str(s), m): float(weight[s]) / m for s in range(3) for m in LADDER}
+        costs = {(str(s), m): m for s in range(3) for m in LADDER}
+        chosen = chosen_counts(["0", "1", "2"], errors, costs, 3 * 256)
+
+        def total(counts, errors=errors):
+            return sum(errors[str(s), m] for s, m in enumerate(counts))
+
+        best = min(total(counts) for counts in product(LADDER, repeat=3) if sum(counts) <= 3 * 256)
+        assert sum(chosen.values()) <= 3 * 256
+        assert total(chosen.values()) <= 1.35 * best
+        assert total(chosen.values()) <= total([256] * 3) + 1e-12
+
+
+def test_a_site_that_gains_nothing_stays_at_the_least():
+    errors = {("a", m): 1 / m for m in LADDER} | {("b", m): 0.5 for m in LADDER}
+    costs = {(s, m): m for s in "ab" for m in LADDER}
+    assert chosen_counts(["a", "b"], errors, costs, 600) == {"a": 512, "b": LADDER[0]}
+
+
+def test_the_sites_of_the_shipped_model_get_numbers_of_the_ladder_for_no_more_operations(unet, states):
+    latents, timestep, condition = states
+    sites = select(find_sites(unet), "IN01,OUT09")
+    size = tuple(latents.shape[-2:])
+    specs = [spec_for(site, "clusters", {"landmarks": "auto", "sample": 2048}, size) for site in sites]
+    held_out = {"latents": latents, "timestep": timestep, "text": condition}
+    found = allotted(specs, Teacher(unet, sites), held_out, sites)
+    assert [spec.site for spec in found] == [site.name for site in sites]
+    assert all(spec.options["landmarks"] in LADDER and spec.options["heads"] for spec in found)
+
+
+def test_auto_is_read_where_it_is_meant_and_refused_elsewhere():
+    assert (
+        TrainConfig(operator="clusters", operator_options="landmarks=auto").options_of_operator()["landmarks"] == "auto"
+    )
+    for options in ("local=auto", "landmarks=all"):
+        with pytest.raises(BadInput, match="must be a whole number"):
+            TrainConfig(operator="hyena2d", operator_options=options)
+    assert "or auto" in operator_named("clusters").options["landmarks"].rule()
