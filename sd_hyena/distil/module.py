@@ -167,6 +167,8 @@ class Distillation(L.LightningModule):
         counts = dict.fromkeys(("ready", "started", "processed", "completed"), done)
         for part in ("current", "total"):
             loop["epoch_loop.batch_progress"][part] = dict(counts)
+        unread = loop["epoch_loop.val_loop.batch_progress"]["current"]  # a validation that memory ended begins anew
+        unread.update(dict.fromkeys(unread, 0))
 
     def _short(self, name: str) -> str:
         return self.students[self.key[name]].spec.short if name in self.key else name

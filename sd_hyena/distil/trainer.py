@@ -132,5 +132,6 @@ def quiet_libraries() -> None:
         ".*lr_scheduler.step.*",
         ".*treespec.*",
         ".*sync_dist=True.*",
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message)

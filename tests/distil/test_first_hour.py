@@ -53,7 +53,7 @@ def test_out_of_memory_in_a_validation_halves_the_batch_and_goes_on(folder, monk
         return original(ours, truth)
 
     monkeypatch.setattr(distillation, "cosine", out_of_memory)
-    outcome = train(config(folder, n_steps=6, ema=ema))
+    outcome = train(config(folder, n_steps=6, ema=ema, operator="pointwise"))
     assert "2 micro-batches of 3" in capsys.readouterr().out
     assert load_students(outcome.exported).training["step"] == 6 and outcome.metrics["val/relative_mse/IN01"] > 0
 
@@ -98,7 +98,7 @@ def test_a_name_is_kept_beside_the_newest_and_what_is_replaced_is_named(folder, 
 
 
 def test_a_run_that_ends_above_its_start_says_so(folder, capsys):
-    outcome = train(config(folder, n_steps=2, lr=50.0, warmup_steps=0, clip=0.0))
+    outcome = train(config(folder, n_steps=2, operator="pointwise", lr=50.0, warmup_steps=0, clip=0.0))
     said, training = capsys.readouterr().out, load_students(outcome.exported).training
     assert re.search(r"step 0: relative error IN01 \d+\.\d{4}", said)
     assert training["untrained"]["IN01"] < training["metrics"]["val/relative_mse/IN01"]
@@ -107,7 +107,7 @@ def test_a_run_that_ends_above_its_start_says_so(folder, capsys):
 
 def test_tensorboard_has_options_log_errors_and_one_chart_a_level(folder, unet):
     (folder / "mine.txt").write_text("a red circle\na blue square\n")
-    outcome = train(config(folder, n_steps=1, sample_prompts=str(folder / "mine.txt")))
+    outcome = train(config(folder, n_steps=1, operator="pointwise", sample_prompts=str(folder / "mine.txt")))
     reader = EventAccumulator(str(folder / "logs" / outcome.folder.name)).Reload()
     tags = reader.Tags()
     assert "config/text_summary" in tags["tensors"] and "custom_scalars__config__" in tags["tensors"]
