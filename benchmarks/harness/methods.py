@@ -34,9 +34,9 @@ LARGEST_MATH = 16384  # tokens: it holds all scores
 WINDOW = 32  # cells, HyperTile's 256 px
 STUDENTS = {
     "hyena2d": {},
-    "hyena2d 64 landmarks": {"operator_options": "landmarks=64"},
     "landmarks": {"operator": "landmarks"},
     "64 landmarks": {"operator": "landmarks", "operator_options": "landmarks=64"},
+    "hyena2d, learned landmarks": {"operator_options": "content=landmarks"},
     "hyena2d rank 1": {"operator_options": "long=separable,rank=1"},
     "hyena2d rank 4": {"operator_options": "long=separable,rank=4"},
     "hyena2d rank 8": {"operator_options": "long=separable,rank=8"},
@@ -45,8 +45,11 @@ STUDENTS = {
     "hyena2d hedgehog": {"operator_options": "content=hedgehog"},
     "safari, published": {"operator": "safari"},
     "linear attention": {"operator": "linear"},
-    "clusters, 64": {"operator": "clusters", "operator_options": "landmarks=64,learned=true"},
-    "clusters, 256": {"operator": "clusters", "operator_options": "landmarks=256,learned=true"},
+    "hyena2d, 64": {"operator_options": "landmarks=64"},
+    "hyena2d, 256": {"operator_options": "landmarks=256"},
+    "Hyena-SE, raster": {"operator": "hyena_se"},
+    "Hyena-SE, plane": {"operator": "hyena_se", "operator_options": "axes=plane"},
+    "pointwise": {"operator": "pointwise"},
 }
 UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {  # between the site's own projections
     **{f"clusters, {m}, untrained": ("clusters", {"landmarks": m}) for m in (64, 128, 256, 512)},

@@ -126,7 +126,63 @@ def _tiled_vae(axes, rows: list[dict[str, str]]) -> bool:
     return _lines(axes, named, "decode_MiB", lambda row: row["method"])
 
 
+TRAINED = {  # rows of benchmarks.quality -> methods of the cpu suite; what needs no training has one name in both
+    "Hyena2d, the default": "hyena2d",
+    "64 clusters": "hyena2d, 64",
+    "256 clusters": "hyena2d, 256",
+    "linear attention (LinFusion's form)": "linear attention",
+    "Hyena-SE as Grafting has it": "Hyena-SE, raster",
+    "Hyena-SE over the plane": "Hyena-SE, plane",
+    "ancestor's operator on real activations": "safari, published",
+    "pointwise MLP": "pointwise",
+}
+
+
+def _frontier(axes, rows: Iterable[dict[str, str]]) -> bool:
+    """PSNR of pictures against the time of a block at 1024 px, a point for each method; attention's time is a line."""
+    times = {
+        row["method"]: float(row["median"])
+        for row in read(RESULTS / "cpu.csv")
+        if pixels(row) == 1024 and row["median"]
+    }
+    families: dict[str, list[tuple[float, float, str]]] = {}
+    for row in rows:
+        name, trained = row["student"], "untrained" not in row["student"]
+        method = TRAINED.get(name) if trained else name
+        if method in times:
+            family = (
+                "Hyena2d on clusters, trained"
+                if "hyena2d" in method
+                else "clusters, untrained"
+                if "clusters" in name
+                else name
+            )
+            families.setdefault(family, []).append((1e3 * times[method], float(row["psnr_median"]), name))
+    if not families:
+        return False
+    for family, points in families.items():
+        ours = "cluster" in family
+        style = {"linewidth": 2, "markersize": 8} if ours else {"linewidth": 0, "markersize": 7, "alpha": 0.8}
+        hollow = {"markerfacecolor": "none"} if "untrained" in family else {}
+        xs, ys, names = zip(*sorted(points), strict=True)
+        axes.plot(xs, ys, marker="o" if ours else "s", label=family, **style, **hollow)
+        for x, y, name in zip(xs, ys, names, strict=True):
+            if ours:
+                m = next((word.strip(",") for word in name.split() if word.strip(",").isdigit()), "128")
+                axes.annotate(m, (x, y), textcoords="offset points", xytext=(6, -10), fontsize="x-small")
+    axes.axvline(1e3 * times["sdpa"], color="black", linestyle=":", label="attention")
+    axes.set(
+        xscale="log",
+        xlabel="ms of a block at 1024 px (SD 1.5's IN01, one thread)",
+        ylabel="PSNR to the teacher, dB, median",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small", ncols=2)
+    return True
+
+
 PLOTS = {
+    "quality": {"frontier": _frontier},
     "core": {"time": _time, "memory": _memory},
     "block": {"time": _time, "memory": _memory},
     "cpu": {"time": _time},

@@ -18,7 +18,7 @@ ROOT = RESULTS.parent.parent
 DOCUMENTS = ("README.md", "docs/large-images.md", "docs/operator.md", "docs/performance.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Rows = list[dict[str, str]]
-OPERATORS = {"sdpa": "attention", "hyena2d": "Hyena2d", "64 landmarks": "64 landmarks alone"}
+OPERATORS = {"sdpa": "attention", "hyena2d, 256": "Hyena2d", "clusters, 64, untrained": "64 clusters, untrained"}
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -49,7 +49,7 @@ def speed(rows: Rows) -> str:
         ratios = [_faster(found[name]) for name in list(OPERATORS)[1:]]
         side, tokens = f"{pixels(found['sdpa'])} px", f"{int(found['sdpa']['tokens']):,}".replace(",", " ")
         lines.append([side, tokens, times[0], times[1], ratios[0], times[2], ratios[1]])
-    head = ["image", "tokens", "attention", "Hyena2d", "times faster", "64 landmarks alone", "times faster"]
+    head = ["image", "tokens", "attention", "Hyena2d", "times faster", "64 clusters, untrained", "times faster"]
     return _markdown(head, lines)
 
 
@@ -142,6 +142,36 @@ def quality(rows: Rows) -> str:
     return _markdown(head, lines)
 
 
+def sharpness(rows: Rows) -> str:
+    """What needs no training, at two sites, with all logits multiplied."""
+    columns = [f"{site}_x{factor}" for site in ("IN01", "OUT09") for factor in (1, 2, 4)]
+    lines = [[row["untrained"], *(_short(row[name]) for name in columns), row["gflop_2048"]] for row in rows]
+    heads = [name.replace("_x", " ×") for name in columns]
+    return _markdown(["untrained", *heads, "GFLOP at 2048 px"], lines)
+
+
+def landmarks(rows: Rows) -> str:
+    """How the error of untrained clusters falls with their number, by tokens."""
+    tokens, counts = (sorted({int(row[name]) for row in rows}) for name in ("tokens", "landmarks"))
+    cells = {
+        (int(row["tokens"]), int(row["landmarks"])): f"{_short(row['IN01'])}, {_short(row['OUT09'])}" for row in rows
+    }
+    lines = [[f"{n:,}".replace(",", " "), *(cells[n, m] for m in counts)] for n in tokens]
+    return _markdown(["tokens", *(f"{m} clusters" for m in counts)], lines)
+
+
+def _short(error: str) -> str:
+    """Two digits that count, without the leading zero."""
+    value = float(error)
+    return (
+        f"{value:.1e}"
+        if value < 1e-4
+        else f"{value:.5f}".rstrip("0").removeprefix("0")
+        if value < 1
+        else f"{value:.2f}"
+    )
+
+
 def _vae(rows: Rows, ways: dict[str, str], cell: str) -> str:
     """`cell` of each way, named by `mode` and `offload`, by size."""
     sizes = list(dict.fromkeys(row["pixels"] for row in rows))
@@ -206,7 +236,9 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "unet": ("unet_cpu", unet, "sites"),
     "ladder": ("ladder_cpu", ladder, ""),
     "image": ("image_cpu", image, ""),
-    "quality": ("quality", quality, ""),
+    "quality": ("quality", quality, "frontier"),
+    "sharpness": ("sharpness", sharpness, ""),
+    "landmarks": ("landmarks", landmarks, ""),
     "vae_error": ("tiled_vae", vae_error, ""),
     "vae_memory": ("tiled_vae", vae_memory, "memory"),
     "options_tiny_sd": ("large_images_tiny_sd", options, ""),

@@ -13,8 +13,16 @@ from benchmarks.harness.row import Row
 from benchmarks.harness.setting import Ceilings, Setting
 from benchmarks.suites import block
 
-OURS = ("hyena2d", "clusters, 64", "clusters, 256", "64 landmarks", "hyena2d rank 4", "hyena2d full")
-SHOWN_METHODS = (ATTENTION, *OURS, *UNTRAINED, "linear attention", "safari, published", "hypertile 256 px")
+OURS = ("hyena2d", "hyena2d, 64", "hyena2d, 256", "hyena2d, learned landmarks", "hyena2d rank 4", "hyena2d full")
+PEERS = (
+    "linear attention",
+    "safari, published",
+    "hypertile 256 px",
+    "Hyena-SE, raster",
+    "Hyena-SE, plane",
+    "pointwise",
+)
+SHOWN_METHODS = (ATTENTION, *OURS, *UNTRAINED, *PEERS)
 
 
 def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:

@@ -96,12 +96,8 @@ def train(config: TrainConfig) -> Outcome:
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}")
     cache = Path(config.cache_dir or Path(config.out_dir) / "cache")
     if ranks.rank() == 0:
-        with work("counting operations, and timing one of the teacher's"):
-            missing = Source.of(config, prompts, facts["teacher_sha256"], cache).missing
-            estimator = Estimator(pipe, config, sites, specs)
-            found = estimator.estimate(missing, device, config.n_steps - (resumed.step if resumed else 0))
-            lines = [found.line(device), *advice(found, estimator, device)]
-        say("\n".join(lines))
+        missing = Source.of(config, prompts, facts["teacher_sha256"], cache).missing
+        _tell_estimate(Estimator(pipe, config, sites, specs), missing, device, resumed.step if resumed else 0)
     if config.dry_run:
         config = dataclasses.replace(config, n_steps=1, num_samples=min(config.num_samples, OF_A_DRY_RUN))
     bank = make_bank(pipe, config, prompts, facts["teacher_sha256"], cache)
@@ -162,6 +158,14 @@ def train(config: TrainConfig) -> Outcome:
     if checkpoints.signal is not None:  # it came too late to stop a step, but not to stop what follows this run
         raise _signalled(checkpoints)
     return outcome
+
+
+def _tell_estimate(estimator: Estimator, missing: int, device: torch.device, done: int) -> None:
+    """Before anything is drawn: what the run will take with so many pictures missing and so many steps done."""
+    with work("counting operations, and timing one of the teacher's"):
+        found = estimator.estimate(missing, device, estimator.config.n_steps - done)
+        lines = [found.line(device), *advice(found, estimator, device)]
+    say("\n".join(lines))
 
 
 def _signalled(checkpoints: Checkpoints) -> BaseException:

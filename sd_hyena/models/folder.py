@@ -58,11 +58,11 @@ def check_folder(path: Path, without: tuple[str, ...] = ()) -> None:
     `without` are parts that are not read, for they come from elsewhere.
     """
     index = _json(path, "model_index.json")
-    _json(path, "scheduler/scheduler_config.json")
     for name in parts_of(index):
         if name not in without:
             check_network(path, name, path / name, str(_class_in(index, name)))
             _check_tokenizer(path, name)
+    _json(path, "scheduler/scheduler_config.json")
 
 
 def parts_of(index: Mapping[str, Any]) -> list[str]:
@@ -76,10 +76,10 @@ def check_network(model: Path, name: str, folder: Path, kind: str = "") -> None:
     if kind not in ("", known):
         raise BadInput(f"model {str(model)!r}: its {name} is a {kind[:80]}, known is {known}")
     if (weights := stored(folder, stem)) is None:
-        raise BadInput(f"model {str(model)!r} is no whole pipeline: it has no weights in {name}/")
-    config = _json(folder, "config.json")
+        raise BadInput(f"model {str(model)!r} is no whole pipeline: it has no weights in {folder.name}/")
     for file in weights.files:
         check_weights(file)
+    config = _json(folder, "config.json")
     if fault := _misfit(name, folder, json.dumps(config), stamps(*weights.files)):
         raise BadInput(f"model {str(model)!r}: {fault}")
 

@@ -23,7 +23,10 @@ def check_vae(given: str) -> None:
     """Raise BadInput for what is no VAE; builds nothing."""
     path = given_path.vae(given)
     if path.is_dir():
-        check_network(path, "vae", path)
+        try:
+            check_network(path, "vae", path)
+        except BadInput as error:
+            raise BadInput(f"vae={given!r} cannot be loaded: {error}") from None
     elif (kind := kind_of(shapes_of(path))) is not VAE:
         raise BadInput(f"vae={given!r} looks like {kind}")
 

@@ -12,16 +12,21 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_folder import AtomicCheckpointIO
 from sd_hyena.errors import BadInput
+from sd_hyena.files.averaged import averages_as_weights
+from sd_hyena.files.mask import read_mask
 from sd_hyena.files.names import check_format
-from sd_hyena.files.picture import read_metadata, write_image
-from sd_hyena.files.weights import check_weights, read_checkpoint, read_weights
+from sd_hyena.files.picture import read_metadata, read_picture, write_image
+from sd_hyena.files.quantised import unquantised, without_scales
+from sd_hyena.files.text import read_text
+from sd_hyena.files.weights import check_weights, read_checkpoint, read_weights, shapes_of
+from sd_hyena.files.weights_kind import layout_of
 from sd_hyena.large.regions import read_regions
-from sd_hyena.options import infotext
+from sd_hyena.options import given_path, infotext
 from sd_hyena.options.command_line import parse, to_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.train_config import TrainConfig
@@ -30,6 +35,7 @@ from sd_hyena.recipe import read_recipe
 from sd_hyena.students.checkpoint import StudentFile, load_students, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.text import prompt
+from sd_hyena.text.textual_inversion import read_embeddings
 from tests.conftest import IN01
 
 HALVES = st.sampled_from(["\ud800", "\udcff"])  # of characters: no file can hold them
@@ -108,7 +114,30 @@ def good(tmp_path_factory) -> dict:
     found["picture"] = {"config": to_dict(GenerateConfig(prompt="a fox", seed=5)), "regions": REGIONS}
     write_image(folder / "x.png", Image.new("RGB", (4, 4)), A1111, found["picture"])
     found["png"] = (folder / "x.png").read_bytes()
-    return found
+    return found | wild(folder)
+
+
+def wild(folder: Path) -> dict[str, bytes]:
+    """Good files of other programs."""
+    word = {"string_to_param": torch.nn.ParameterDict({"*": torch.ones(2, 8)}), "name": "x"}
+    torch.save(word, folder / "word.pt")
+    torch.save(
+        {"state_dict": {"x": torch.ones(9), "y": torch.ones(2, 3)}},
+        folder / "old.ckpt",
+        _use_new_zipfile_serialization=False,
+    )
+    layer = "model.diffusion_model.input_blocks.0.0."
+    eight = {f"{layer}weight": torch.ones(3, 4).to(torch.float8_e4m3fn), f"{layer}scale_weight": torch.ones(3)}
+    eight |= {f"{layer}comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)}
+    save_file(eight | {"model_ema.diffusion_modelout0weight": torch.ones(2)}, folder / "eight.safetensors")
+    brush = Image.new("RGBA", (6, 5))
+    brush.paste((255, 255, 255, 255), (1, 1, 4, 4))
+    brush.save(folder / "mask.png")
+    Image.new("F", (6, 5), 0.5).save(folder / "mask.tif")
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("word.pt", "old.ckpt", "eight.safetensors", "mask.png", "mask.tif")
+    }
 
 
 A1111 = 'a (fox:1.2)\nNegative prompt: b\nSteps: 5, Sampler: Euler a, CFG scale: 7, Seed: 3, Size: 64x72, Hyena: "a, b"'
@@ -199,9 +228,27 @@ def _weights(path: Path) -> None:
         read(path)
 
 
+def _eight_bits(path: Path) -> None:
+    given_path.model(str(path))
+    unquantised(averages_as_weights(read_checkpoint(path)))
+    layout_of(averages_as_weights(without_scales(shapes_of(path))))
+
+
+def _image(path: Path) -> None:
+    read_picture(path)
+    read_mask(path)
+
+
 PARSERS = {
     "a .safetensors": lambda good: (damaged(good["causal.safetensors"]), _written(_weights, "x.safetensors")),
     "a .pt": lambda good: (damaged(good["causal.pt"]), _written(_weights, "x.pt")),
+    "an embedding": lambda good: (damaged(good["word.pt"]), _written(lambda path: read_embeddings(str(path)), "x.pt")),
+    "a file of torch before 1.6": lambda good: (damaged(good["old.ckpt"]), _written(_weights, "x.ckpt")),
+    "float8 with scales": lambda good: (damaged(good["eight.safetensors"]), _written(_eight_bits, "x.safetensors")),
+    "a mask": lambda good: (damaged(good["mask.png"]) | damaged(good["mask.tif"]), _written(_image, "x.png")),
+    "a text": lambda good: (
+        st.binary(max_size=60) | damaged("Ein Kreis, ○".encode("utf-16")), _written(read_text, "x.txt")
+    ),
     "a checkpoint to resume": lambda good: (damaged(good["ckpt"]), _run),
     "the header of a 1-D student": lambda good: (altered(good["causal header"]), _from_header(good, "causal")),
     "the header of a 2-D student": lambda good: (altered(good["hyena2d header"]), _from_header(good, "hyena2d")),

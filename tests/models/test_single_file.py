@@ -352,6 +352,7 @@ def test_what_lightning_left_in_a_checkpoint_is_read_and_does_nothing(files, tmp
         "optimizer_states": [{"lr": 1e-4}],
     }
     torch.save(content, tmp_path / "model.ckpt")
+    shutil.copytree(files["sd15", ".ckpt"].with_suffix(""), tmp_path / "model")
     monkeypatch.delitem(sys.modules, module.__name__)
     assert model_path(str(tmp_path / "model.ckpt")) == tmp_path / "model.ckpt"
 
