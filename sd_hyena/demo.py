@@ -19,6 +19,7 @@ from sd_hyena.options.command_line import option
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.progress import work
 from sd_hyena.processes.ranks import say
 
 OPERATORS = ("pointwise", "causal", "bidirectional", "hyena2d")
@@ -41,8 +42,9 @@ class DemoConfig:
 
 
 def main(config: DemoConfig) -> None:
-    from sd_hyena.distil.run_card import Outcome
-    from sd_hyena.distil.training import train
+    with work("loading PyTorch, diffusers and Lightning", announced=False):
+        from sd_hyena.distil.run_card import Outcome
+        from sd_hyena.distil.training import train
 
     outcomes: dict[str, Outcome] = {}
     for operator in OPERATORS:
@@ -87,7 +89,6 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     from sd_hyena.files.picture import write_image
     from sd_hyena.generate.engine import Engine
     from sd_hyena.models.example_prompts import prompts_of
-    from sd_hyena.processes.progress import work
 
     prompts = prompts_of(SHIPPED_MODEL)[-IMAGES:]  # the first ones were trained on
     settings = [
@@ -126,7 +127,6 @@ def _print_block_times() -> None:
     from diffusers.models.attention_processor import Attention
 
     from sd_hyena.cost.timing import block_seconds
-    from sd_hyena.processes.progress import work
     from sd_hyena.sites import Site
     from sd_hyena.students.student import build_student, spec_for
 

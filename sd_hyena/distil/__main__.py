@@ -8,10 +8,12 @@ from sd_hyena.distil.run_options import options_of_run
 from sd_hyena.options.command import run_parsed
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.progress import work
 
 
 def main(config: TrainConfig) -> None:
-    from sd_hyena.distil.training import train
+    with work("loading PyTorch, diffusers and Lightning", announced=False):
+        from sd_hyena.distil.training import train
 
     train(config)
 

@@ -16,5 +16,5 @@ def bar(total: int, unit: str, progress: Progress | None = None) -> Iterator[Pro
     if progress is not None:
         yield progress
         return
-    with work(unit, total) as shown:
+    with work(unit, total, announced=False) as shown:
         yield lambda done, _total: shown.to(done)

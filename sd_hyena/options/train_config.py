@@ -188,7 +188,7 @@ class TrainConfig:
         if self.name and (set(self.name) & set("/\\{}") or self.name.startswith(".")):
             raise BadInput(f"name={self.name!r} names files beside OUT_DIR/hyena.pt: no / \\ {{ }}, no dot in front")
         if self.name:
-            check_format(self.name, "", "name")
+            check_format(self.name, "s", "name")
 
     @property
     def processes(self) -> int:

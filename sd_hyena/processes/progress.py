@@ -68,14 +68,19 @@ _open: list[Work] = []  # the outermost first
 
 
 @contextmanager
-def work(what: str, total: float | None = None, then: str = "", before: float = 0.0) -> Iterator[Work]:
-    """Announce a piece of long work and show how far it is for the time of the block; the first process alone does."""
+def work(
+    what: str, total: float | None = None, then: str = "", before: float = 0.0, announced: bool = True
+) -> Iterator[Work]:
+    """Announce a piece of long work and show how far it is for the time of the block; the first process alone does.
+
+    What is not announced is not said in a log at all unless it takes long.
+    """
     piece = Work(what, total, then, before)
     shown = not _open and rank() == 0
     _open.append(piece)
     try:
         if shown:
-            with _bar(piece) if sys.stderr.isatty() else _lines(piece):
+            with _bar(piece) if sys.stderr.isatty() else _lines(piece, announced):
                 yield piece
         else:
             yield piece
@@ -99,9 +104,10 @@ def _bar(piece: Work) -> Iterator[None]:
 
 
 @contextmanager
-def _lines(piece: Work) -> Iterator[None]:
+def _lines(piece: Work, announced: bool) -> Iterator[None]:
     tell = lambda line: print(line, file=sys.stderr, flush=True)
-    tell(f"{piece.what}, then {piece.then}" if piece.then else piece.what)
+    if announced:
+        tell(f"{piece.what}, then {piece.then}" if piece.then else piece.what)
     with _every(SELDOM, lambda: tell(piece.line(_within()))):
         yield
     _say_done(piece)

@@ -524,7 +524,7 @@ def test_the_progress_ends_at_its_total(vae, monkeypatch):
     shown = []
 
     @contextmanager
-    def work(what, total):
+    def work(what, total, announced):
         shown.append(Work(what, total))
         yield shown[-1]
 
