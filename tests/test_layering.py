@@ -149,3 +149,8 @@ def test_nothing_imports_the_scripts():
 def test_there_is_no_room_for_odds_and_ends():
     names = {path.stem for path in ROOT.glob("**/*.py") if ".venv" not in path.parts}
     assert not names & {"utils", "helpers", "common", "misc", "mods"}
+
+
+def test_the_tests_are_no_package_so_that_none_of_them_loads_the_root_that_is_for_comfyui():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    assert loaded_by("import sys, importlib; importlib.import_module('__init__')").isdisjoint({"comfyui", "sd_hyena"})

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sd_hyena.large.progress import Progress, bar
+from sd_hyena.large.steps import QUERIES, Add, Attend, Moments, Norm, Span, Step
 from sd_hyena.large.tile_store import TileStore
-from sd_hyena.large.vae_steps import QUERIES, Add, Attend, Moments, Norm, Span, Step
 
 Box = tuple[Span, Span]  # rows, columns
 Size = tuple[int, int]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from typing import Literal
 
 import torch
@@ -27,24 +27,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sd_hyena.errors import BadInput
+from sd_hyena.large.float32 import in_float32
 from sd_hyena.large.progress import Progress
+from sd_hyena.large.steps import Down, Moments, Norm, Up
+from sd_hyena.large.tile_sizes import Side, default_tile_size
 from sd_hyena.large.tile_store import Offload, TileStore
 from sd_hyena.large.tiled_network import NotFinite, TiledNetwork, crop, split
-from sd_hyena.large.vae_steps import Down, Moments, Norm, Up, decoder_steps, encoder_steps
+from sd_hyena.large.vae_steps import decoder_steps, encoder_steps
 
 Mode = Literal["exact", "fast", "two_pass", "classic", "blend"]
 Padding = Literal["constant", "circular"]
-Side = Literal["encoder", "decoder"]
 Known = Mapping[nn.GroupNorm, Moments]
 
-TILE_SIZES = (  # Tiled VAE's: from so many GiB of free GPU memory, encoder px, decoder latents
-    (30, {"encoder": 3072, "decoder": 256}),
-    (16, {"encoder": 3072, "decoder": 192}),
-    (12, {"encoder": 2048, "decoder": 128}),
-    (8, {"encoder": 1536, "decoder": 96}),
-    (0, {"encoder": 960, "decoder": 64}),
-)
-TILE_SIZES_ON_CPU = {"encoder": 512, "decoder": 64}
 PADS = {"encoder": 32, "decoder": 11}  # Tiled VAE's, px and latents
 REPLACED = ("_encode", "_decode")
 
@@ -81,13 +75,7 @@ class VAETiling:
 
     def tile_size(self, side: Side, device: torch.device) -> int:
         """Of a tile of the image (encoder, px) or of the latents (decoder, cells)."""
-        asked = getattr(self, f"{side}_tile_size")
-        if asked is not None:
-            return asked
-        if device.type != "cuda":
-            return TILE_SIZES_ON_CPU[side]
-        free = torch.cuda.mem_get_info(device)[0] / 2**30
-        return next(sizes[side] for gib, sizes in TILE_SIZES if free >= gib)
+        return getattr(self, f"{side}_tile_size") or default_tile_size(side, device)
 
 
 @contextmanager
@@ -144,7 +132,7 @@ def _computed(vae: nn.Module, tiling: VAETiling, side: Side, x: Tensor) -> Tenso
         except NotFinite:
             pass
         warnings.warn(f"the VAE's {side} overflows in {x.dtype}; it computes this once more in float32", stacklevel=2)
-        with in_float32(vae, side):
+        with in_float32(*_parts(vae, side)):
             return _tiled(vae, tiling, side, x.float()).to(x.dtype)
 
 
@@ -170,6 +158,10 @@ def _tiled(vae: nn.Module, tiling: VAETiling, side: Side, x: Tensor) -> Tensor:
     return _classic(network, x, _estimate(network, x, factor).measured, side, factor)
 
 
+def _parts(vae: nn.Module, side: Side) -> tuple[nn.Module | None, ...]:
+    return (vae.encoder, vae.quant_conv) if side == "encoder" else (vae.decoder, vae.post_quant_conv)
+
+
 def _untiled(vae: nn.Module, side: Side, x: Tensor, use_tiling: bool = False, **attributes: int) -> Tensor:
     """The VAE's own way, with attributes of its tiling for the time of the call."""
     attributes["use_tiling"] = use_tiling
@@ -179,21 +171,6 @@ def _untiled(vae: nn.Module, side: Side, x: Tensor, use_tiling: bool = False, **
         return type(vae)._encode(vae, x) if side == "encoder" else type(vae)._decode(vae, x).sample
     finally:
         vae.__dict__.update(before)
-
-
-@contextmanager
-def in_float32(vae: nn.Module, side: Side) -> Iterator[None]:
-    """Within the block one side of the VAE computes in float32; afterwards its weights are the very ones they were."""
-    parts = (vae.encoder, vae.quant_conv) if side == "encoder" else (vae.decoder, vae.post_quant_conv)
-    tensors = [t for part in parts if part is not None for t in chain(part.parameters(), part.buffers())]
-    before = [t.data for t in tensors]
-    try:
-        for t in tensors:
-            t.data = t.data.float()
-        yield
-    finally:
-        for t, data in zip(tensors, before, strict=True):
-            t.data = data
 
 
 def _of_norms(network: TiledNetwork) -> Known:

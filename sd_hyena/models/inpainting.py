@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sd_hyena.large.tiled_vae import in_float32
+from sd_hyena.large.float32 import in_float32
 
 CHANNELS = 9
 SOFT = 4  # pixels inside a mask's border over which the old picture becomes the new one
@@ -32,7 +32,7 @@ def complete_inputs(pipe: Any) -> None:
     It goes by the name of a UNet of four channels; within `painting_masks` it has its own again. The
     blank picture is the middle of an encoded one, everywhere: without a border it is of any size.
     """
-    with in_float32(pipe.vae, "encoder"):  # SDXL's overflows in half precision
+    with in_float32(pipe.vae.encoder, pipe.vae.quant_conv):  # SDXL's overflows in half precision
         latents = pipe.vae.encode(torch.zeros(1, 3, BLANK, BLANK, device=pipe.vae.device)).latent_dist.mean
     latents = latents * pipe.vae.config.scaling_factor
     height, width = latents.shape[-2:]

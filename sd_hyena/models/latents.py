@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd_hyena.large.float32 import in_float32
 from sd_hyena.large.progress import Progress
-from sd_hyena.large.tiled_vae import in_float32, tiled_vae
+from sd_hyena.large.tiled_vae import tiled_vae
 from sd_hyena.processes.memory import is_out_of_memory, release
 from sd_hyena.processes.ranks import say
 
@@ -60,7 +61,7 @@ def decoded(pipe: Any, latents: Tensor, progress: Progress | None = None) -> np.
     latents = latents / pipe.vae.config.scaling_factor
     image = _decode(pipe.vae, latents.to(pipe.vae.dtype), progress)
     if not image.isfinite().all():
-        with in_float32(pipe.vae, "decoder"):
+        with in_float32(pipe.vae.decoder, pipe.vae.post_quant_conv):
             image = _decode(pipe.vae, latents.float(), progress)
         if not image.isfinite().all():
             raise FloatingPointError("the VAE gives NaN even in float32; this VAE is damaged")

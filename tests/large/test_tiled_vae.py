@@ -11,15 +11,16 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
+import sd_hyena.large.steps as steps_module
 import sd_hyena.large.tiled_network as tiled_network
-import sd_hyena.large.vae_steps as vae_steps
 from sd_hyena.errors import BadInput
 from sd_hyena.large import progress
 from sd_hyena.large import tiled_vae as tiled_vae_module
+from sd_hyena.large.steps import Moments
 from sd_hyena.large.tile_store import TileStore
 from sd_hyena.large.tiled_network import TiledNetwork
 from sd_hyena.large.tiled_vae import VAETiling, disable_tiled_vae, enable_tiled_vae, tiled_vae
-from sd_hyena.large.vae_steps import Moments, decoder_steps, encoder_steps
+from sd_hyena.large.vae_steps import decoder_steps, encoder_steps
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.processes.progress import Work
 
@@ -151,9 +152,9 @@ def test_an_image_of_one_tile_is_bit_equal_whatever_the_mode_and_the_vaes_own_ti
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_attention_in_chunks_is_attention(vae, chunk, monkeypatch):
-    monkeypatch.setattr(vae_steps, "QUERIES", chunk + 2)
+    monkeypatch.setattr(steps_module, "QUERIES", chunk + 2)
     monkeypatch.setattr(tiled_network, "QUERIES", chunk + 2)
-    monkeypatch.setattr(vae_steps, "KEYS", chunk)
+    monkeypatch.setattr(steps_module, "KEYS", chunk)
     sharp = copy.deepcopy(vae)
     sharp.decoder.mid_block.attentions[0].to_q.weight.data *= 30  # so that the running maximum moves
     sharp.decoder.mid_block.attentions[0].rescale_output_factor = 1.3
@@ -533,6 +534,14 @@ def test_the_progress_ends_at_its_total(vae, monkeypatch):
         with tiled_vae(vae, mode, decoder_tile_size=5):
             decoded(vae, uneven(1, 4, 9, 14))
     assert len(shown) > 4 and all(piece.done == piece.total > 2 for piece in shown)
+
+
+def test_progress_is_told_after_each_tile_and_ends_at_its_total(vae):
+    told = []
+    network = TiledNetwork(decoder_steps(vae), 5, TileStore("none", CPU), progress=lambda *of: told.append(of))
+    network(uneven(1, 4, 9, 14))
+    total = told[0][1]
+    assert told == [(n, total) for n in range(1, total + 1)] and total > 20
 
 
 def test_default_tile_sizes_follow_the_free_memory(monkeypatch):
