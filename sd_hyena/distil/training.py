@@ -145,7 +145,8 @@ def train(config: TrainConfig) -> Outcome:
             discard(folder, config)
         raise
     if checkpoints.validated_step != trainer.global_step:
-        _with_smaller_batches(data, lambda: trainer.validate(module, data, verbose=False))
+        alone = lambda: config.processes == 1  # of several ranks one cannot repeat it by itself
+        _with_smaller_batches(data, lambda: trainer.validate(module, data, verbose=False), alone)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if ranks.rank():
         return Outcome(folder, None, metrics, {})
