@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from safari.fftconv import long_conv
 from safari.filters import HyenaFilter
 
-ACTIVATIONS = {"id": lambda x: x, "gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": F.tanh}
+ACTIVATIONS = {
+    **dict.fromkeys((None, "id", "identity", "linear"), nn.Identity()),
+    **dict.fromkeys(("silu", "swish"), F.silu),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "sigmoid": F.sigmoid,
+    "tanh": F.tanh,
+}
 
 
 class HyenaMixer(nn.Module):
@@ -36,7 +43,7 @@ class HyenaMixer(nn.Module):
         dropout: float = 0.0,
         filter_dropout: float = 0.0,
         short_filter_order: int = 3,
-        activation: str = "id",
+        activation: str | None = "id",
         bidirectional: bool = False,
         **filter_options,
     ):
@@ -49,7 +56,7 @@ class HyenaMixer(nn.Module):
         if l_max < 1 or d_model < 1 or short_filter_order < 1:
             raise ValueError(f"l_max={l_max}, d_model={d_model} and {short_filter_order=} must be positive")
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation={activation!r} is not one of {', '.join(filter(None, ACTIVATIONS))}")
         self.d_model, self.l_max, self.order, self.bidirectional = d_model, l_max, order, bidirectional
         width = d_model * (order + 1)
         self.short_filter = nn.Conv1d(width, width, short_filter_order, groups=width, padding=short_filter_order - 1)

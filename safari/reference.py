@@ -20,10 +20,10 @@ def long_conv(u: Tensor, h: Tensor, first_lag: int = 0) -> Tensor:
     return torch.stack(y, dim=-1)
 
 
-def causal_filter(state: dict[str, Tensor], length: int) -> Tensor:
+def causal_filter(state: dict[str, Tensor], length: int, normalized: bool = False) -> Tensor:
     """safari's implicit filter from the weights alone, its positions computed anew; (length, C).
 
-    l_max is the number of stored positions.
+    l_max is the number of stored positions. `normalized`: the taps of all channels at a lag, windowed, add up to 1.
     """
     first = state["filter_fn.implicit_filter.0.weight"]
     l_max, bands = state["filter_fn.pos_emb.z"].shape[1], (first.shape[1] - 1) // 2
@@ -40,12 +40,13 @@ def causal_filter(state: dict[str, Tensor], length: int) -> Tensor:
             x = torch.sin(state["filter_fn.implicit_filter.1.freq"][0] * (weight @ x + bias))
             layer += 2
         h = state[f"filter_fn.implicit_filter.{layer}.weight"] @ x
-        rows.append(h * torch.exp(-t * state["filter_fn.modulation.deltas"].flatten().abs()))
+        h = h * torch.exp(-t * state["filter_fn.modulation.deltas"].flatten().abs())
+        rows.append(h / sum(tap.abs() for tap in h) if normalized else h)
     return torch.stack(rows)
 
 
-def hyena_operator(state: dict[str, Tensor], x: Tensor, order: int = 2) -> Tensor:
-    """safari's causal operator with default options, from a state dict; x (B, L, D)."""
+def hyena_operator(state: dict[str, Tensor], x: Tensor, order: int = 2, normalized: bool = False) -> Tensor:
+    """safari's causal operator with default options but these, from a state dict; x (B, L, D)."""
     d_model, length = x.shape[-1], x.shape[1]
     u = x @ state["in_proj.weight"].T + state["in_proj.bias"]
     taps = state["short_filter.weight"][:, 0]
@@ -53,7 +54,7 @@ def hyena_operator(state: dict[str, Tensor], x: Tensor, order: int = 2) -> Tenso
     u = sum(taps[:, k] * u[:, k : k + length] for k in range(taps.shape[1])) + state["short_filter.bias"]
     streams = [u[..., i * d_model : (i + 1) * d_model] for i in range(order + 1)]
     x0, gates, v = streams[0], streams[1:order], streams[order]
-    h, bias = causal_filter(state, length), state["filter_fn.bias"]
+    h, bias = causal_filter(state, length, normalized), state["filter_fn.bias"]
     for o, gate in enumerate(reversed(gates)):
         channels = torch.arange(d_model) * (order - 1) + o  # laid out (v o), v outer
         v = gate * v

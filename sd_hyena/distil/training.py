@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-import torch
 from torch.utils.data import default_collate
 
 from sd_hyena.distil.allotment import allotted, is_left_open
@@ -25,8 +24,8 @@ from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_est
 from sd_hyena.distil.run_folder import Checkpoints, Stopped, discard, new_run_folder, write_config
 from sd_hyena.distil.sources import Source, make_bank, pictures_of
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
+from sd_hyena.distil.start import start_from
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
-from sd_hyena.errors import BadInput
 from sd_hyena.files.names import for_a_shell, writable_folder
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
@@ -110,7 +109,7 @@ def train(config: TrainConfig) -> Outcome:
     L.seed_everything(seed, verbose=False)
     students = {spec.site: build_student(spec) for spec in specs}
     if config.pretrained_weight:
-        _start_from(config.pretrained_weight, students, pipe.unet)
+        start_from(config.pretrained_weight, students, pipe.unet)
     shown = prompts_of(path, config.sample_prompts) if config.sample_prompts else prompts[-PICTURES:]
     previews = None if config.dry_run else Previews(pipe, shown, config.width, config.height)
     module = Distillation(
@@ -190,15 +189,6 @@ def _run_folder(config: TrainConfig, resumed: Resumable | None) -> Path:
         folder = new_run_folder(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
     write_config(folder, config)
     return folder
-
-
-def _start_from(path: str, students: dict[str, torch.nn.Module], unet: torch.nn.Module) -> None:
-    stored = load_students(path, unet, like=torch.empty(0)).students  # as precise as it is stored
-    for site, student in students.items():
-        if site not in stored or stored[site].spec != student.spec:
-            found = [s.spec for s in stored.values()]
-            raise BadInput(f"pretrained_weight={path!r} holds {found}, but this run needs {student.spec}")
-        student.load_state_dict(stored[site].state_dict())
 
 
 def _fit(

@@ -10,9 +10,8 @@ from typing import Any
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.names import free_path
+from sd_hyena.files.picture_text import read_texts
 from sd_hyena.files.pixels import read_pixels
-
-LARGEST_TEXT = 1 << 22  # bytes of a PNG text chunk that we read
 
 
 def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
@@ -53,34 +52,15 @@ def read_picture(path: str | Path) -> Any:
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `write_image` was given as metadata; empty for an image of somebody else. Raises BadInput."""
+    return metadata_of(read_texts(path), path)
+
+
+def metadata_of(texts: dict[str, str], path: str | Path) -> dict[str, Any]:
+    """The same from the texts of the picture at `path`. Raises BadInput."""
     try:
-        stored = json.loads(_read_text(path, "sd_hyena") or "{}")
+        stored = json.loads(texts.get("sd_hyena") or "{}")
     except (ValueError, RecursionError) as error:
-        if isinstance(error, BadInput):
-            raise
         raise BadInput(f"{str(path)!r} has damaged metadata ({str(error)[:120]})") from None
     if not isinstance(stored, dict):
         raise BadInput(f"{str(path)!r} has damaged metadata (no mapping)")
     return stored
-
-
-def read_parameters(path: str | Path) -> str:
-    """The text for other programs, ours or A1111's; empty if there is none. Raises BadInput."""
-    return _read_text(path, "parameters")
-
-
-def _read_text(path: str | Path, name: str) -> str:
-    from PIL import Image, PngImagePlugin
-
-    largest, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, LARGEST_TEXT
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the header is read, and ours may be 16384²
-    try:
-        with Image.open(path) as image:
-            text = image.info.get(name, "")
-    except OSError as error:
-        raise BadInput(f"{str(path)!r} is no readable image ({error.strerror or 'unknown format'})") from None
-    except (ValueError, SyntaxError) as error:
-        raise BadInput(f"{str(path)!r} has damaged metadata ({str(error)[:120]})") from None
-    finally:
-        PngImagePlugin.MAX_TEXT_CHUNK, Image.MAX_IMAGE_PIXELS = largest, limit
-    return text if isinstance(text, str) else ""

@@ -19,10 +19,10 @@ from sd_hyena.large.regions import to_dict as regions_to_dict
 from sd_hyena.large.tiled_attention import brick_attention, split_attention
 from sd_hyena.large.tiled_unet import TiledDiffusion, tiled_diffusion
 from sd_hyena.large.tiled_vae import VAETiling, tiled_vae
-from sd_hyena.models.latents import TILED_VAE_FROM
+from sd_hyena.options.effect import TILED_FROM, TILED_VAE_FROM
 from sd_hyena.options.generate_config import GenerateConfig
 
-TILED_FROM = 2048  # pixels of a side above which `auto` fuses tiles
+BRICK = 64  # cells of LargeResPatch's
 TILE, TILE_OF_STUDENTS = 96, 256  # cells; a student gains little below 2048 px
 
 
@@ -43,6 +43,7 @@ def tile_fusion(config: GenerateConfig) -> TiledDiffusion | None:
         tile_width=sides[1],
         overlap=config.overlap,
         tile_batch_size=config.tile_batch_size,
+        weights=config.tile_weights,
         regions=read_regions(config.regions) if config.regions else (),
         draw_background=config.draw_background,
     )
@@ -101,6 +102,26 @@ class Arrangement:
         return {"regions": regions_to_dict(self.tiles.regions)} if self.tiles and self.tiles.regions else {}
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """Of the regions."""
+        regions = self.tiles.regions if self.tiles else ()
+        return tuple(text for region in regions for text in (region.prompt, region.negative_prompt))
+
+    @property
+    def cuts_nothing(self) -> list[str]:
+        """A line for each kind of tile that is as large as what it would cut."""
+        config, tile, lines = self.config, self.tile, []
+        if self.tiles and not self.tiles.regions and tile == (config.height // 8, config.width // 8):
+            lines.append(f"note: a tile of {self.tiles.tile_width}x{self.tiles.tile_height} cells is the whole picture")
+        if config.hypertile and config.hypertile >= 8 * max(tile):
+            lines.append(
+                f"note: hypertile={config.hypertile} cuts nothing here, where {8 * max(tile)} px are attended to"
+            )
+        if config.attn_shape != "off" and max(tile) <= BRICK:
+            lines.append(f"note: attn_shape={config.attn_shape} cuts nothing here, a brick is {8 * BRICK} px")
+        return lines
+
+    @property
     def notes(self) -> list[str]:
         """How the regions' masks are read, where that has to be said."""
         masks = dict.fromkeys(region.mask for region in (self.tiles.regions if self.tiles else ()) if region.mask)
@@ -111,7 +132,8 @@ class Arrangement:
         config, parts = self.config, []
         if tiles := self.tiles:
             regions = f" with {len(tiles.regions)} regions" if tiles.regions else ""
-            parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{regions}")
+            weights = f", {config.tile_weights} weights" if config.tile_weights != "auto" else ""
+            parts.append(f"{tiles.method} in tiles of {tiles.tile_width}x{tiles.tile_height} cells{weights}{regions}")
         if self.vae:
             parts.append(f"the VAE in tiles, {self.vae.mode}")
         if config.hypertile:

@@ -43,6 +43,7 @@ from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noise_levels
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
+from sd_hyena.options.effect import in_vain
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
@@ -157,8 +158,8 @@ class Engine:
 
     def _draw(self, order: Order, watch: Watch, group: Group) -> Iterator[Drawn]:
         config, arrangement = order.config, order.arrangement
-        if said := str(arrangement):
-            watch.note(said)
+        for line in filter(None, (str(arrangement), *arrangement.cuts_nothing, *in_vain(config))):
+            watch.note(line)
         few = note_on_steps(config.scheduler, denoising_steps(config))
         for said in filter(None, (*order.task.notes, *arrangement.notes, few)):
             watch.note(said)
@@ -173,6 +174,14 @@ class Engine:
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         alternatives = joined_students(config.hyena, stored) or [Alternative({})]
+        if stored and config.target != GenerateConfig.target and all(file.names_its_sites for file in stored.values()):
+            watch.note(
+                f"note: target={config.target!r} has no effect, for the files say which sites their students are of"
+            )
+        texts = (prompt, config.negative_prompt, *arrangement.prompts)
+        for embedding in order.embeddings:
+            if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
+                watch.note(f"note: no prompt says {embedding.word!r}, the word of embeddings={str(embedding.path)!r}")
         for alternative in alternatives:
             if any(hash_ and hash_ != model.sha256 for hash_ in alternative.teacher_sha256):
                 watch.note(

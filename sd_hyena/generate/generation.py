@@ -10,15 +10,17 @@ import numpy as np
 from PIL import Image
 
 from sd_hyena.files.comparison import side_by_side
+from sd_hyena.files.hashes import file_sha256, lora_sha256
 from sd_hyena.files.names import writable_folder
 from sd_hyena.files.picture import write_image
 from sd_hyena.generate.bar import Bar
 from sd_hyena.generate.engine import Engine, NotDrawn
 from sd_hyena.generate.job import Drawn
 from sd_hyena.generate.watch import Watch
+from sd_hyena.options import given_path
 from sd_hyena.options.command_line import to_dict, with_paths
 from sd_hyena.options.generate_config import GenerateConfig
-from sd_hyena.options.infotext import parameters
+from sd_hyena.options.infotext import UsedLora, parameters
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.processes.device import pick_device
 from sd_hyena.processes.group import joined, own_device
@@ -56,7 +58,9 @@ def generate(config: GenerateConfig, engine: Engine | None = None, watch: Watch 
 def write(drawn: Drawn, config: GenerateConfig, folder: Path, watch: Watch) -> list[Path]:
     """A picture with what repeats it, and the comparison with the teacher's beside it; `config` counts the pictures."""
     one, n = to_dict(drawn.config), drawn.n
-    text = parameters(one, drawn.model, drawn.model_sha256, drawn.students)
+    vae_hash = file_sha256(config.vae) if Path(config.vae).is_file() else ""
+    used = [UsedLora(path, weight, lora_sha256(path)) for path, weight in given_path.loras(drawn.config.lora)]
+    text = parameters(one, drawn.model, drawn.model_sha256, drawn.students, used, vae_hash)
     metadata = {"config": one, "model_sha256": drawn.model_sha256, "students": drawn.students} | drawn.regions
     name = config.name_format.format(h=drawn.h, n=n, b=n // config.num_images, i=n % config.num_images)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,19 @@ from torch import Tensor
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.mask import read_mask
-from sd_hyena.files.picture import read_metadata
+from sd_hyena.files.picture import metadata_of
+from sd_hyena.files.picture_text import read_texts
 from sd_hyena.files.text import decoded
 from sd_hyena.large.tiling import Rect, Size, add, feather
+from sd_hyena.options import infotext
+from sd_hyena.options.prompt_constructs import check_constructs, without_loras
 from sd_hyena.options.rules import check_text
+from sd_hyena.processes.ranks import say
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 LARGEST_FILE = 1 << 20  # bytes of a region file
 ROUNDING = 0.005  # by how much a region may reach over the canvas: files hold rounded numbers
+DEFAULTS = {"x": 0.4, "y": 0.4, "w": 0.2, "h": 0.2}  # what Tiled Diffusion takes for a key that is missing
 NUMBERS = {"x": (0, 1), "y": (0, 1), "w": (0, 1), "h": (0, 1), "feather_ratio": (0, 1), "guidance_scale": (1, 1000)}
 
 
@@ -67,6 +73,13 @@ class Region:
             if not isinstance(getattr(self, name), str):
                 raise BadInput(f"{name}={getattr(self, name)!r} of a region is no text")
         check_text(self, "prompt", "negative_prompt")
+        check_constructs(self, "prompt", "negative_prompt")
+        for name in ("prompt", "negative_prompt"):
+            if called := without_loras(getattr(self, name), name)[1]:
+                raise BadInput(
+                    f'{name} of a region asks for the LoRA {called[0].name!r}; name it under "adapters" and give its file '
+                    "with --lora"
+                )
         if self.blend_mode not in ("background", "foreground"):
             raise BadInput(f"blend_mode={self.blend_mode!r} of a region is unknown; use background or foreground")
         if not isinstance(self.enable, bool):
@@ -125,36 +138,68 @@ def from_dict(data: Any, source: str = "regions") -> tuple[Region, ...]:
     controls = data.get("bbox_controls") if isinstance(data, dict) else None
     if not isinstance(controls, list):
         raise BadInput(f'{source} has no list bbox_controls; write {{"bbox_controls": [{{"x": 0, ...}}]}}')
-    return tuple(_region(control, f"{source}, region {number}") for number, control in enumerate(controls, start=1))
+    regions = (_region(control, f"{source}, region {number}") for number, control in enumerate(controls, start=1))
+    return tuple(region for region in regions if region is not None)
 
 
-def _region(control: Any, source: str) -> Region:
+def _region(control: Any, source: str) -> Region | None:
+    """By the rules of Tiled Diffusion's loader, with a line for what it does in silence: what is missing has a default,
+    what reaches over the border is clipped, what is disabled or off the canvas is passed over, as a strange key is.
+    """
     if not isinstance(control, dict):
         raise BadInput(f"{source}: {control!r} is no mapping")
     names = {key: name for name, key in KEYS.items()}
-    if unknown := sorted(set(control) - set(names)):
-        raise BadInput(f"{source}: unknown key {unknown[0]!r}; there are {', '.join(names)}")
-    if missing := sorted({"x", "y", "w", "h"} - set(control)):
-        raise BadInput(f"{source}: {missing[0]} is missing")
-    values = {names[key]: value for key, value in control.items()}
+    if strange := [str(key) for key in control if key not in names]:
+        say(f"note: {source}: what {', '.join(strange)[:80]!r} means is not known, passed over")
+    values = {names[key]: value for key, value in control.items() if key in names and value is not None}
+    values["enable"] = bool(values.get("enable", True))
+    for name in sorted(DEFAULTS.keys() - values.keys()):
+        values[name] = DEFAULTS[name]
+        if values["enable"]:
+            say(f"note: {source}: {name} is missing, {values[name]} as Tiled Diffusion has it")
     if isinstance(values.get("blend_mode"), str):
         values["blend_mode"] = values["blend_mode"].lower()
+    if type(seed := values.get("seed")) is float and seed.is_integer():  # as its number field writes them
+        values["seed"] = int(seed)
     if values.get("seed") == -1:
-        values["seed"] = None
+        del values["seed"]
+    if all(_is_number(values[name], -1e6, 1e6) for name in DEFAULTS) and not _clip(values, source):
+        return None
+    ratio = values.get("feather_ratio", 0)
+    values |= (
+        {"feather_ratio": min(max(ratio, 0.0), 1.0)} if _is_number(ratio, -1e6, 1e6) and not 0 <= ratio <= 1 else {}
+    )
     try:
         return Region(**values)
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
 
 
+def _clip(values: dict[str, Any], source: str) -> bool:
+    """Put a rectangle inside the canvas; False, with a line if it was enabled, where nothing of it is left."""
+    x, y, w, h = (values[name] for name in DEFAULTS)
+    left, top = max(x, 0), max(y, 0)
+    width, height = min(w, 1 - left), min(h, 1 - top)
+    if width <= 0 or height <= 0:
+        if values["enable"]:
+            say(f"note: {source} with x={x:g} y={y:g} w={w:g} h={h:g} covers nothing, passed over")
+        return False
+    if (values["enable"] and (left, top) != (x, y)) or max(w - width, h - height) > ROUNDING:
+        say(f"note: {source} reaches over the border, clipped to x={left:g} y={top:g} w={width:g} h={height:g}")
+        values |= {"x": left, "y": top, "w": width, "h": height}
+    return True
+
+
 def read_regions(path: str | Path) -> tuple[Region, ...]:
-    """The regions of a JSON file, or of a PNG whose metadata has them under `regions`. Raises BadInput."""
+    """The regions of a JSON file, or of a picture that was made with some, here or by Tiled Diffusion. Raises BadInput."""
     source = repr(str(path))
-    if Path(path).suffix.lower() == ".png":
-        metadata = read_metadata(path)
-        if "regions" not in metadata:
-            raise BadInput(f"{source} holds no regions; give a picture that was made with some, or a JSON file")
-        return from_dict(metadata["regions"], source)
+    if Path(path).suffix.lower() in PICTURES:
+        texts = read_texts(path)
+        if "regions" in (metadata := metadata_of(texts, path)):
+            return from_dict(metadata["regions"], source)
+        if block := infotext.region_control(texts.get("parameters", "")):
+            return from_dict({"bbox_controls": list(block.values())}, source)
+        raise BadInput(f"{source} holds no regions; give a picture that was made with some, or a JSON file")
     try:
         with open(path, "rb") as file:
             text = file.read(LARGEST_FILE + 1)

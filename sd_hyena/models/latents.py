@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from sd_hyena.large.float32 import in_float32
 from sd_hyena.large.progress import Progress
 from sd_hyena.large.tiled_vae import tiled_vae
+from sd_hyena.options.effect import TILED_VAE_FROM
 from sd_hyena.processes.memory import is_out_of_memory, release
 from sd_hyena.processes.ranks import say
 
-TILED_VAE_FROM = 1024  # pixels a side from which the VAE works in tiles
 SMALLER = {  # when the VAE's memory runs out
     "encoder": ({"encoder_tile_size": 512}, {"encoder_tile_size": 256, "offload": "disk"}),
     "decoder": ({"decoder_tile_size": 64}, {"decoder_tile_size": 32, "offload": "disk"}),

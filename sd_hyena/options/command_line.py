@@ -17,8 +17,8 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.names import for_a_shell
-from sd_hyena.files.picture import read_metadata, read_parameters
-from sd_hyena.options import given_path, infotext
+from sd_hyena.options import from_image, given_path, named_files
+from sd_hyena.options.found import Found
 from sd_hyena.options.shipped import shipped_file
 
 Config = typing.TypeVar("Config")
@@ -31,14 +31,17 @@ def option(
     free: bool = False,
     path: Callable[[str, str], object] | None = None,
     beside: str = "",
+    needs: str = "",
 ) -> Any:
     """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
+
+    needs: the option without which it has no effect, see effect.py.
 
     `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
     all files and flags have had their say, and not of an empty value. `beside` is the folder beside the model where bare
     names are looked up before.
     """
-    metadata = {"help": help, "flags": flags, "free": free, "path": path, "beside": beside}
+    metadata = {"help": help, "flags": flags, "free": free, "path": path, "beside": beside, "needs": needs}
     return field(default=default, metadata=metadata)
 
 
@@ -52,9 +55,12 @@ def parse(
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     stored: dict[str, Any] = dict(given or {})
-    for flag, read in (("--config", _read_yaml), ("--from_image", _read_image), ("--from", _read_image)):
-        for value in _taken(arguments, flag, keep=read is _read_image):
-            stored |= read(value)
+    for value in _taken(arguments, "--config", keep=False):
+        stored |= _read_yaml(value)
+    pictures = _pictures(arguments) if any(f.name == "from_image" for f in dataclasses.fields(config_class)) else []
+    starting = _taken(arguments, "--init_image", keep=True) or stored.get("init_image")
+    for found in pictures:
+        stored |= found.options | (found.beside if starting else {})
     _check_types(config_class, stored)
     former = _former(config_class)
     parser = build_parser(config_class)
@@ -63,17 +69,40 @@ def parse(
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
         raise BadInput(f"{yaml_file.first_line(error)}; see --help") from None
+    chosen = {f.name: values[f.name] for f in dataclasses.fields(config_class)}
+    untouched = {f.name: stored.get(f.name, f.default) for f in dataclasses.fields(config_class)}
+    for found in pictures:
+        chosen |= named_files.of_picture(found, chosen, untouched)
     flags = {name: values[name] for name in former if name in values}
     old = {name: stored[name] for name, new in former.items() if name in stored and values[new] == stored.get(new, "")}
-    config = from_dict(config_class, {f.name: values[f.name] for f in dataclasses.fields(config_class)} | old | flags)
+    config = from_dict(config_class, chosen | old | flags)
     if old | flags:
         config.note_former(tuple(old | flags))
-    return with_paths(config)
+    config = with_paths(config)
+    for found in pictures:
+        _say_what_is_left(found, chosen, untouched)
+    return config
+
+
+def _pictures(arguments: list[str]) -> list[Found]:
+    """What the pictures behind --from say."""
+    return [from_image.read(path) for flag in ("--from_image", "--from") for path in _taken(arguments, flag, keep=True)]
+
+
+def _say_what_is_left(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) -> None:
+    """Name, in one line, what of a picture is not followed and no flag has answered."""
+    if found.notes and chosen["seed"] == untouched["seed"]:
+        print(f"note: {'; '.join(found.notes)}")
+    left = [text for text, option in found.left if not option or chosen[option] == untouched[option]]
+    if left:
+        print(f"note: not followed of {found.source} ({found.program}), so the picture will differ: {'; '.join(left)}")
 
 
 def with_paths(config: Config) -> Config:
     """The config with the paths of what it names: beside its model, or among the files that ship; once all of it was looked
     at, without torch. Raises BadInput."""
+    if hasattr(config, "lora_dir"):
+        config = dataclasses.replace(config, **named_files.resolved(vars(config)))
     paths = {}
     for f in dataclasses.fields(config):
         value, look, kind = getattr(config, f.name), f.metadata["path"], f.metadata["beside"]
@@ -185,26 +214,6 @@ def _is_of_type(value: Any, expected: Any) -> bool:
     if expected in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if expected is float else expected)
-
-
-def _read_image(path: str) -> dict[str, Any]:
-    """The options stored in an image of ours, but for where to write; or in one of A1111's."""
-    metadata = read_metadata(path)
-    stored = metadata.get("config")
-    if not metadata and (text := read_parameters(path)):
-        return _options_of_a1111(text, path)
-    if not isinstance(stored, dict):
-        raise BadInput(f"from_image={path!r} holds no options; give it as written by generate.py or A1111")
-    if metadata.get("regions"):  # they travel in the picture, whatever became of their file
-        stored |= {"regions": path}
-    return {name: value for name, value in stored.items() if name not in ("out_dir", "from_image", "debug")}
-
-
-def _options_of_a1111(text: str, path: str) -> dict[str, Any]:
-    stored, unknown = infotext.options(text, f"from_image={path!r}")
-    if unknown:
-        print(f"note: {' and '.join(unknown)} of {path!r} cannot be had here; the picture will differ")
-    return stored | {"num_images": 1}
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

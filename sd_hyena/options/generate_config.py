@@ -9,6 +9,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.names import check_format
 from sd_hyena.options import given_path
 from sd_hyena.options.command_line import option
+from sd_hyena.options.prompt_constructs import check_constructs
 from sd_hyena.options.rules import (
     LARGEST_SIDE,
     NOISE_LEVELS,
@@ -55,11 +56,11 @@ class GenerateConfig:
         path=given_path.students,
         beside="students",
     )
-    target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t")
+    target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t", needs="hyena")
     prompt: str | None = option(
         None, "(more:1.2) [less] BREAK, of any length; default: the model's first example prompt", "-p"
     )
-    negative_prompt: str = option("", "what to avoid; guidance works without it", "-q")
+    negative_prompt: str = option("", "what to avoid; guidance works without it", "-q", needs="cfg_scale")
     clip_skip: int = option(
         1, "the layer of the text encoder to read, from the last, 1; SDXL reads the second by itself"
     )
@@ -83,49 +84,76 @@ class GenerateConfig:
     name_format: str = option(
         "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f"
     )
-    compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM")
+    compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM", needs="hyena")
     from_image: str = option(
-        "", "repeat an image of ours or a PNG of A1111: its options, with other flags on top", "--from"
+        "",
+        "repeat an image of ours, or of A1111, ComfyUI, InvokeAI as far as it goes: its options, with other flags on top",
+        "--from",
     )
     init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file)
-    strength: float = option(0.6, "how much of it is drawn anew, 0 to 1")
+    strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image")
     noise_inversion: int = option(
         0, "steps that look for the noise that INIT_IMAGE itself comes from, so that it is kept, e.g. 10; 0: any noise"
     )
-    retouch: float = option(1.0, "of the noise inversion: above 1 smooths, 3 for drawings")
-    renoise_strength: float = option(1.0, "of the noise inversion: fresh noise where the picture is smooth, 0 to 2")
-    renoise_kernel: int = option(64, "of the noise inversion: radius in px that counts as smooth")
+    retouch: float = option(1.0, "of the noise inversion: above 1 smooths, 3 for drawings", needs="noise_inversion")
+    renoise_strength: float = option(
+        1.0, "of the noise inversion: fresh noise where the picture is smooth, 0 to 2", needs="noise_inversion"
+    )
+    renoise_kernel: int = option(
+        64, "of the noise inversion: radius in px that counts as smooth", needs="noise_inversion"
+    )
     mask: str = option("", "white where the picture is drawn anew (inpainting)", path=given_path.plain_file)
     control_image: str = option(
         "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
     )
     controlnet: str = option("", "diffusers folder of a ControlNet; several a,b", path=given_path.controlnets)
-    control_scale: float | str = option(1.0, "how strongly it acts; of several 1,0.5 or one for all")
+    control_scale: float | str = option(
+        1.0, "how strongly it acts; of several 1,0.5 or one for all", needs="controlnet"
+    )
     lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras, beside="loras")
+    lora_dir: str = option("", "folders in which <lora:NAME:WEIGHT> of a prompt is looked for", path=given_path.folders)
+    model_dir: str = option(
+        "",
+        "folders in which the model that a picture behind --from names is looked for, by name or hash",
+        path=given_path.folders,
+    )
+    vae_dir: str = option("", "likewise its VAE", path=given_path.folders)
+    embedding_dir: str = option("", "likewise its textual inversions", path=given_path.folders)
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
         "auto", "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece"
     )
-    tile_width: int = option(0, "of a tile in latent cells of 8 px; 0 chooses: 96, with students 256")
-    tile_height: int = option(0, "likewise")
-    overlap: int | None = option(None, "cells that tiles share; default: half a tile, with spot none")
-    tile_batch_size: int = option(4, "tiles at once")
+    tile_width: int = option(
+        0, "of a tile in latent cells of 8 px; 0 chooses: 96, with students 256", needs="tiled_diffusion|regions"
+    )
+    tile_height: int = option(0, "likewise", needs="tiled_diffusion|regions")
+    overlap: int | None = option(
+        None, "cells that tiles share; default: half a tile, with spot none", needs="tiled_diffusion|regions"
+    )
+    tile_batch_size: int = option(4, "tiles at once", needs="tiled_diffusion|regions")
+    tile_weights: Literal["auto", "uniform", "gaussian", "cosine", "ramp"] = option(
+        "auto",
+        "how much a tile's cells count; auto: gaussian for mixture, else cosine; uniform: MultiDiffusion as published",
+        needs="tiled_diffusion|regions",
+    )
     regions: str = option(
         "",
         "JSON file of rectangles with their own prompts (bbox_controls), or a PNG of ours",
         path=given_path.plain_file,
     )
-    draw_background: bool = option(False, "draw tiles below the regions too")
+    draw_background: bool = option(False, "draw tiles below the regions too", needs="regions")
     tiled_vae: Literal["off", "auto", "exact", "fast", "two_pass", "classic", "blend"] = option(
         "auto", "how the VAE works in tiles; exact changes nothing; auto: exact above 1024 px"
     )
-    encoder_tile_size: int = option(0, "tile of the VAE's encoder in px; 0: by free memory")
-    decoder_tile_size: int = option(0, "tile of its decoder in latent cells; 0: by free memory")
-    color_fix: bool = option(False, "true colours for the fast encoder")
+    encoder_tile_size: int = option(
+        0, "tile of the VAE's encoder in px; 0: by free memory", needs="tiled_vae+init_image"
+    )
+    decoder_tile_size: int = option(0, "tile of its decoder in latent cells; 0: by free memory", needs="tiled_vae")
+    color_fix: bool = option(False, "true colours for the fast encoder", needs="tiled_vae+init_image")
     hypertile: int = option(
         0, "HyperTile: split the attentions that stay into tiles of so many px, e.g. 256; 0 does not"
     )
-    hypertile_swap: int = option(2, "how many tilings take turns")
-    hypertile_depth: int = option(0, "levels that are split, from the finest: 0 to 3")
+    hypertile_swap: int = option(2, "how many tilings take turns", needs="hypertile")
+    hypertile_depth: int = option(0, "levels that are split, from the finest: 0 to 3", needs="hypertile")
     attn_shape: Literal["off", "brick", "tile", "shifted"] = option("off", "LargeResPatch: attention in 64x64 bricks")
     ff_chunk_size: int = option(0, "tokens at once in the feed-forward layers, e.g. 4096; 0: all")
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = option(
@@ -139,6 +167,7 @@ class GenerateConfig:
     keep_attention: str = option(
         "",
         "sites that keep their attention although there is a student; auto: where it is measured to be faster at this size",
+        needs="hyena",
     )
     device: str = option("auto", "auto, cpu, cuda, mps")
     offload: Literal["off", "model", "group", "sequential"] = option(
@@ -161,6 +190,7 @@ class GenerateConfig:
         check_seed(self.seed)
         check_format(self.name_format, "nhbi")
         check_text(self, "prompt", "negative_prompt")
+        check_constructs(self, "prompt", "negative_prompt")
         for needy, needed in (
             ("mask", "init_image"),
             ("noise_inversion", "init_image"),

@@ -217,6 +217,14 @@ def folder(given: str, option: str) -> None:
             raise BadInput(f"{option}={given!r} cannot be written to ({reason}); name a folder you own")
 
 
+def folders(given: str, option: str) -> list[Path]:
+    """Folders that are there, separated by commas."""
+    for name in several(given):
+        if not os.path.isdir(name):
+            raise BadInput(f"{option}={name!r} is no folder")
+    return [Path(name) for name in several(given)]
+
+
 def run(given: str, option: str = "resume") -> None:
     """auto, or what may be a run or a checkpoint."""
     if given != "auto" and not os.path.exists(given):

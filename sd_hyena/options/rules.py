@@ -20,7 +20,10 @@ def check_size(config) -> None:
     for name in ("width", "height"):
         value = getattr(config, name)
         if not 64 <= value <= limit or value % 8:
-            raise BadInput(f"{name}={value} must be a multiple of 8 from 64 to {limit} pixels")
+            nearest = min(max(64, round(value / 8) * 8), limit)
+            raise BadInput(
+                f"{name}={value} must be a multiple of 8 from 64 to {limit} pixels; the nearest is {nearest}"
+            )
 
 
 def check_seed(seed: int) -> None:

@@ -26,6 +26,7 @@ from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.students.student import StudentSpec, build_student, cast
 
 FORMAT_VERSION = 1
+ANCESTOR = "hnmr293/sd-hyena"
 
 
 @dataclass
@@ -34,6 +35,11 @@ class StudentFile(Mapping[str, nn.Module]):
 
     students: dict[str, nn.Module]
     training: dict[str, Any] = field(default_factory=dict)  # options, step, teacher's sha256, metrics, versions
+
+    @property
+    def names_its_sites(self) -> bool:
+        """Older files of the ancestor's do not."""
+        return self.training.get("origin") != ANCESTOR or "target" in self.training
 
     def __getitem__(self, site: str) -> nn.Module:
         return self.students[site]
@@ -182,7 +188,8 @@ def _from_ancestor(
     shared = next(tensors[name] for name in sines if name in tensors)
     state = {f"operator.{name}": value for name, value in (dict.fromkeys(sines, shared) | tensors).items()}
     student = _filled(spec, state)
-    return StudentFile({spec.site: student}, {"origin": "hnmr293/sd-hyena", **metadata})
+    said = {name: metadata[name] for name in sorted(metadata) if metadata[name] not in tensors and name != "format"}
+    return StudentFile({spec.site: student}, {"origin": ANCESTOR, **said})  # not which tensors are shared
 
 
 def _find(short: str, unet: nn.Module | None) -> Site | None:

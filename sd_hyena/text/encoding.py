@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
 from sd_hyena.models.condition import text_encoders
+from sd_hyena.options.prompt_constructs import constructs
 from sd_hyena.text.prompt import parse
 from sd_hyena.text.words import words_of
 
@@ -112,6 +113,9 @@ class PromptEncoding:
         skipped = given.get("clip_skip")  # the pipeline's own option, which counts from its own layer
         layer = self._layer if skipped is None else self._own_layer + skipped
         texts = self._texts(given)
+        for name, rows in texts.items():
+            for text in rows:
+                _check(text, name)
         found = {name: [chunks(text, self._tokenizer(name)) for text in rows] for name, rows in texts.items()}
         plain = all(
             self._is_plain(name, *pair) for name in texts for pair in zip(texts[name], found[name], strict=True)
@@ -176,6 +180,12 @@ class PromptEncoding:
             weights = [1.0, *chunk.weights, 1.0] + [1.0] * padding
             states = weighted(states, torch.tensor(weights, device=states.device))
         return states, output.get("text_embeds")
+
+
+def _check(text: str, name: str) -> None:
+    """Refuse what is no word. Raises BadInput, also for a LoRA by name, which generate.py has taken out of its prompts."""
+    if found := next(constructs(text), None):
+        raise BadInput(f"{name}: {found}")
 
 
 def _unescaped(text: str | list[str]) -> str | list[str]:

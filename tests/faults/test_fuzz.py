@@ -12,6 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save, save_file
 
 from sd_hyena.distil.resume import Resumable
@@ -21,14 +22,16 @@ from sd_hyena.files.averaged import averages_as_weights
 from sd_hyena.files.mask import read_mask
 from sd_hyena.files.names import check_format
 from sd_hyena.files.picture import read_metadata, read_picture, write_image
+from sd_hyena.files.picture_text import read_texts, user_comment
 from sd_hyena.files.quantised import unquantised, without_scales
 from sd_hyena.files.text import read_text
 from sd_hyena.files.weights import check_weights, read_checkpoint, read_weights, shapes_of
 from sd_hyena.files.weights_kind import layout_of
 from sd_hyena.large.regions import read_regions
-from sd_hyena.options import given_path, infotext
+from sd_hyena.options import comfyui, given_path, infotext, invokeai
 from sd_hyena.options.command_line import parse, to_dict
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.prompt_constructs import check_text_of
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.memory import is_out_of_memory
 from sd_hyena.recipe import read_recipe
@@ -114,6 +117,12 @@ def good(tmp_path_factory) -> dict:
     found["picture"] = {"config": to_dict(GenerateConfig(prompt="a fox", seed=5)), "regions": REGIONS}
     write_image(folder / "x.png", Image.new("RGB", (4, 4)), A1111, found["picture"])
     found["png"] = (folder / "x.png").read_bytes()
+    for kind in ("jpg", "webp"):
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode("utf-16-be")
+        exif[0x0110] = "prompt:" + json.dumps(COMFYUI)
+        Image.new("RGB", (4, 4)).save(folder / f"x.{kind}", exif=exif)
+        found[kind] = (folder / f"x.{kind}").read_bytes()
     return found | wild(folder)
 
 
@@ -147,6 +156,31 @@ REGIONS = {
         {"x": 0.5, "y": 0.5, "w": 0.5, "h": 0.5, "feather_ratio": 0.2, "enable": True, "adapters": ["a"], "mask": ""},
     ]
 }
+COMFYUI = {
+    "3": {"class_type": "KSampler", "inputs": {"seed": 1, "steps": 20, "cfg": 8, "sampler_name": "euler", "scheduler": "karras",
+          "denoise": 1, "model": ["4", 0], "positive": ["6", 0], "negative": ["6", 0], "latent_image": ["5", 0]}},
+    "4": {"class_type": "LoraLoader", "inputs": {"lora_name": "a", "strength_model": 1, "strength_clip": 1, "model": ["7", 0]}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a", "clip": ["8", 0]}},
+    "7": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},
+    "8": {"class_type": "CLIPSetLastLayer", "inputs": {"stop_at_clip_layer": -2, "clip": ["4", 1]}},
+    "9": {"class_type": "VAEDecode", "inputs": {"vae": ["10", 0]}},
+    "10": {"class_type": "VAELoader", "inputs": {"vae_name": "v"}},
+}  # fmt: skip
+INVOKEAI = {
+    "positive_prompt": "a", "negative_prompt": "b", "steps": 5, "cfg_scale": 7.5, "seed": 3, "width": 64, "height": 64,
+    "scheduler": "euler", "model": {"name": "x"}, "loras": [{"model": {"name": "y"}, "weight": 1}], "clip_skip": 1, "strength": 1,
+    "image": {"prompt": [{"prompt": "a [b]", "weight": 1}], "steps": 5, "seed": 1, "sampler": "ddim", "width": 64, "height": 64},
+}  # fmt: skip
+BLOCK = {"Method": "MultiDiffusion", "Tile tile width": 64, "Tile Overlap": 8, "NoiseInv": True, "NoiseInv Steps": 9,
+         "Region control": {"Region 1": REGIONS["bbox_controls"][0]}}  # fmt: skip
+A1111_PAIRS = st.builds(
+    "{}: {}".format,
+    st.sampled_from(["Seed", "Size", "CFG scale", "Sampler", "Schedule type", "Model", "VAE", "TI hashes", "Lora hashes", "Hires steps",
+                     "Denoising strength", "Tiled Diffusion", "multidiffusion_enabled", "multidiffusion_tile_width", "Hypertile U-Net",
+                     "Hypertile U-Net swap size", "RNG", "Clip skip", "ControlNet 0"]),
+    NUMBERS.map(str) | TEXT | st.sampled_from(["64x64", "True", '"a, b: c"', "{", "[1]", '{"a": 1}', '"', "1e400", "9" * 60]),
+)  # fmt: skip
 YAML_TAGS = st.sampled_from(
     ["", "!!int ", "!!float ", "!!bool ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "&a "]
 )
@@ -228,6 +262,20 @@ def _weights(path: Path) -> None:
         read(path)
 
 
+def _foreign(path: Path) -> None:
+    read_texts(path)
+    parse(GenerateConfig, ["--from", str(path)])
+
+
+def _block(path: Path) -> None:
+    text = f"a\nSteps: 5, Tiled Diffusion: {json.dumps(path.read_text('utf-8', 'replace'))}"
+    infotext.options(text, "x")
+    info = PngInfo()
+    info.add_itxt("parameters", text)
+    Image.new("RGB", (4, 4)).save(path.with_suffix(".png"), pnginfo=info)
+    read_regions(path.with_suffix(".png"))
+
+
 def _eight_bits(path: Path) -> None:
     given_path.model(str(path))
     unquantised(averages_as_weights(read_checkpoint(path)))
@@ -258,6 +306,32 @@ PARSERS = {
     "A1111's parameters": lambda good: (
         TEXT | damaged(A1111.encode()).map(lambda b: b.decode("utf-8", "surrogateescape")),
         lambda _, text: infotext.options(text, "x"),
+    ),
+    "a JPEG's user comment": lambda good: (
+        st.binary(max_size=60) | damaged(b"UNICODE\0" + A1111.encode("utf-16-be")),
+        lambda _, comment: infotext.options(user_comment(comment), "x"),
+    ),
+    "a JPEG": lambda good: (damaged(good["jpg"]), _written(_foreign, "x.jpg")),
+    "a WebP": lambda good: (damaged(good["webp"]), _written(_foreign, "x.webp")),
+    "A1111's keys": lambda good: (
+        st.lists(A1111_PAIRS, max_size=6).map(lambda pairs: "a\nSteps: 5, " + ", ".join(pairs)),
+        lambda _, text: infotext.options(text, "x"),
+    ),
+    "ComfyUI's graph": lambda good: (
+        altered(COMFYUI).map(json.dumps) | damaged(json.dumps(COMFYUI).encode()).map(lambda b: b.decode("utf-8", "replace")),
+        lambda _, text: comfyui.options(text, "x"),
+    ),
+    "InvokeAI's metadata": lambda good: (
+        altered(INVOKEAI).map(json.dumps),
+        lambda _, text: (invokeai.options(text, "x"), invokeai.options_of_version_2(text, "x")),
+    ),
+    "Tiled Diffusion's block": lambda good: (
+        altered(BLOCK).map(str) | damaged(str(BLOCK).encode()).map(lambda b: b.decode("utf-8", "replace")),
+        _written(lambda path: _block(path), "x.txt"),
+    ),
+    "constructs of a prompt": lambda good: (
+        st.lists(st.sampled_from([*"[]()|:<>{}_\\ ", "a", "1.5", "AND", "lora", "__", "$$"])).map("".join) | TEXT,
+        lambda _, text: check_text_of(text, "prompt"),
     ),
     "regions": lambda good: (
         altered(REGIONS).map(json.dumps) | damaged(json.dumps(REGIONS).encode()),

@@ -10,7 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.picture import read_metadata, read_parameters, read_picture, write_image
+from sd_hyena.files.picture import read_metadata, read_picture, write_image
+from sd_hyena.files.picture_text import read_texts
 from sd_hyena.options.command_line import to_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.infotext import parameters
@@ -31,7 +32,7 @@ def test_any_prompt_survives_the_file(tmp_path_factory, prompt):
 
 def test_an_image_of_somebody_else_has_no_metadata(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    assert read_metadata(tmp_path / "x.png") == {} and read_parameters(tmp_path / "x.png") == ""
+    assert read_metadata(tmp_path / "x.png") == {} and read_texts(tmp_path / "x.png") == {}
 
 
 @pytest.mark.parametrize("chunk", ["{", "[1]", "null", "3", "[" * 10**5])
@@ -50,7 +51,7 @@ def test_a_text_bomb_a_text_file_and_a_missing_file_are_refused(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "cut.png").write_bytes((tmp_path / "bomb.png").read_bytes()[:40])
     for name in ("bomb.png", "text.png", "missing.png"):
-        for read in (read_metadata, read_parameters):
+        for read in (read_metadata, read_texts):
             with pytest.raises(BadInput):
                 read(tmp_path / name)
 

@@ -3,10 +3,12 @@ import re
 import string
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 from sd_hyena.errors import BadInput
 from sd_hyena.models.location import model_sha256
@@ -70,8 +72,9 @@ configs = st.fixed_dictionaries(
 def test_we_read_what_we_write_and_so_does_a1111(values, karras, model):
     values |= {"karras": karras and values["scheduler"] in KARRAS}
     text = parameters(to_dict(GenerateConfig(**values)), model, "f" * 64)
-    found, unknown = options(text, "x")
-    assert found | {"clip_skip": values["clip_skip"]} == values and not unknown
+    found = options(text, "x")
+    assert found.options | {"clip_skip": values["clip_skip"]} == values and not found.left
+    assert all(hash_ == "f" * 10 for _, hash_ in found.names.get("model", []))
     oracle = a1111(text)
     assert (oracle["Prompt"], oracle["Negative prompt"]) == (values["prompt"], values["negative_prompt"])
     assert oracle["Steps"] == str(values["steps"]) and oracle["Seed"] == str(values["seed"])
@@ -89,26 +92,29 @@ Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 4294967294, Size: 768
 Model: any-v4, Conditional mask weight: 1.0, Clip skip: 2, ENSD: 31337"""
 NEW = """a fox
 Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x640, Model hash: 93b79e09ed, \
-Model: v1-5, Lora hashes: "fur: aabbcc, Seed: 99", TI hashes: "easy: dd", Hires upscale: 2, Version: v1.10.1"""
+Model: v1-5, Lora hashes: "fur: aabbcc, Seed: 99", TI hashes: "easy: ddeeff", Hires upscale: 2, Version: v1.10.1"""
 
 
 def test_an_older_image_of_a1111_is_read():
-    found, unknown = options(OLD, "x")
-    assert found == dict(
+    found = options(OLD, "x")
+    assert found.options == dict(
         prompt="masterpiece, (fox:1.2), [snow], <lora:fur:0.7>\nsecond line: a, b: c, d: e",
         negative_prompt="(worst quality:1.4), blur\nmore of it", steps=20, scheduler="dpm++_2m", karras=True,
         cfg_scale=7.5, seed=4294967294, width=768, height=512, clip_skip=2,
     )  # fmt: skip
-    assert not unknown
+    assert [text for text, _ in found.left] == ["noise of a GPU (no RNG: CPU)", "ENSD 31337"]
+    assert found.names == {"model": [("any-v4", "93b79e09ed")]}
 
 
 def test_a_newer_image_of_a1111_is_read_and_keys_inside_quotes_are_not():
-    found, unknown = options(NEW, "x")
-    assert found == dict(
+    found = options(NEW, "x")
+    assert found.options == dict(
         prompt="a fox", negative_prompt="", steps=25, scheduler="dpm++_2m", karras=True, cfg_scale=7.0, seed=1,
         width=512, height=640,
     )  # fmt: skip
-    assert not unknown
+    hires = "Hires (upscale 2): draw it, then again from it with --init_image, -W, -H and --strength 0.7"
+    assert [text for text, _ in found.left] == [hires, "noise of a GPU (no RNG: CPU)"]
+    assert found.names["lora"] == [("fur", "aabbcc")] and found.names["embeddings"] == [("easy", "ddeeff")]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +133,9 @@ def test_a_newer_image_of_a1111_is_read_and_keys_inside_quotes_are_not():
 )
 def test_samplers_and_their_noise_levels(sampler, schedule, expected, unknown):
     pairs = {"Steps": 5, "Sampler": sampler, "Schedule type": schedule}
-    found, left = options("a\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items() if value), "x")
-    assert left == unknown
-    assert (found.get("scheduler"), found.get("karras")) == (expected or (None, None))
+    found = options("a\n" + ", ".join(f"{key}: {value}" for key, value in pairs.items() if value) + ", RNG: CPU", "x")
+    assert [text for text, _ in found.left] == unknown
+    assert (found.options.get("scheduler"), found.options.get("karras")) == (expected or (None, None))
 
 
 DAMAGED = [
@@ -154,10 +160,12 @@ def test_damaged_text_is_one_clear_line(text):
 def test_any_text_is_read_or_refused(text):
     for given_text in (text, f"{text}\nSteps: 5, {text}"):
         try:
-            found, unknown = options(given_text, "x")
+            found = options(given_text, "x")
         except BadInput:
             continue
-        assert set(found) <= set(to_dict(GenerateConfig())) and isinstance(unknown, list)
+        assert set(found.options) <= set(to_dict(GenerateConfig())) and all(
+            isinstance(text, str) for text, _ in found.left
+        )
 
 
 @pytest.mark.parametrize("piece", ['a:"\\q",', 'a:"x,', "a:   ", "a,", "\n", '\\"', "Steps: 5,"])
@@ -176,23 +184,30 @@ def png(path, text: str):
 
 
 def test_from_takes_the_options_of_an_a1111_image_and_flags_win(tmp_path):
-    config = parse(GenerateConfig, ["--from", png(tmp_path / "x.png", OLD), "-s", "3"])
+    (tmp_path / "loras").mkdir()
+    save_file({"lora_unet_x.lora_up.weight": torch.ones(1)}, tmp_path / "loras" / "fur.safetensors")
+    given = ["--from", png(tmp_path / "x.png", OLD), "-s", "3", "--lora_dir", str(tmp_path / "loras")]
+    config = parse(GenerateConfig, given)
+    assert config.lora == f"{tmp_path / 'loras' / 'fur.safetensors'}:0.7"
+    assert config.prompt == "masterpiece, (fox:1.2), [snow],\nsecond line: a, b: c, d: e"
     assert (config.seed, config.steps, config.width, config.height, config.clip_skip) == (4294967294, 3, 768, 512, 2)
     assert (config.scheduler, config.karras, config.num_images) == ("dpm++_2m", True, 1)
 
 
 def test_what_cannot_be_had_is_said(tmp_path, capsys):
     text = "a\nSteps: 5, Sampler: {}, Schedule type: Karras, Seed: 1, Size: 64x64"
+    config = parse(GenerateConfig, ["--from", png(tmp_path / "x.png", text.format("Restart"))])
+    assert config.scheduler == "ddim" and not config.karras
+    assert "so the picture will differ: sampler 'Restart'; noise of a GPU" in capsys.readouterr().out
     config = parse(GenerateConfig, ["--from", png(tmp_path / "x.png", text.format("Restart")), "--scheduler", "heun"])
-    assert config.scheduler == "heun" and not config.karras
-    assert "note: sampler 'Restart' of" in capsys.readouterr().out
+    assert config.scheduler == "heun" and "Restart" not in capsys.readouterr().out
     config = parse(GenerateConfig, ["--from", png(tmp_path / "x.png", text.format("Euler a"))])
     assert config.scheduler == "euler_a" and not config.karras
     assert "Karras' noise levels for euler_a" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "text", ["a\nSteps: 5, Size: 65x64", "a\nSteps: 5, Seed: 99999999999", "a\nSteps: 5, CFG scale: nan"]
+    "text", ["a\nSteps: 5, Size: 65x64", "a\nSteps: 5, Seed: 18446744073709551616", "a\nSteps: 5, CFG scale: nan"]
 )
 def test_values_beyond_our_rules_are_one_line_too(tmp_path, text):
     with pytest.raises(BadInput) as error:

@@ -55,6 +55,16 @@ def test_the_operator_equals_the_definition_in_values_and_gradients(order, l_max
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("order, length", [(2, 5), (3, 9)])
+def test_a_normalized_filter_is_divided_behind_the_decay_window(order, length):
+    torch.manual_seed(length)
+    operator = HyenaOperator(4, 9, order=order, filter_order=8, emb_dim=5, normalized=True).double()
+    x = torch.randn(2, length, 4, dtype=torch.float64)
+    expected = reference.hyena_operator(operator.state_dict(), x, order, normalized=True)
+    torch.testing.assert_close(operator(x), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(operator.filter_fn(length).abs().sum(-1), torch.ones(length, dtype=torch.float64))
+
+
 def test_a_loaded_state_dict_gives_the_same_output_in_float32():
     torch.manual_seed(0)
     first, second = HyenaOperator(8, 33, order=3), HyenaOperator(8, 33, order=3)
@@ -106,6 +116,31 @@ def test_no_knob_is_dead(name):
     torch.testing.assert_close(output(), output(), rtol=0, atol=0)
     changed = output(**{name: NON_DEFAULT[name]})
     assert changed.shape == (1, 11, 4) and not torch.allclose(changed, output(), atol=1e-5)
+
+
+LAYER_OF_SAFARI = dict(order=2, emb_dim=5, filter_order=8, lr=6e-4, wd=0.1, lr_pos_emb=0.0, modulation_lr=2e-4, w=14)
+
+
+def test_a_layer_config_of_safari_is_taken_with_its_notes_for_the_optimizer():
+    filters = HyenaOperator(4, 8, **LAYER_OF_SAFARI).filter_fn
+    parameters = dict(filters.named_parameters())
+    assert parameters["implicit_filter.0.weight"]._optim == {"lr": 6e-4, "weight_decay": 0.1}
+    assert parameters["implicit_filter.1.freq"]._optim == {"lr": 6e-4, "weight_decay": 0.1}
+    assert parameters["modulation.deltas"]._optim == {"lr": 2e-4, "weight_decay": 0.0}
+    assert "pos_emb.z" not in parameters and "pos_emb.z" in dict(filters.named_buffers())
+    assert set(HyenaOperator(4, 8, **LAYER_OF_SAFARI).state_dict()) == set(KEYS_OF_SAFARI)
+
+
+@pytest.mark.parametrize(
+    "activation, expected",
+    [(None, lambda y: y), ("identity", lambda y: y), ("linear", lambda y: y), ("swish", torch.nn.SiLU()), ("sigmoid", torch.sigmoid)],
+)  # fmt: skip
+def test_activations_have_safari_s_names(activation, expected):
+    torch.manual_seed(0)
+    plain, named = HyenaMixer(4, 8), HyenaMixer(4, 8, activation=activation)
+    named.load_state_dict(plain.state_dict())
+    streams = torch.randn(1, 8, 12)
+    torch.testing.assert_close(named.mix(streams), expected(plain.mix(streams)))
 
 
 @pytest.mark.parametrize("name", ["num_heads", "inner_factor", "num_blocks"])

@@ -1,0 +1,41 @@
+"""Which options have an effect beside which others: what is given in vain is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+TILED_FROM = 2048  # pixels of a side above which tiled_diffusion=auto fuses tiles
+TILED_VAE_FROM = 1024  # likewise tiled_vae=auto
+AUTO_FROM = {"tiled_diffusion": TILED_FROM, "tiled_vae": TILED_VAE_FROM}
+
+
+def in_vain(config: Any) -> list[str]:
+    """A line for each option that differs from its default and `needs` another that is off.
+
+    `a|b`: either of them will do; `a+b`: both are needed.
+    """
+    lines = []
+    for field in dataclasses.fields(config):
+        value, needs = getattr(config, field.name), field.metadata["needs"]
+        if not needs or value == field.default:
+            continue
+        missing = [name for name in needs.split("+") if not any(is_on(config, one) for one in name.split("|"))]
+        if missing:
+            told = " and ".join(" or ".join(map(_told, name.split("|"))) for name in missing)
+            lines.append(f"note: {field.name}={value!r} has no effect here, it needs {told}")
+    return lines
+
+
+def is_on(config: Any, name: str) -> bool:
+    """Whether an option does something, as far as the config tells."""
+    value = getattr(config, name)
+    if value == "auto":
+        return max(config.width, config.height) > AUTO_FROM[name]
+    return value > 1 if name == "cfg_scale" else value not in (None, "", "off", 0)
+
+
+def _told(name: str) -> str:
+    if name in AUTO_FROM:
+        return f"--{name} (auto is on above {AUTO_FROM[name]} px)"
+    return f"--{name}" + (" above 1" if name == "cfg_scale" else "")

@@ -1,0 +1,127 @@
+"""Files that prompts and pictures call by name, or by hash, looked for in the folders of --lora_dir and its like."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.hashes import file_sha256, lora_sha256
+from sd_hyena.options import given_path
+from sd_hyena.options.found import Found, quoted
+from sd_hyena.options.prompt_constructs import NamedLora, without_loras
+
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+FOLDERS = {"model": "model_dir", "vae": "vae_dir", "embeddings": "embedding_dir", "lora": "lora_dir"}
+FLAGS = {"model": "-m", "vae": "--vae", "embeddings": "--embeddings"}
+HASHED: dict[str, Callable[[Path], str]] = {"lora": lora_sha256}  # others by the whole file
+
+
+def find(option: str, name: str, hash: str, folders: str) -> Path | None:
+    """The file for `option` that is called so, blind to case and suffix, else the one of that hash; None if there is none.
+
+    name: with or without a suffix, or folders before it. hash: the beginning of a hash, as A1111 has it; may be empty.
+    folders: separated by commas; all below them counts. Of several of one name that of the hash is taken, else the first.
+    """
+    files = list(_below(folders))
+    named = [file for file in files if _plain(file.name) == _plain(name)]
+    if len(named) == 1 or (named and not hash):
+        return named[0]
+    digest = HASHED.get(option, file_sha256)
+    matching = (file for file in named or files if hash and digest(file).startswith(hash.lower()))
+    return next(matching, named[0] if named else None)
+
+
+def _below(folders: str) -> Iterable[Path]:
+    entries = [folders] if os.path.isdir(folders) else [part.strip() for part in folders.split(",") if part.strip()]
+    for folder in entries:
+        yield from sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in WEIGHTS and path.is_file())
+
+
+def _plain(name: str) -> str:
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    return next((base.removesuffix(suffix) for suffix in WEIGHTS if base.endswith(suffix)), base)
+
+
+def of_picture(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) -> dict[str, Any]:
+    """The options among `chosen` that change because the picture names files that are there; what is not is left.
+
+    What a flag has answered (it is no longer as `untouched`) stays. Raises BadInput, as `with_loras` does.
+    """
+    changed: dict[str, Any] = {}
+    for option in ("model", "vae"):
+        for name, hash_ in found.names.get(option, []):
+            if chosen[option] == untouched[option]:
+                changed |= _found_or_left(found, option, name, hash_, chosen)
+    given = (
+        {path.stem.lower() for path, _ in given_path.embeddings(chosen["embeddings"])}
+        if chosen["embeddings"]
+        else set()
+    )
+    files = [chosen["embeddings"]] if chosen["embeddings"] else []
+    for name, hash_ in found.names.get("embeddings", []):
+        if name.lower() not in given:
+            files += _found_or_left(found, "embeddings", name, hash_, chosen).values()
+    if found.names.get("embeddings"):
+        changed["embeddings"] = ",".join(files)
+    hashes = dict(found.names.get("lora", []))
+    if chosen["prompt"] == untouched["prompt"]:
+        _, called = without_loras(chosen["prompt"] or "", "prompt")
+        plain = {_plain(lora.name) for lora in called} | {
+            path.stem.lower() for path, _ in given_path.loras(chosen["lora"])
+        }
+        for name in hashes:
+            if _plain(name) not in plain:
+                found.leave(f"LoRA {quoted(name)!r}", "lora")
+    return changed | resolved(chosen | changed, hashes)
+
+
+def _found_or_left(found: Found, option: str, name: str, hash_: str, chosen: dict[str, Any]) -> dict[str, str]:
+    folders = chosen[FOLDERS[option]]
+    file = find(option, name, hash_, folders) if folders else None
+    if file is None:
+        where = f"is not in {folders}" if folders else f"give {FLAGS[option]}, or --{FOLDERS[option]} where it lies"
+        found.leave(f"{option.removesuffix('s')} {quoted(name)!r} ({where})", "" if option == "embeddings" else option)
+        return {}
+    return {option: str(file)}
+
+
+def resolved(values: dict[str, Any], hashes: dict[str, str] | None = None) -> dict[str, Any]:
+    """`prompt` without <lora:NAME:WEIGHT>, and `lora` with the files of these; empty if there are none.
+
+    A file is looked for among those of `lora`, whose weight is then the prompt's, beside the model, in `lora_dir`, and as a
+    path. `hashes`
+    tells files of other names. Raises BadInput for one that is not there.
+    """
+    if without_loras(values["negative_prompt"], "negative_prompt")[1]:
+        raise BadInput(
+            "negative_prompt: a LoRA by name stands in the prompt; move it there, with a weight below 0 if need be"
+        )
+    prompt, called = without_loras(values["prompt"] or "", "prompt")
+    if not called:
+        return {}
+    weights = _given_loras(values)
+    given = [*weights, *given_path.beside(values["model"], "loras").values()]
+    for lora in called:
+        weights[_file_of(lora, given, values["lora_dir"], (hashes or {}).get(lora.name, ""))] = lora.weight
+    return {"prompt": prompt, "lora": ",".join(f"{path}:{weight!r}" for path, weight in weights.items())}
+
+
+def _given_loras(values: dict[str, Any]) -> dict[Path, float]:
+    return dict(given_path.loras(given_path.located(values["lora"], "lora", values["model"], "loras")))
+
+
+def _file_of(lora: NamedLora, given: Iterable[Path], folders: str, hash_: str) -> Path:
+    file = next((path for path in given if _plain(path.name) == _plain(lora.name)), None)
+    file = file or (find("lora", lora.name, hash_, folders) if folders else None)
+    file = file or (Path(lora.name) if os.path.isfile(lora.name) else None)
+    if file is None:
+        where = f"is not in lora_dir={folders!r}" if folders else "has no folder to be looked for in"
+        raise BadInput(
+            f"prompt: the LoRA {lora.name!r} {where}; give --lora_dir FOLDER or --lora FILE, or take it out of the prompt (-p)"
+        )
+    if "," in str(file):
+        raise BadInput(f"prompt: the LoRA's file {str(file)!r} has a comma in its name, which parts lists; rename it")
+    return file
