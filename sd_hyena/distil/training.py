@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import torch
 from torch.utils.data import default_collate
 
 from sd_hyena.distil.allotment import allotted, is_left_open
