@@ -23,7 +23,8 @@ from sd_hyena.sites import Site, find_sites
 from sd_hyena.students.student import Size, StudentSpec, spec_for
 from sd_hyena.students.teacher import Teacher
 
-PROBE = 4e11  # operations of the probe on a CPU, at most
+PROBE = {"cpu": 4e10, "cuda": 2e13}  # operations of the probe, at most
+GROWTH = 1.5  # of a UNet's operations with its tokens, between linear and quadratic: what a probe will have, roughly
 LONG = 600.0  # seconds from which on ways around a run are named
 SERVES = 512  # pixels at which a student learns what it needs for every size
 _counted: dict[tuple, int] = {}
@@ -87,9 +88,10 @@ class Estimator:
         return whole / (whole - saved)
 
     def _rate(self, device: torch.device) -> float:
-        """Operations a second of the UNet: one forward for one sample."""
-        h, w = self.native
-        while device.type == "cpu" and h > 16 and self._unet((h, w)) > PROBE:
+        """Operations a second of the UNet: one forward for one sample, as near to the asked size as is quick."""
+        (h, w), allowed = self.size, PROBE.get(device.type, PROBE["cuda"])
+        native = self._unet(self.native)
+        while min(h, w) > 16 and native * (h * w / self.native[0] ** 2) ** GROWTH > allowed:
             h, w = h // 2, w // 2
         source = torch.Generator().manual_seed(0)
         latents = torch.randn(1, 4, h, w, generator=source).to(device)

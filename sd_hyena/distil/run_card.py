@@ -16,6 +16,7 @@ from sd_hyena.distil.module import Distillation
 from sd_hyena.files.names import for_a_shell
 from sd_hyena.options.train_config import NEWEST, TrainConfig
 from sd_hyena.processes.memory import peak_gib
+from sd_hyena.processes.ranks import say
 from sd_hyena.students.student import cast
 from sd_hyena.students.teacher import Teacher
 
@@ -43,7 +44,7 @@ def print_estimate(module: Distillation, data: Lessons, config: TrainConfig, dev
     wait_for(device)
     module.zero_grad(set_to_none=True)
     seconds = (time.perf_counter() - started) * data.accumulate * config.n_steps
-    print(
+    say(
         f"measured: {seconds / 60:.1f} min for {config.n_steps} steps of batch {config.batch_size} at "
         f"{config.width}x{config.height} on {device.type} (teacher {taught * data.accumulate:.2f} s a step), "
         f"peak memory {peak_gib(device):.1f} GiB, {sum(p.numel() for p in module.parameters()):,} parameters"

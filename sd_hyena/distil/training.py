@@ -124,7 +124,8 @@ def train(config: TrainConfig) -> Outcome:
         weight_decay=config.weight_decay,
     )
     if ranks.rank() == 0:
-        _with_smaller_batches(data, lambda: print_estimate(module, data, config, device))
+        with work("a micro-batch is timed", announced=False):
+            _with_smaller_batches(data, lambda: print_estimate(module, data, config, device))
     folder = _run_folder(config, resumed)  # now that all that can be wrong has been looked at
     checkpoints = Checkpoints(folder, config, facts, resumed.untrained if resumed else None)
     try:
@@ -146,7 +147,8 @@ def train(config: TrainConfig) -> Outcome:
         raise
     if checkpoints.validated_step != trainer.global_step:
         alone = lambda: config.processes == 1  # of several ranks one cannot repeat it by itself
-        _with_smaller_batches(data, lambda: trainer.validate(module, data, verbose=False), alone)
+        with work("the students are validated"):
+            _with_smaller_batches(data, lambda: trainer.validate(module, data, verbose=False), alone)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if ranks.rank():
         return Outcome(folder, None, metrics, {})
