@@ -32,7 +32,10 @@ class Kind:
 
 UNKNOWN = "Stable Diffusion 1.x, 2.x and SDXL are known"
 LORA = Kind(
-    "a LoRA", "give it as --lora FILE beside -m MODEL", r"[._](lora_(up|down|A|B|mid)|hada_w1_a|lokr_w[12])\b|^lora_"
+    "a LoRA",
+    "give it as --lora FILE beside -m MODEL",
+    r"[._](lora_(up|down|A|B|mid)|hada_w1_a|lokr_w[12]|oft_(blocks|diag)|ia3_l|on_input|w_norm|diff|diff_b)\b"
+    r"|^(lora|lycoris)_(unet|te)|^bundle_emb\.",
 )
 STUDENTS = Kind("trained students", "give it as -y FILE beside -m MODEL", r"^[^/]+attn1/|^filter_fn\.")
 VAE = Kind("a VAE", "give it as --vae FILE beside -m MODEL", r"^(first_stage_model\.|vae\.)?decoder\.conv_in\.")
@@ -45,6 +48,19 @@ INVERSION = Kind(
     "a textual inversion", "give it as --embeddings FILE beside -m MODEL", r"^(emb_params|clip_[gl]|string_to_param.*)$"
 )
 REFINER = Kind("SDXL's refiner", "give SDXL's base", r"^conditioner\.embedders\.0\.model\.")
+CONTROLNETS_ALONE = "of what steers by a picture ControlNets alone are read"
+CONTROLNET = Kind(
+    "a ControlNet",
+    "give it as --controlnet FILE beside -m MODEL",
+    r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.0\.",
+)
+NO_CONTROLNETS = (
+    Kind("a T2I-Adapter", CONTROLNETS_ALONE, r"^(adapter\.)?body\.\d+\.(block|resnets|in_conv)|^transformer_layes\."),
+    Kind("a control-LoRA", CONTROLNETS_ALONE, r"^lora_controlnet$"),
+    Kind("a ControlNet-LLLite", CONTROLNETS_ALONE, r"^lllite_"),
+    Kind("a union of ControlNets", CONTROLNETS_ALONE, r"^(control_model\.)?(task_embedding$|control_add_embedding\.)"),
+    Kind("an IP-Adapter", CONTROLNETS_ALONE, r"^(image_proj|ip_adapter)\."),
+)
 KINDS = (  # the first whose pattern is met: what holds a UNet's first convolution is a model, whatever else it holds
     REFINER,
     Kind("Playground 2.5", UNKNOWN, r"^edm_mean$"),  # of SDXL's shapes, with noise levels of its own
@@ -52,7 +68,8 @@ KINDS = (  # the first whose pattern is met: what holds a UNet's first convoluti
     STUDENTS,
     LORA,
     Kind("a training checkpoint of ours", "give it as --resume FILE to train.py", r"^students\."),
-    Kind("a ControlNet", "give a diffusers folder as --controlnet", r"^control_model\.|^controlnet_cond_embedding\."),
+    *NO_CONTROLNETS,
+    CONTROLNET,
     Kind("Stable Diffusion 3", UNKNOWN, r"joint_blocks\.0\."),
     Kind("Flux", UNKNOWN, r"double_blocks\.0\."),
     Kind("Stable Cascade", UNKNOWN, r"^clip_txt_mapper\.|^down_blocks\.1\.0\.channelwise\."),
@@ -69,6 +86,14 @@ def kind_of(names: Iterable[str]) -> Kind:
     """What tensors of these names are."""
     text = "\n".join(names)
     return next((kind for kind in KINDS if re.search(kind.pattern, text, re.MULTILINE)), NOTHING_KNOWN)
+
+
+def is_controlnet(names: Iterable[str]) -> bool:
+    """Whether tensors of these names hold a ControlNet, a whole model beside it or not."""
+    text = "\n".join(names)
+    others = (kind.pattern for kind in NO_CONTROLNETS)
+    found, *refused = (re.search(pattern, text, re.MULTILINE) for pattern in (CONTROLNET.pattern, *others))
+    return bool(found) and not any(refused)
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str:

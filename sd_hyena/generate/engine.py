@@ -52,7 +52,7 @@ from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings
+from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings, with_bundled
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -86,7 +86,7 @@ class Order:
         if config.vae:
             check_vae(config.vae)
         task, arrangement = Task.of(config), Arrangement.of(config)
-        embeddings = tuple(read_embeddings(config.embeddings))
+        embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in task.loras))
         device = pick_device(own_device(config.device))
         check_offload(config.offload, device)
         check_optimize(config.optimizations, device)
@@ -98,9 +98,10 @@ class Order:
         config = self.config
         parts = {
             "embeddings": tuple(map(stamp, (one.path for one in self.embeddings))),
-            "loras": tuple((stamp(path), weight) for path, weight in self.task.loras),
+            "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.task.loras),
             "controlnets": tuple(stamp(path) for path, _ in config.controls),
         }
+        parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
         model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
         if config.offload != "off":  # its hooks stand around all that was there when they were set
             model += tuple(parts.values())

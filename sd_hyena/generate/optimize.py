@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sd_hyena.errors import BadInput
+from sd_hyena.large.adapters import loaded
 from sd_hyena.large.around import replaced
 from sd_hyena.options.generate_config import OPTIMIZATIONS
 from sd_hyena.students.student import cast
@@ -73,7 +74,7 @@ def optimized(unet: nn.Module, steps: Iterable[str], students: Iterable[nn.Modul
     steps, students = set(steps), list(students)
     if unknown := steps - set(OPTIMIZATIONS):
         raise BadInput(f"optimize={sorted(unknown)[0]!r} is none of {', '.join(OPTIMIZATIONS)}")
-    if steps & {"qkv", "int8"} and getattr(unet, "peft_config", None):
+    if steps & {"qkv", "int8"} and loaded([unet]):
         raise BadInput("optimize=qkv and int8 replace the weights that a LoRA changes; leave them out, or the LoRA")
     ladder: dict[str, Callable[[], Any]] = {
         "bf16": lambda: _bfloat16(unet, students),

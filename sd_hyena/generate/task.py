@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,10 +13,13 @@ from torch import nn
 from sd_hyena.errors import BadInput
 from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
-from sd_hyena.files.weights import check_safetensors, check_weights
+from sd_hyena.models.controlnet import check_controlnet, load_controlnet
 from sd_hyena.models.inpainting import painting_masks
+from sd_hyena.models.lora.applied import Given, loras_in
+from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.processes.ranks import say
 
 HALF = 128  # of 255: what a mask has to be to be white
 
@@ -29,22 +31,22 @@ class Task:
     config: GenerateConfig
     pictures: dict[str, Image.Image]  # by option: init_image, mask
     hints: tuple[Image.Image, ...]  # one for each ControlNet
-    loras: tuple[tuple[Path, float], ...]
+    loras: tuple[Given, ...]
     notes: tuple[str, ...] = ()  # how the pictures are read
 
     @classmethod
     def of(cls, config: GenerateConfig) -> Task:
         """Read the pictures and look at the weights, before a model is loaded. Raises BadInput."""
-        for folder in given_path.controlnets(config.controlnet):
-            for weights in folder.glob("diffusion_pytorch_model*"):
-                check_weights(weights)
+        for path, _ in config.controls:
+            check_controlnet(path)
         pictures, notes = {}, []
         if config.init_image:
             pictures["init_image"] = _picture(config, "init_image", config.init_image)
         if config.mask:
             pictures["mask"] = _mask(config, notes)
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
-        return cls(config, pictures, tuple(hints), tuple(_loras(config.lora)), tuple(notes))
+        loras = (Given(read_lora(path), weight) for path, weight in given_path.loras(config.lora))
+        return cls(config, pictures, tuple(hints), tuple(loras), tuple(notes))
 
     @contextmanager
     def prepared(self, pipe: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -110,50 +112,13 @@ def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
 
 def controlnets(config: GenerateConfig, unet: nn.Module) -> list[nn.Module]:
     """Those that the config names, where and in the precision that the UNet is. Raises BadInput."""
-    from diffusers import ControlNetModel
-
-    found, width = [], unet.config.cross_attention_dim
-    for folder, _ in config.controls:
-        try:
-            controlnet = ControlNetModel.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BadInput(f"controlnet={folder!r} cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-        if controlnet.config.cross_attention_dim != width:
-            raise BadInput(
-                f"controlnet={folder!r} reads text of width {controlnet.config.cross_attention_dim}, this model's is {width}; "
-                "give one that was trained for it"
-            )
-        found.append(controlnet.to(unet.device, unet.dtype))
-    return found
-
-
-def _loras(entries: str) -> list[tuple[Path, float]]:
-    """Files and weights, the files whole. Raises BadInput."""
-    found = given_path.loras(entries)
-    for path, _ in found:
-        check_safetensors(path)
-    return found
+    return [load_controlnet(path, unet) for path, _ in config.controls]
 
 
 @contextmanager
-def loras(pipe: Any, files: Sequence[tuple[Path, float]]) -> Iterator[None]:
-    """Within the block, `pipe` has these LoRAs, each with its weight. Raises BadInput."""
-    try:
-        _load_loras(pipe, files)
+def loras(pipe: Any, given: Sequence[Given]) -> Iterator[None]:
+    """Within the block, `pipe` draws with these files; what of them is not used is said. Raises BadInput."""
+    with loras_in(pipe, given) as applied:
+        for note in applied.notes:
+            say(note)
         yield
-    finally:
-        if files:
-            pipe.unload_lora_weights()
-
-
-def _load_loras(pipe: Any, files: Sequence[tuple[Path, float]]) -> None:
-    names: list[str] = []
-    for i, (path, _) in enumerate(files):
-        stem = path.stem.replace(".", "_")  # regions call a LoRA by its file's name
-        names.append(name := f"{stem}_{i}" if stem in names else stem)
-        try:
-            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name, local_files_only=True)
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise BadInput(f"lora={str(path)!r} does not fit this model ({str(error).splitlines()[0][:160]})") from None
-    if names:
-        pipe.set_adapters(names, [weight for _, weight in files])

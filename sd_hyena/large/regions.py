@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
@@ -20,6 +20,7 @@ from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import metadata_of
 from sd_hyena.files.picture_text import read_texts
 from sd_hyena.files.text import decoded
+from sd_hyena.large.adapters import acting
 from sd_hyena.large.tiling import Rect, Size, add, feather
 from sd_hyena.options import infotext
 from sd_hyena.options.prompt_constructs import check_constructs, without_loras
@@ -265,18 +266,21 @@ class Noise:
 
 
 class Texts:
-    """The text embeddings of regions: whenever the pipeline encodes its prompt, theirs are encoded in the same way."""
+    """The text embeddings of regions: whenever the pipeline encodes its prompt, theirs are encoded in the same way, each
+    with the LoRAs that act on the text encoders in it."""
 
-    def __init__(self, encode_prompt: Any, regions: Sequence[Region]):
+    def __init__(self, encode_prompt: Any, regions: Sequence[Region], encoders: Sequence[nn.Module] = ()):
         self._encode, self._signature = encode_prompt, inspect.signature(encode_prompt)
-        self._regions = regions
+        self._regions, self._encoders = regions, encoders
         self._main: tuple[Tensor | None, ...] = ()
         self._own: dict[Region, tuple[Tensor | None, ...]] = {}
 
     def encode_prompt(self, *args, **kwargs) -> tuple[Tensor | None, ...]:
         """Stands in for the pipeline's `encode_prompt`."""
         given = self._signature.bind(*args, **kwargs).arguments
-        self._own = {region: self._encode(**_appended(given, region)) for region in self._regions}
+        for region in self._regions:
+            with acting(self._encoders, region.adapters):
+                self._own[region] = self._encode(**_appended(given, region))
         self._main = self._encode(*args, **kwargs)
         return self._main
 

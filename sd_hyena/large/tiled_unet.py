@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.large.adapters import acting, is_loaded, loaded
 from sd_hyena.large.around import replaced
 from sd_hyena.large.deferred_controlnet import DeferredControlNet
 from sd_hyena.large.regions import Noise, Region, Texts
@@ -121,9 +122,12 @@ def tiled_diffusion(pipe: Any, method: str = "multidiffusion", **options) -> Ite
     the pipeline gives by itself. Afterwards, also after an exception, everything is as it was. Raises BadInput.
     """
     options = TiledDiffusion(method=method, **options)
+    networks = _with_loras(pipe)
     for name in {name for region in options.regions for name in region.adapters or ()}:
-        if name not in (known := getattr(pipe.unet, "peft_config", {})):
-            raise BadInput(f"a region's adapter {name!r} is not loaded; there are {', '.join(known) or 'none'}")
+        if not is_loaded(networks, name):
+            raise BadInput(
+                f"a region's adapter {name!r} is not loaded; there are {', '.join(loaded(networks)) or 'none'}"
+            )
     tiled = _TiledUNet(pipe, options)
     with ExitStack() as stack:
 
@@ -153,7 +157,7 @@ class _TiledUNet:
     def __init__(self, pipe: Any, options: TiledDiffusion):
         self.pipe, self.options = pipe, options
         self.original, self.signature = pipe.unet.forward, inspect.signature(pipe.unet.forward)
-        self.texts = Texts(pipe.encode_prompt, options.regions) if options.regions else None
+        self.texts = Texts(pipe.encode_prompt, options.regions, _with_loras(pipe)[1:]) if options.regions else None
         controlnet = getattr(pipe, "controlnet", None)
         self.controlnet = DeferredControlNet(controlnet, pipe.vae_scale_factor) if controlnet is not None else None
         self.regional_views = functools.lru_cache(maxsize=1)(
@@ -220,7 +224,7 @@ class _TiledUNet:
     def _predictions(self, call: Call, views: Sequence[View]) -> Tensor:
         """Of views of one size with texts of one length, in one call of the UNet: (views, B, C, h, w)."""
         arguments = stacked([self._part(call.unet, view) for view in views], call.rows)
-        with _adapters(self.pipe.unet, views[0].adapters):
+        with acting([self.pipe.unet], views[0].adapters):
             if call.control is not None:
                 parts = [self._part(call.control, view) for view in views]
                 arguments |= self.controlnet.residuals(parts, call.gate)
@@ -263,17 +267,10 @@ class _TiledUNet:
         return torch.cat([part + change if role == 0 else part for part, role in zip(parts, roles, strict=True)])
 
 
-@contextmanager
-def _adapters(unet: nn.Module, names: Sequence[str] | None) -> Iterator[None]:
-    """Only these LoRAs are active, with the strengths they have; None leaves those that are."""
-    with ExitStack() as stack:
-        if names is not None:
-            from peft.tuners.tuners_utils import BaseTunerLayer
-
-            for layer in (module for module in unet.modules() if isinstance(module, BaseTunerLayer)):
-                stack.enter_context(replaced(layer, "_active_adapter", list(names)))
-                stack.enter_context(replaced(layer, "_disable_adapters", False))
-        yield
+def _with_loras(pipe: Any) -> list[nn.Module]:
+    """The networks of a pipeline that LoRAs may change: the UNet, then its text encoders."""
+    names = ("unet", "text_encoder", "text_encoder_2")
+    return [network for name in names if (network := getattr(pipe, name, None)) is not None]
 
 
 def _time_ids_of(view: View, time_ids: Tensor, scale: int) -> Tensor:

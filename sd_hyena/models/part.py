@@ -24,11 +24,24 @@ def check_state(name: str, expected: Mapping[str, Tensor], state: Mapping[str, T
     for key, value in state.items():
         if value.shape != expected[key].shape:
             raise Misfit(f"its {name} has {key} of {tuple(value.shape)}, not of {tuple(expected[key].shape)}")
+    check_numbers(name, state)
+
+
+def check_numbers(name: str, state: Mapping[str, Tensor]) -> None:
+    """Raise BadInput for numbers that are not finite."""
     for key, value in state.items():
         if value.is_meta:  # names and sizes alone are looked at
             continue
         if not value.is_floating_point() or not all(extreme.isfinite() for extreme in value.aminmax()):
             raise BadInput(f"its {name} is damaged: {key} holds NaN, infinities or whole numbers")
+
+
+def check_loaded(name: str, model: nn.Module, told: Mapping[str, Any]) -> None:
+    """The same for a model that diffusers loaded from a folder, given what it tells of its keys."""
+    for keys, known in (("missing_keys", "lacks"), ("unexpected_keys", "does not know")):
+        if found := sorted(told[keys]):
+            raise Misfit(f"its {name} {known} {found[0]} (and {len(found) - 1} more)")
+    check_numbers(name, model.state_dict())
 
 
 def filled(

@@ -102,11 +102,17 @@ class GenerateConfig:
     renoise_kernel: int = option(
         64, "of the noise inversion: radius in px that counts as smooth", needs="noise_inversion"
     )
-    mask: str = option("", "white where the picture is drawn anew (inpainting)", path=given_path.plain_file)
+    mask: str = option(
+        "",
+        "white where the picture is drawn anew (inpainting); docs/models.md says how transparency is read",
+        path=given_path.plain_file,
+    )
     control_image: str = option(
         "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
     )
-    controlnet: str = option("", "diffusers folder of a ControlNet; several a,b", path=given_path.controlnets)
+    controlnet: str = option(
+        "", "a ControlNet: diffusers folder, .safetensors or .pth file; several a,b", path=given_path.controlnets
+    )
     control_scale: float | str = option(
         1.0, "how strongly it acts; of several 1,0.5 or one for all", needs="controlnet"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from sd_hyena.errors import BadInput
 from sd_hyena.files.container import PICKLED, SAFETENSORS, check_packed, is_safetensors
 from sd_hyena.files.safetensors_header import tensor_names
-from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, VAE, Kind, kind_of
+from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, VAE, Kind, is_controlnet, kind_of
 from sd_hyena.options.landmarks import WORD, Landmarks
 from sd_hyena.options.shipped import SHIPPED_MODEL
 
@@ -31,13 +31,14 @@ MODELS = (
     "give a diffusers folder (with model_index.json), a .safetensors or a .ckpt file of Stable Diffusion 1.x, 2.x, SDXL"
 )
 VAES = "give a diffusers folder, a .safetensors or a .ckpt file of an AutoencoderKL"
-CONTROLNETS = "give a diffusers folder of a ControlNetModel"
+CONTROLNETS = "give a diffusers folder of a ControlNetModel, a .safetensors or a .pth file of a ControlNet"
 RUNS = "give auto, a run (OUT_DIR/RUN) or one of its checkpoints (OUT_DIR/RUN/checkpoints/step-....ckpt)"
+LARGEST_WEIGHT = 100  # of a LoRA; sliders go to ten and more
 EMBEDDINGS = (".pt", ".pth", ".bin", ".safetensors", ".sft")
 BESIDE = {  # the folders beside a model -> endings of what is known there by its name; the first wins
     "students": (".safetensors", ".pt"),
     "vae": (*SAFETENSORS, *PICKLED, ""),
-    "loras": (".safetensors",),
+    "loras": (*SAFETENSORS, *PICKLED),
     "embeddings": EMBEDDINGS,
 }
 SEPARATORS = {"students": ",+", "vae": "", "loras": ",", "embeddings": ","}  # of the names in the value of an option
@@ -163,16 +164,29 @@ def loras(given: str, option: str = "lora") -> list[tuple[Path, float]]:
         path, weight = _weighted(entry, os.path.isfile)
         if not os.path.isfile(path):
             raise BadInput(f"{option}={entry!r} is no file; give FILE.safetensors or FILE.safetensors:WEIGHT")
-        kind = kind_of(tensor_names(path))
-        if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, diffusers may know
+        strength = float(weight[1:]) if weight else 1.0
+        if not abs(strength) <= LARGEST_WEIGHT:
+            raise BadInput(f"{option}={entry!r}: the weight must lie between -{LARGEST_WEIGHT} and {LARGEST_WEIGHT}")
+        kind = _kind(Path(path), LORA)
+        if kind not in (LORA, NOTHING_KNOWN):  # what is unknown here, its reader may know
             raise BadInput(f"{option}={path!r} looks like {kind}")
-        found.append((Path(path), float(weight[1:]) if weight else 1.0))
+        found.append((Path(path), strength))
     return found
 
 
 def controlnets(given: str, option: str = "controlnet") -> list[Path]:
-    """Folders of ControlNetModels, separated by commas."""
-    return [_folder(name, option, "ControlNetModel", CONTROLNETS) for name in several(given)]
+    """Folders of ControlNetModels and files that may be some, separated by commas."""
+    return [_controlnet(name, option) for name in several(given)]
+
+
+def _controlnet(given: str, option: str) -> Path:
+    if not os.path.isfile(given):
+        return _folder(given, option, "ControlNetModel", CONTROLNETS)
+    path = Path(given)
+    check_packed(path, "a .safetensors or .pth file")
+    if is_safetensors(path) and not is_controlnet(names := tensor_names(path)):
+        raise BadInput(f"{option}={given!r} looks like {kind_of(names)}")
+    return path
 
 
 def pictures(given: str, option: str) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from sd_hyena.files.quantised import widened
 from sd_hyena.files.weights import read_pickle, read_weights
 from sd_hyena.files.weights_kind import INVERSION, NOTHING_KNOWN, kind_of
 from sd_hyena.models.condition import text_encoders
+from sd_hyena.models.lora.lora_file import LoraFile
 from sd_hyena.options import given_path
 from sd_hyena.processes.ranks import say
 from sd_hyena.text.words import Words, key_of, teach, words_of
@@ -28,18 +29,19 @@ SDXL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))  # keys of
 class Embedding:
     """The vectors (n, D) behind a word, for each text encoder, or the `fault` for which there are none.
 
-    `asked` if its file was named, not only its folder.
+    `asked` if its file was named, not only its folder. `name` is its own, where a file holds something else too.
     """
 
     path: Path
     vectors: tuple[Tensor, ...]
     asked: bool
     fault: str = ""
+    name: str = ""
 
     @property
     def word(self) -> str:
         """How a prompt calls it: by its file's name, as in A1111."""
-        return self.path.stem
+        return self.name or self.path.stem
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -73,6 +75,17 @@ def _check_names(embeddings: Sequence[Embedding]) -> None:
 
 def _one_name(one: Embedding, other: Embedding) -> str:
     return f"embeddings: {str(one.path)!r} and {str(other.path)!r} have one name; rename one of them"
+
+
+def with_bundled(embeddings: Sequence[Embedding], loras: Iterable[LoraFile]) -> tuple[Embedding, ...]:
+    """And those that LoRA files bring with them, but for words that are taken."""
+    taken = {key_of(embedding.word) for embedding in embeddings}
+    bundled = {
+        key_of(word): Embedding(lora.path, vectors, True, name=word)
+        for lora in loras
+        for word, vectors in lora.embeddings.items()
+    }
+    return *embeddings, *(embedding for word, embedding in bundled.items() if word not in taken)
 
 
 @contextmanager

@@ -1,19 +1,23 @@
 """Every parser of ours meets inputs that nobody meant: it reads them, or refuses them as BadInput in one line."""
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from diffusers import ControlNetModel, UNet2DConditionModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save, save_file
+from torch import nn
 
 from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_folder import AtomicCheckpointIO
@@ -28,6 +32,9 @@ from sd_hyena.files.text import read_text
 from sd_hyena.files.weights import check_weights, read_checkpoint, read_weights, shapes_of
 from sd_hyena.files.weights_kind import layout_of
 from sd_hyena.large.regions import read_regions
+from sd_hyena.models.controlnet import check_controlnet, load_controlnet
+from sd_hyena.models.lora.applied import Given, loras_in
+from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.options import comfyui, given_path, infotext, invokeai
 from sd_hyena.options.command_line import parse, to_dict
 from sd_hyena.options.generate_config import GenerateConfig
@@ -40,6 +47,7 @@ from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.text import prompt
 from sd_hyena.text.textual_inversion import read_embeddings
 from tests.conftest import IN01
+from tests.files_in_the_wild.adapters import FAMILIES, factors_of, in_the_original_layout
 
 HALVES = st.sampled_from(["\ud800", "\udcff"])  # of characters: no file can hold them
 TEXT = st.text(st.characters(), max_size=40) | HALVES
@@ -138,7 +146,7 @@ def wild(folder: Path) -> dict[str, bytes]:
     layer = "model.diffusion_model.input_blocks.0.0."
     eight = {f"{layer}weight": torch.ones(3, 4).to(torch.float8_e4m3fn), f"{layer}scale_weight": torch.ones(3)}
     eight |= {f"{layer}comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)}
-    save_file(eight | {"model_ema.diffusion_modelout0weight": torch.ones(2)}, folder / "eight.safetensors")
+    save_file(eight | {"cond_stage_model.transformer.x": torch.ones(2)}, folder / "eight.safetensors")
     brush = Image.new("RGBA", (6, 5))
     brush.paste((255, 255, 255, 255), (1, 1, 4, 4))
     brush.save(folder / "mask.png")
@@ -276,6 +284,98 @@ def _block(path: Path) -> None:
     read_regions(path.with_suffix(".png"))
 
 
+LAYERS = {"to_q": nn.Linear(8, 8, bias=False), "conv": nn.Conv2d(4, 8, 3), "norm": nn.LayerNorm(8)}
+MODULES = st.sampled_from([f"{start}{name}" for name in (*LAYERS, "other") for start in ("lora_unet_", "unet.", "x.")])
+PARTS = st.sampled_from(
+    "lora_up.weight lora_down.weight lora_mid.weight lora_A.weight lora_B.default.weight hada_w1_a hada_w1_b hada_w2_a "
+    "hada_w2_b hada_t1 hada_t2 lokr_w1 lokr_w2 lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b lokr_t2 oft_blocks oft_diag rescale "
+    "weight on_input ia3_l a1.weight a2.weight b1.weight b2.weight diff diff_b w_norm b_norm alpha scale dora_scale "
+    "lora_magnitude_vector x".split()
+)
+WHOLE = {  # families as they are, for some of their tensors to be changed
+    family: {f"lora_unet_{name}.{part}": value for part, value in factors_of(family, LAYERS[name].weight.shape).items()}
+    for family in FAMILIES
+    for name in ("to_q", "conv")
+} | {"CP": {f"lora_unet_conv.{part}": value for part, value in factors_of("CP", (8, 4, 3, 3)).items()}}
+
+
+@st.composite
+def tensors(draw) -> torch.Tensor:
+    shape = draw(st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 8, 9]), max_size=4))
+    dtype = draw(st.sampled_from([torch.float32] * 4 + [torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool]))
+    value = draw(st.sampled_from([0.0, 1.0, -0.5, 1e-40, 1e30, -3e38, float("nan")]))
+    return torch.full(shape, value).to(dtype)
+
+
+@st.composite
+def lora_tensors(draw) -> dict[str, torch.Tensor]:
+    """A good file's with a few that are lost, of other shapes and dtypes, or strangers; or strangers alone."""
+    found = dict(draw(st.sampled_from([*WHOLE.values(), {}])))
+    for name in draw(st.lists(st.sampled_from(sorted(found)), max_size=2, unique=True)) if found else ():
+        found.pop(name, None)
+        if draw(st.booleans()):
+            found[name] = draw(tensors())
+    return found | draw(
+        st.dictionaries(st.builds("{}.{}".format, MODULES | TEXT_OF_NAMES, PARTS), tensors(), max_size=3)
+    )
+
+
+TEXT_OF_NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+def _lora(folder: Path, content: bytes | dict) -> None:
+    """Read, applied to a small network, and taken back: what is refused and what is not leaves its bits alone."""
+    path = folder / "x.safetensors"
+    path.write_bytes(content if isinstance(content, bytes) else save(content))
+    network = nn.ModuleDict(LAYERS)
+    before = {name: (weight.data_ptr(), weight.clone()) for name, weight in network.named_parameters()}
+    try:
+        with loras_in(SimpleNamespace(unet=network), [Given(read_lora(path), 0.5)]), torch.no_grad():
+            network["to_q"](torch.ones(1, 8)), network["conv"](torch.ones(1, 4, 3, 3))
+    finally:
+        for name, weight in network.named_parameters():
+            assert weight.data_ptr() == before[name][0] and torch.equal(weight, before[name][1])
+        assert not any(module._forward_hooks for module in network.modules())
+
+
+SMALL_UNET = dict(
+    sample_size=8,
+    block_out_channels=(8, 8),
+    layers_per_block=1,
+    norm_num_groups=4,
+    cross_attention_dim=8,
+    attention_head_dim=4,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
+
+
+@functools.cache
+def _steered() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A small UNet, and its ControlNet in the original layout."""
+    with torch.random.fork_rng():
+        unet = UNet2DConditionModel(**SMALL_UNET)
+        net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(2, 2, 2, 2))
+    return unet, in_the_original_layout(net)
+
+
+@st.composite
+def controlnet_tensors(draw) -> dict[str, torch.Tensor]:
+    found = dict(_steered()[1])
+    for name in draw(st.lists(st.sampled_from(sorted(found)), max_size=2, unique=True)):
+        value = found.pop(name)
+        if draw(st.booleans()):
+            found[draw(st.just(name) | TEXT_OF_NAMES)] = draw(st.just(value) | tensors())
+    return found
+
+
+def _controlnet(folder: Path, content: bytes | dict) -> None:
+    path = folder / "x.safetensors"
+    path.write_bytes(content if isinstance(content, bytes) else save(content))
+    check_controlnet(str(path))
+    load_controlnet(str(path), _steered()[0])
+
+
 def _eight_bits(path: Path) -> None:
     given_path.model(str(path))
     unquantised(averages_as_weights(read_checkpoint(path)))
@@ -288,6 +388,10 @@ def _image(path: Path) -> None:
 
 
 PARSERS = {
+    "a LoRA": lambda good: (damaged(save(next(iter(WHOLE.values())))), _lora),
+    "the tensors of a LoRA": lambda good: (lora_tensors(), _lora),
+    "a ControlNet": lambda good: (damaged(save(_steered()[1])), _controlnet),
+    "the tensors of a ControlNet": lambda good: (controlnet_tensors(), _controlnet),
     "a .safetensors": lambda good: (damaged(good["causal.safetensors"]), _written(_weights, "x.safetensors")),
     "a .pt": lambda good: (damaged(good["causal.pt"]), _written(_weights, "x.pt")),
     "an embedding": lambda good: (damaged(good["word.pt"]), _written(lambda path: read_embeddings(str(path)), "x.pt")),
