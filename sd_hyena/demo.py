@@ -23,7 +23,7 @@ from sd_hyena.processes.progress import work
 from sd_hyena.processes.ranks import say
 
 OPERATORS = ("pointwise", "causal", "bidirectional", "hyena2d")
-BLOCK_SIZES = (256, 512, 1024)  # pixels
+BLOCK_SIZES = (1, 2, 4)  # times the width
 IMAGES = 4
 SITE = "IN01"
 LR = 1e-2  # the best of 2e-3, 5e-3, 1e-2 for each of them
@@ -36,6 +36,9 @@ class DemoConfig:
     width: int = option(256, "image width and height in pixels", "-W")
     n_steps: int = option(400, "training steps of each student", "-n")
     batch_size: int = option(8, "samples in a step", "-b")
+    num_samples: int = option(32, "images the teacher draws to train on")
+    sample_steps: int = option(20, "denoising steps of each of them")
+    steps: int = option(25, "denoising steps of each picture that is compared", "-s")
     out_dir: str = option("out/demo", "where everything goes", "-o")
     log_dir: str = option("logs/demo", "TensorBoard", "-l")
     debug: bool = option(False, "show the traceback of an error")
@@ -49,7 +52,7 @@ def main(config: DemoConfig) -> None:
     outcomes: dict[str, Outcome] = {}
     for operator in OPERATORS:
         say(f"\n== {operator} ==")
-        given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "steps"}
         schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
         outcomes[operator] = train(
             TrainConfig(target=SITE, **given, **schedule, operator=operator, lr=LR, lr_projections=LR, seed=0, ema=0.99)
@@ -67,7 +70,7 @@ def main(config: DemoConfig) -> None:
         size = _parameters(files[operator])
         print(f"{operator:<15}{size:>11,}{errors[operator]:>16.4f}{share:>14.2f}{psnr:>9.1f}{ssim:>7.3f}")
     print("below 1.00 of pointwise a student has learnt to mix; images are compared on the same seeds\n")
-    _print_block_times()
+    _print_block_times([factor * config.width for factor in BLOCK_SIZES])
     print(f"\nside by side: {picture}\nwatch: tensorboard --logdir {for_a_shell(config.log_dir)}")
     size = f"-W {config.width}"
     print(f"next: python -m sd_hyena train -t {SITE} {size}, then python -m sd_hyena generate -y out/hyena.pt {size}")
@@ -92,7 +95,9 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
 
     prompts = prompts_of(SHIPPED_MODEL)[-IMAGES:]  # the first ones were trained on
     settings = [
-        GenerateConfig(prompt=p, width=config.width, cfg_scale=3.0, steps=25, seed=100 + i, num_images=1, device="cpu")
+        GenerateConfig(
+            prompt=p, width=config.width, cfg_scale=3.0, steps=config.steps, seed=100 + i, num_images=1, device="cpu"
+        )
         for i, p in enumerate(prompts)
     ]
     engine = Engine()
@@ -121,7 +126,7 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     return scores, path
 
 
-def _print_block_times() -> None:
+def _print_block_times(sides: list[int]) -> None:
     """Attention against Hyena as SD 1.5 has them at IN01 (320 channels, 8 heads), random weights, this machine."""
     import torch
     from diffusers.models.attention_processor import Attention
@@ -133,7 +138,7 @@ def _print_block_times() -> None:
     site, config = Site("IN01", "IN01", channels=320, heads=8, level=0), TrainConfig()
     print(f"one SD 1.5 block (IN01: 320 channels, 8 heads), {torch.get_num_threads()} thread(s), float32, one image")
     print(f"{'size':<10}{'tokens':>8}{'attention ms':>14}{'Hyena2d ms':>12}{'ratio':>7}")
-    for side in BLOCK_SIZES:
+    for side in sides:
         h = side // 8
         attention = Attention(320, heads=8, dim_head=40).eval()
         student = build_student(spec_for(site, config.operator, config.options_of_operator(), (h, h))).eval()

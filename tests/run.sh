@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../examples/venv.sh" requirements.txt req
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 ruff check .
 ruff format --check .
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --dist worksteal "$@"
 if (($# == 0)); then
   echo "in ComfyUI:"
   python -m pytest tests/comfyui -rs -n 2 --dist loadfile  # apart: its modules have names like ours

@@ -16,10 +16,11 @@ from sd_hyena.options.command_line import from_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.train_config import TrainConfig
 from tests.conftest import ROOT
+from tests.fork import python_that_forks
 
 SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhere, for the reason given
-    "bash examples/demo.sh": "-n 4 -W 64",
-    "python -m sd_hyena.demo": "-n 4 -W 64",
+    "bash examples/demo.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1 -s 1",
+    "python -m sd_hyena.demo": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1 -s 1",
     "bash examples/train.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 2",
     "python train.py": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 2",
     "bash examples/generate.sh": "-W 64 -s 2 -n 1",
@@ -49,22 +50,43 @@ def test_every_command_is_of_a_known_kind():
         assert any(line.startswith(known) for known in SMALLER), line
 
 
-def test_the_commands_run_in_order_as_typed(tmp_path):
+@pytest.fixture(scope="module")
+def environment_made():
+    """The markers of an environment that the scripts find complete."""
+    markers = [Path(sys.prefix) / f"installed-requirements{name}.txt" for name in ("", "-dev")]
+    if not all(marker.exists() for marker in markers):
+        pytest.skip("not in the environment that tests/run.sh makes")
+    return markers
+
+
+def test_the_commands_run_in_order_as_typed(tmp_path, environment_made, shared_pipe):
+    """Whatever says `python` gets a fork of this process, which spares the seconds of importing; all else is as typed."""
     tree = tmp_path / "copy"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "out", "logs", "__pycache__"))
-    (tree / ".venv").symlink_to(sys.prefix)
-    for requirements in ("requirements.txt", "requirements-dev.txt"):
-        marker = Path(sys.prefix) / f"installed-{requirements}"
-        if not marker.exists():
-            pytest.skip("not in the environment that tests/run.sh makes")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"}
-    for line in commands():
-        smaller = next(small for known, small in SMALLER.items() if line.startswith(known))
-        if smaller is None or "path/to" in line:
-            continue
-        given = shlex.split(line) + shlex.split(smaller)
-        done = subprocess.run(given, cwd=tree, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    bin_ = tree / ".venv" / "bin"
+    bin_.mkdir(parents=True)
+    for marker in environment_made:
+        shutil.copy(marker, bin_.parent)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{bin_}:{os.environ['PATH']}"}
+    with python_that_forks(bin_ / "python") as inherited:
+        for line in commands():
+            smaller = next(small for known, small in SMALLER.items() if line.startswith(known))
+            if smaller is None or "path/to" in line:
+                continue
+            given = shlex.split(line) + shlex.split(smaller)
+            done = subprocess.run(
+                given, cwd=tree, env=env, pass_fds=[inherited], capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("script", ["demo", "generate", "train"])
+def test_the_scripts_start_the_python_of_their_environment(tmp_path, environment_made, script):
+    (tmp_path / "venv").symlink_to(sys.prefix)
+    given = ["bash", ROOT / "examples" / f"{script}.sh", "--help"]
+    env = {**os.environ, "SD_HYENA_VENV": str(tmp_path / "venv")}
+    done = subprocess.run(given, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "--out_dir" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[gt]*/*.yaml")), ids=lambda p: p.stem)

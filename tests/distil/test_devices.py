@@ -4,8 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
@@ -19,6 +17,7 @@ from sd_hyena.students.checkpoint import load_students
 from tests.conftest import IN01, ROOT, command
 from tests.distil.test_training import curve
 from tests.faults.conftest import TRAIN, ended, start
+from tests.fork import forked, started
 
 OPTIONS = (
     "-W 64 -n 6 -b 4 --num_samples 4 --sample_steps 2 --operator_options emb_dim=5 -r 1e-2 --warmup_steps 2".split()
@@ -37,7 +36,7 @@ def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, o
     one = ended(alone, TrainConfig, *OPTIONS, operator, "-d", 3, "--micro_batch_size", 2, *more)
     assert one.code == 0, one.err
     expected = load_students(alone / "out" / "hyena.safetensors").students[IN01].state_dict()
-    two = command(*arguments(folder, operator, "-d", 3, "--devices", 2, *more), cwd=ROOT)
+    two = forked(*arguments(folder, operator, "-d", 3, "--devices", 2, *more), cwd=ROOT)
     assert two.returncode == 0, two.stderr
     weights = load_students(folder / "out" / "hyena.safetensors").students[IN01].state_dict()
     for name, value in expected.items():
@@ -52,19 +51,18 @@ def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, o
 
 
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_goes_on_from(folder):
-    given = [str(a) for a in arguments(folder, "bidirectional", "--devices", 2, "-n", 5000, "-s", 5, "--keep", 1)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, *given], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    given = arguments(folder, "bidirectional", "--devices", 2, "-n", 5000, "-s", 5, "--keep", 1)
+    process = started(*given, cwd=ROOT)
     deadline = time.monotonic() + 240
     while not any((folder / "out").glob("*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 143
+    done = process.end(signal.SIGTERM)
+    assert done.code == 143, done.err
     (saved,) = (folder / "out").glob("*/checkpoints/*.ckpt")
     seed = torch.load(saved, weights_only=True)["sd_hyena"]["config"]["seed"]
     assert seed >= 0  # -1 was drawn once, for both
     step = int(saved.stem.removeprefix("step-"))
-    result = command(*arguments(folder, "bidirectional", "-n", step + 1, "--resume", "auto"), cwd=ROOT)
+    result = forked(*arguments(folder, "bidirectional", "-n", step + 1, "--resume", "auto"), cwd=ROOT)
     assert result.returncode == 0 and "changed on resume: devices 2 -> 1" in result.stdout, result.stderr
 
 
@@ -105,7 +103,7 @@ def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, 
         "sys.exit(run(TrainConfig, main))\n"
     )
     given = arguments(folder, "bidirectional", "--devices", 2, "-n", 50)[1:]
-    done = command(script, *given, timeout=120)
+    done = forked(script, *given, cwd=ROOT)
     assert done.returncode != 0 and "injected" in done.stderr
 
 

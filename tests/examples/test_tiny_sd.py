@@ -112,10 +112,13 @@ def test_every_word_is_one_token_and_any_text_has_tokens():
     )
 
 
-def test_the_shipped_vae_keeps_held_out_scenes():
-    """The card's bar: 25 dB, and 95 % of the captions still right."""
+@pytest.mark.parametrize("n", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_the_shipped_vae_keeps_held_out_scenes(n):
+    """The card's bar: 25 dB, and 95 of a hundred captions still right; the first twenty may not use up what that leaves.
+
+    A hundred are slow: they take five times as long, of weights that do not change."""
     vae = AutoencoderKL.from_pretrained(SHIPPED_MODEL / "vae").float().eval()
-    psnr, right, n = [], 0, 100
+    psnr, right = [], 0
     for i in range(n):
         scene = numbered_scene(HELD_OUT_SEED, i)
         x = to_tensor(draw(scene))[None]
@@ -123,7 +126,7 @@ def test_the_shipped_vae_keeps_held_out_scenes():
             y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         psnr.append(-10 * ((y - x) / 2).square().mean().log10().item())
         right += is_right(((y[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy(), scene.caption)
-    assert np.mean(psnr) >= 25 and right >= 0.95 * n
+    assert np.mean(psnr) >= 25 and n - right <= 5
 
 
 def test_the_shipped_prompts_are_captions():

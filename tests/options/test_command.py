@@ -1,9 +1,7 @@
 """The commands as a user types them: exit codes, one line on stderr, nothing heavy loaded before bad input is answered."""
 
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
@@ -17,6 +15,7 @@ from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig
 from tests.conftest import ROOT, command
 from tests.faults.conftest import ended
+from tests.fork import forked, started
 
 SMALL = "-W 64 -b 2 --num_samples 2 --sample_steps 2 --validate_every_n_steps 0 -d 1".split()
 
@@ -165,20 +164,16 @@ def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_exits_with_its_code_and_resume_finishes(tmp_path, number, code):
     rest = ["-s", "0", *SMALL, "-o", str(tmp_path / "out"), "-l", str(tmp_path / "logs")]
-    arguments = ["train.py", "-n", "20000", *rest]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    said = tmp_path / "said"
-    with said.open("w") as out:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, stdout=out, stderr=out)
+    process = started("train.py", "-n", "20000", *rest, cwd=ROOT)
     deadline = time.monotonic() + 120
-    while "/20000, " not in said.read_text() and time.monotonic() < deadline:
+    while "/20000, " not in process.said() and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(number)
-    assert process.wait(timeout=120) == code and "go on with --resume" in said.read_text()
+    done = process.end(number)
+    assert done.code == code and "go on with --resume" in done.out + done.err
     (checkpoint,) = (tmp_path / "out").glob("*/checkpoints/step-*.ckpt")
     step = int(checkpoint.stem.split("-")[1])
     assert 0 < step < 20000
-    again = command("train.py", "-n", str(step + 2), *rest, "--resume", "auto")
+    again = forked("train.py", "-n", str(step + 2), *rest, "--resume", "auto", cwd=ROOT)
     assert again.returncode == 0, again.stderr
     assert sorted(p.stem for p in checkpoint.parent.glob("*.ckpt"))[-1] == f"step-{step + 2:05d}"
 
