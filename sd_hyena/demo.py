@@ -19,6 +19,8 @@ from sd_hyena.options.command_line import option
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.progress import work
+from sd_hyena.processes.ranks import say
 
 OPERATORS = ("pointwise", "causal", "bidirectional", "hyena2d")
 BLOCK_SIZES = (1, 2, 4)  # times the width
@@ -43,12 +45,13 @@ class DemoConfig:
 
 
 def main(config: DemoConfig) -> None:
-    from sd_hyena.distil.run_card import Outcome
-    from sd_hyena.distil.training import train
+    with work("loading PyTorch, diffusers and Lightning", announced=False):
+        from sd_hyena.distil.run_card import Outcome
+        from sd_hyena.distil.training import train
 
     outcomes: dict[str, Outcome] = {}
     for operator in OPERATORS:
-        print(f"\n== {operator} ==")
+        say(f"\n== {operator} ==")
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "steps"}
         schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
         outcomes[operator] = train(
@@ -100,10 +103,14 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     engine = Engine()
 
     def row(students: str) -> list[np.ndarray]:
-        drawings = (engine.draw(dataclasses.replace(one, hyena=students)) for one in settings)
-        return [np.array(drawn.image) for drawing in drawings for drawn in drawing]
+        images = []
+        for one in settings:
+            images += [np.array(drawn.image) for drawn in engine.draw(dataclasses.replace(one, hyena=students))]
+            shown.to(shown.done + 1)
+        return images
 
-    rows = {"teacher": row("")} | {operator: row(str(path)) for operator, path in files.items()}
+    with work("teacher and students draw the same pictures", IMAGES * (1 + len(files))) as shown:
+        rows = {"teacher": row("")} | {operator: row(str(path)) for operator, path in files.items()}
     scores = {
         operator: tuple(
             np.mean([similarity(a, b) for a, b in zip(rows["teacher"], rows[operator], strict=True)], axis=0)
@@ -135,7 +142,8 @@ def _print_block_times(sides: list[int]) -> None:
         h = side // 8
         attention = Attention(320, heads=8, dim_head=40).eval()
         student = build_student(spec_for(site, config.operator, config.options_of_operator(), (h, h))).eval()
-        a, s = block_seconds(attention, student, (h, h), batch=1, rounds=3)
+        with work(f"timing at {side} px"):
+            a, s = block_seconds(attention, student, (h, h), batch=1, rounds=3)
         print(f"{side:<10}{h * h:>8}{a * 1e3:>14.1f}{s * 1e3:>12.1f}{a / s:>7.1f}")
 
 

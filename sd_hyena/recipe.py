@@ -20,6 +20,7 @@ from sd_hyena.options.command import run_parsed
 from sd_hyena.options.command_line import parse, to_dict
 from sd_hyena.options.shipped import shipped_file
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.progress import work
 
 Stage = Callable[[dict[str, Any]], TrainConfig]  # what is known only when its turn comes -> its config
 DECIDED = ("pretrained_weight", "resume", "dry_run")  # by the recipe itself
@@ -64,9 +65,10 @@ def read_recipe(arguments: list[str]) -> list[Stage]:
 
 def run_recipe(stages: list[Stage]) -> Path:
     """Train all stages that are not done yet and return the last student's file."""
-    from sd_hyena.distil.training import train
-    from sd_hyena.files.atomic import replacing
-    from sd_hyena.students.checkpoint import load_students, save_students
+    with work("loading PyTorch, diffusers and Lightning", announced=False):
+        from sd_hyena.distil.training import train
+        from sd_hyena.files.atomic import replacing
+        from sd_hyena.students.checkpoint import load_students, save_students
 
     student, folder = "", Path(stages[0]({}).out_dir)
     for number, stage in enumerate(stages, start=1):

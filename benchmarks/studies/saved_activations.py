@@ -10,13 +10,12 @@ from __future__ import annotations
 from itertools import product
 
 import torch
-from torch._subclasses import FakeTensorMode
 
 from benchmarks.harness.record import write
-from sd_hyena.cost.operations import fake_block
+from sd_hyena.cost.activations import saved_bytes
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site
-from sd_hyena.students.student import StudentSpec, spec_for
+from sd_hyena.students.student import spec_for
 
 SITES = {
     "SD 1.5": Site("IN01", "IN01", channels=320, heads=8, level=0),
@@ -28,25 +27,6 @@ OPERATORS = {
     "linear": {},
     "bidirectional": {},
 }
-
-
-def saved_bytes(spec: StudentSpec, size: tuple[int, int], dtype: torch.dtype) -> int:
-    """Bytes of all storages that the forward pass saves, parameters left out."""
-    kept = {}
-    with FakeTensorMode():
-        student, projections, x = fake_block(spec, size, dtype)
-        own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
-
-        def pack(tensor):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage
-            return tensor
-
-        half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), half:
-            student(x, projections, size).float().square().sum()
-        return sum(storage.nbytes() for storage in kept.values())
 
 
 def main() -> None:

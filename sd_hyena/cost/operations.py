@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -63,8 +64,12 @@ def attention_flops(site: Site, size: tuple[int, int]) -> int:
     return 8 * tokens * d * d + 4 * tokens * tokens * d
 
 
-def unet_flops(unet: nn.Module, latent_size: tuple[int, int]) -> int:
-    """Of one forward for one sample."""
+class _Reached(Exception):
+    """Ends a forward pass after a module."""
+
+
+def unet_flops(unet: nn.Module, latent_size: tuple[int, int], last: str = "") -> int:
+    """Of one forward for one sample; if `last` names a module, up to its answer."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         p = next(unet.parameters())
         latents = torch.randn(1, unet.config.in_channels, *latent_size, dtype=p.dtype, device=p.device)
@@ -74,4 +79,28 @@ def unet_flops(unet: nn.Module, latent_size: tuple[int, int]) -> int:
             pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
             told = {"text_embeds": text.new_zeros(1, pooled), "time_ids": text.new_zeros(1, 6)}
         timestep = torch.zeros(1, dtype=torch.long, device=p.device)
-        return flops(lambda: unet(latents, timestep, text, added_cond_kwargs=told))
+
+        def stop(*_) -> None:
+            raise _Reached
+
+        def call() -> None:
+            with suppress(_Reached):
+                unet(latents, timestep, text, added_cond_kwargs=told)
+
+        hook = unet.get_submodule(last).register_forward_hook(stop) if last else None
+        try:
+            return flops(call)
+        finally:
+            if hook:
+                hook.remove()
+
+
+def vae_flops(vae: nn.Module, latent_size: tuple[int, int]) -> tuple[int, int]:
+    """Of encoding and of decoding one picture, in one piece."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        p = next(vae.parameters())
+        pixels, latents = (
+            torch.randn(1, channels, *(scale * side for side in latent_size), dtype=p.dtype, device=p.device)
+            for channels, scale in ((3, 8), (4, 1))
+        )
+        return flops(lambda: vae.encode(pixels)), flops(lambda: vae.decode(latents))

@@ -14,13 +14,16 @@ from sd_hyena.distil.stages import Layerwise, Stage
 from sd_hyena.distil.streams import UNCONDITIONAL_SHARE, GaussianTokens, Numbered, States
 from sd_hyena.options.train_config import TrainConfig
 
+VALIDATION_SIZE = 16  # states
 VALIDATION_SEED = 2**33  # outside what a user can choose
 
 
 class Lessons(L.LightningDataModule):
     """Batches of a stage's lessons, given on the device where the students are; in validation of {site: Activation}."""
 
-    def __init__(self, stage: Stage, scheduler: Any, bank: Bank, config: TrainConfig, validation_size: int = 16):
+    def __init__(
+        self, stage: Stage, scheduler: Any, bank: Bank, config: TrainConfig, validation_size: int = VALIDATION_SIZE
+    ):
         super().__init__()
         self.stage, self.teacher, self.scheduler, self.config = stage, stage.teacher, scheduler, config
         self.validation_size = validation_size

@@ -131,7 +131,9 @@ class Distillation(L.LightningModule):
         for site, parts in self.seen.items():
             error, spread, near, timestep = torch.cat(parts, dim=1)
             short = self._short(site)
-            self.log(f"val/relative_mse/{short}", error.sum() / spread.sum(), prog_bar=len(self.students) == 1)
+            relative = error.sum() / spread.sum()
+            self.log(f"val/relative_mse/{short}", relative, prog_bar=len(self.students) == 1)
+            self.log(f"val/log10_relative_mse/{short}", relative.clamp_min(1e-12).log10())
             self.log(f"val/cosine/{short}", near.mean())
             for name, share in by_timestep(error, spread, timestep).items():
                 self.log(f"val/relative_mse_{name}/{short}", share)
@@ -165,6 +167,8 @@ class Distillation(L.LightningModule):
         counts = dict.fromkeys(("ready", "started", "processed", "completed"), done)
         for part in ("current", "total"):
             loop["epoch_loop.batch_progress"][part] = dict(counts)
+        unread = loop["epoch_loop.val_loop.batch_progress"]["current"]  # a validation that memory ended begins anew
+        unread.update(dict.fromkeys(unread, 0))
 
     def _short(self, name: str) -> str:
         return self.students[self.key[name]].spec.short if name in self.key else name

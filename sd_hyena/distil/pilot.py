@@ -15,6 +15,7 @@ from sd_hyena.distil.selection import Candidate, choose, table, useful
 from sd_hyena.models.location import model_path
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.progress import work
 from sd_hyena.sites import find_sites
 from sd_hyena.students.student import build_student, cast, spec_for
 
@@ -25,19 +26,20 @@ def with_chosen_sites(config: TrainConfig, train: Callable) -> TrainConfig:
     """Run the pilot by `train` and name the sites that it chooses; they start from its students."""
     path = model_path(config.teacher_model, config.vae)
     device = own_device(config)
-    unet = load_pipeline(path, torch.device("cpu"), torch.float32, config.vae).unet
-    latent_size = (config.height // 8, config.width // 8)
-    total, candidates = unet_flops(unet, latent_size), []
-    for site in find_sites(unet):
-        size = site.size(*latent_size)
-        spec = spec_for(site, config.operator, config.options_of_operator(), latent_size)
-        candidate = Candidate(site.short, attention_flops(site, size), student_flops(spec, size), error=math.inf)
-        if candidate.saved > 0:
-            attention = unet.get_submodule(site.name).to(device, teacher_dtype(config, device))
-            student = cast(build_student(spec), attention.to_q.weight).eval()
-            faster = speedup(site, attention, student, size, batch=2)  # one image with guidance
-            candidate = dataclasses.replace(candidate, speedup=faster)
-        candidates.append(candidate)
+    with work(f"{path.name}: counting and timing every site"):
+        unet = load_pipeline(path, torch.device("cpu"), torch.float32, config.vae).unet
+        latent_size = (config.height // 8, config.width // 8)
+        total, candidates = unet_flops(unet, latent_size), []
+        for site in find_sites(unet):
+            size = site.size(*latent_size)
+            spec = spec_for(site, config.operator, config.options_of_operator(), latent_size)
+            candidate = Candidate(site.short, attention_flops(site, size), student_flops(spec, size), error=math.inf)
+            if candidate.saved > 0:
+                attention = unet.get_submodule(site.name).to(device, teacher_dtype(config, device))
+                student = cast(build_student(spec), attention.to_q.weight).eval()
+                faster = speedup(site, attention, student, size, batch=2)  # one image with guidance
+                candidate = dataclasses.replace(candidate, speedup=faster)
+            candidates.append(candidate)
     del unet
     budget = float(config.budget.rstrip("x") or 0)
     tried = useful(candidates, total, budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -10,10 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_hyena.models.latents import decoded, vae_for
+from sd_hyena.processes.memory import is_out_of_memory
+from sd_hyena.processes.progress import work
+from sd_hyena.processes.ranks import say
 from sd_hyena.students.swap import swapped
 from sd_hyena.students.teacher import Activation
 
 LARGEST_ON_CPU = 512 * 512  # pixels of an image preview without a GPU
+PICTURES = 4  # at least
+STEPS = 12  # of each
 
 
 def site_picture(activation: Activation, answer: Tensor, sample: int = 0, side: int = 192) -> Tensor:
@@ -41,13 +47,21 @@ def _coloured(tokens: Tensor, of: Tensor) -> Tensor:
     return F.pad(shown.clamp(0, 1), (0, 3 - n), value=0.5)
 
 
-class Previews(L.Callback):
-    """Adds both kinds of pictures at every validation. Before the averaging callback it sees averaged weights."""
+def draws_previews(device: torch.device, width: int, height: int) -> bool:
+    """Whether pictures of this size are drawn while a student learns."""
+    return device.type != "cpu" or width * height <= LARGEST_ON_CPU
 
-    def __init__(self, pipe: Any, prompt: str, width: int, height: int, steps: int = 12, cfg_scale: float = 5.0):
-        self.pipe, self.prompt, self.width, self.height = pipe, prompt, width, height
-        self.steps, self.cfg_scale = steps, cfg_scale
-        self.teacher_image: Tensor | None = None
+
+class Previews(L.Callback):
+    """Adds both kinds of pictures at every validation. Before the averaging callback it sees averaged weights.
+
+    At least four pictures, number i of prompt i (from the first again) and seed i; their mean PSNR is logged.
+    """
+
+    def __init__(self, pipe: Any, prompts: Sequence[str], width: int, height: int, cfg_scale: float = 5.0):
+        self.pipe, self.width, self.height, self.cfg_scale = pipe, width, height, cfg_scale
+        self.prompts = [prompts[i % len(prompts)] for i in range(max(PICTURES, len(prompts)))]
+        self.teachers: list[Tensor] | None = None
         self.psnr: float | None = None
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
@@ -59,35 +73,55 @@ class Previews(L.Callback):
                 self._add(trainer, f"site {short}: input | teacher | student | difference", picture)
 
     def on_validation_epoch_end(self, trainer, module) -> None:
-        if module.device.type == "cpu" and self.width * self.height > LARGEST_ON_CPU:
+        if not draws_previews(module.device, self.width, self.height):
             return
-        if self.teacher_image is None:
-            self.teacher_image = self._generate()
-        with swapped(self.pipe.unet, module.by_site()):
-            student = self._generate()
-        difference = (student - self.teacher_image).abs()
-        self.psnr = float(-10 * difference.square().mean().clamp_min(1e-12).log10())
+        try:
+            if self.teachers is None:
+                self.teachers = self._drawn("the teacher's pictures")
+            with swapped(self.pipe.unet, module.by_site()):
+                students = self._drawn("the students' pictures")
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            say("out of memory: no pictures at this validation")
+            return
+        differences = [(ours - theirs).abs() for ours, theirs in zip(students, self.teachers, strict=True)]
+        each = [-10 * d.square().mean().clamp_min(1e-12).log10() for d in differences]
+        self.psnr = float(torch.stack(each).mean())
         module.log("val/image_psnr", self.psnr, batch_size=1)
-        self._add(
-            trainer, "image: teacher | student | difference", torch.cat([self.teacher_image, student, difference], -1)
-        )
+        rows = [torch.cat(row, -1) for row in zip(self.teachers, students, differences, strict=True)]
+        self._add(trainer, "image: teacher | student | difference", _small(torch.cat(rows, -2)))
 
-    def _generate(self) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        with vae_for(self.pipe, max(self.width, self.height)):
-            latents = self.pipe(
-                self.prompt,
-                width=self.width,
-                height=self.height,
-                num_inference_steps=self.steps,
-                guidance_scale=self.cfg_scale,
-                generator=generator,
-                output_type="latent",
-            ).images
-            pixels = decoded(self.pipe, latents)
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    def _drawn(self, what: str) -> list[Tensor]:
+        pictures, steps = [], STEPS + 1  # the VAE counts as one
+        with work(what, len(self.prompts)) as shown, vae_for(self.pipe, max(self.width, self.height)):
+            for i, prompt in enumerate(self.prompts):
+
+                def after(_pipe, step, _timestep, tensors, i=i):
+                    shown.to(i + (step + 1) / steps)
+                    return tensors
+
+                latents = self.pipe(
+                    prompt,
+                    width=self.width,
+                    height=self.height,
+                    num_inference_steps=STEPS,
+                    guidance_scale=self.cfg_scale,
+                    generator=torch.Generator().manual_seed(i),
+                    callback_on_step_end=after,
+                    output_type="latent",
+                ).images
+                pixels = decoded(self.pipe, latents)
+                pictures.append(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+        return pictures
 
     def _add(self, trainer, name: str, picture: Tensor) -> None:
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_image"):
                 logger.experiment.add_image(name, picture, trainer.global_step)
+
+
+def _small(picture: Tensor) -> Tensor:
+    """(3, H, W) no wider than three pictures of 512 pixels."""
+    shrink = 3 * 512 / picture.shape[-1]
+    return picture if shrink >= 1 else F.interpolate(picture[None], scale_factor=shrink, mode="area")[0]

@@ -73,6 +73,11 @@ class Resumable:
         return self.content["sd_hyena"]["config"]
 
     @property
+    def untrained(self) -> dict[str, float] | None:
+        """The error of each site before the first step, if it was noted."""
+        return self.content["sd_hyena"].get("untrained")
+
+    @property
     def exported(self) -> Path | None:
         """The run's newest file of students."""
         return max(self.run.glob("**/*.safetensors"), key=lambda file: file.stat().st_mtime_ns, default=None)

@@ -14,8 +14,9 @@ from sd_hyena.cost.timing import block_seconds, wait_for
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
 from sd_hyena.files.names import for_a_shell
-from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.options.train_config import NEWEST, TrainConfig
 from sd_hyena.processes.memory import peak_gib
+from sd_hyena.processes.ranks import say
 from sd_hyena.students.student import cast
 from sd_hyena.students.teacher import Teacher
 
@@ -43,8 +44,8 @@ def print_estimate(module: Distillation, data: Lessons, config: TrainConfig, dev
     wait_for(device)
     module.zero_grad(set_to_none=True)
     seconds = (time.perf_counter() - started) * data.accumulate * config.n_steps
-    print(
-        f"estimate: {seconds / 60:.1f} min for {config.n_steps} steps of batch {config.batch_size} at "
+    say(
+        f"measured: {seconds / 60:.1f} min for {config.n_steps} steps of batch {config.batch_size} at "
         f"{config.width}x{config.height} on {device.type} (teacher {taught * data.accumulate:.2f} s a step), "
         f"peak memory {peak_gib(device):.1f} GiB, {sum(p.numel() for p in module.parameters()):,} parameters"
     )
@@ -63,19 +64,27 @@ def block_times(
     return result
 
 
-def print_card(outcome: Outcome, config: TrainConfig) -> None:
+def print_card(outcome: Outcome, config: TrainConfig, untrained: dict[str, float]) -> None:
+    """`untrained` is each site's error before the first step."""
     print()
     for short, (attention, student) in outcome.block_seconds.items():
         error = outcome.metrics.get(f"val/relative_mse/{short}", float("nan"))
+        before = untrained.get(short)
+        was = "" if before is None else f" (untrained {before:.4f})"
         print(
-            f"{short}: relative error {error:.4f}; block {attention * 1e3:.1f} ms -> {student * 1e3:.1f} ms "
+            f"{short}: relative error {error:.4f}{was}; block {attention * 1e3:.1f} ms -> {student * 1e3:.1f} ms "
             f"at {config.width}x{config.height}"
         )
+    for short, before in untrained.items():
+        if (after := outcome.metrics.get(f"val/relative_mse/{short}", 0.0)) > before:
+            print(
+                f"warning: {short} is worse than untrained ({after:.4f}, was {before:.4f}): train longer, or lower --lr"
+            )
     if "val/image_psnr" in outcome.metrics:
         print(f"image against the teacher's: PSNR {outcome.metrics['val/image_psnr']:.1f} dB")
     model = f" -m {for_a_shell(config.teacher_model)}" if config.teacher_model else ""
     model += f" --vae {for_a_shell(config.vae)}" if config.vae else ""
     size = f"-W {config.width}" + (f" -H {config.height}" if config.height != config.width else "")
-    newest = outcome.exported if config.dry_run else Path(config.out_dir) / "hyena.pt"
+    newest = outcome.exported if config.dry_run else Path(config.out_dir) / f"{config.name or NEWEST}.pt"
     print(f"student: {outcome.exported}, newest: {newest}")
     print(f"next: python -m sd_hyena generate{model} -y {for_a_shell(newest)} {size} --compare")

@@ -4,10 +4,12 @@ OUT_DIR/RUN/config.yaml
 OUT_DIR/RUN/checkpoints/step-00040.ckpt      everything needed to go on
 OUT_DIR/RUN/Hyena-00040.safetensors          the students
 OUT_DIR/hyena.safetensors, OUT_DIR/hyena.pt  the students of the newest save of any run
+OUT_DIR/NAME.safetensors, OUT_DIR/NAME.pt    of the newest of a run with --name NAME
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -17,13 +19,15 @@ import lightning as L
 import torch
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from safetensors import safe_open
 
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.names import free_path
 from sd_hyena.options.command import Interrupted
 from sd_hyena.options.command_line import to_dict
-from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.options.train_config import NEWEST, TrainConfig
 from sd_hyena.processes.memory import is_out_of_memory
+from sd_hyena.processes.ranks import say
 from sd_hyena.students.checkpoint import versions, write_students
 
 
@@ -47,14 +51,23 @@ class Checkpoints(L.Callback):
     it was. A second Ctrl-C ends it at once.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, facts: dict[str, Any]):
+    def __init__(
+        self, folder: Path, config: TrainConfig, facts: dict[str, Any], untrained: dict[str, float] | None = None
+    ):
         self.folder, self.config, self.facts = folder, config, facts
+        self.untrained = untrained  # the error of each site before the first step; None until it is known
         self.signal: int | None = None
         self.stopping = False  # on every rank, once one of them was signalled
         self.step: int | None = None  # None until training has begun
         self.exported: Path | None = None
         self.validated_step: int | None = None
         self.out_of_memory: Path | None = None  # the checkpoint of the last one
+
+    def note_untrained(self, trainer) -> None:
+        """Remember and say where the run starts."""
+        metrics, error = trainer.callback_metrics, "val/relative_mse/"
+        self.untrained = {k.removeprefix(error): round(float(v), 6) for k, v in metrics.items() if k.startswith(error)}
+        say("step 0: relative error " + ", ".join(f"{short} {value:.4f}" for short, value in self.untrained.items()))
 
     def on_train_start(self, trainer, module) -> None:
         self.step, self.saved_step = trainer.global_step, None
@@ -92,7 +105,7 @@ class Checkpoints(L.Callback):
     def on_exception(self, trainer, module, exception) -> None:
         self.out_of_memory = None
         alone = trainer.world_size == 1  # of several ranks one cannot save by itself: it would wait for the others
-        if is_out_of_memory(exception) and alone and not trainer.validating:  # then averaged weights may be swapped in
+        if is_out_of_memory(exception) and alone and trainer.state.fn == "fit":
             self.out_of_memory = self.folder / "checkpoints" / "out-of-memory.ckpt"
             trainer.save_checkpoint(self.out_of_memory)
 
@@ -101,7 +114,7 @@ class Checkpoints(L.Callback):
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run is compared with, and export; with EMA `state_dict` holds the averaged weights."""
-        checkpoint["sd_hyena"] = {"config": to_dict(self.config), **self.facts}
+        checkpoint["sd_hyena"] = {"config": to_dict(self.config), "untrained": self.untrained, **self.facts}
         self.export(trainer, module, checkpoint["state_dict"])
 
     def export(self, trainer, module, state: dict[str, torch.Tensor]) -> None:
@@ -110,16 +123,37 @@ class Checkpoints(L.Callback):
             return
         metrics = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         steps = {"step": trainer.global_step, "metrics_of_step": self.validated_step}
-        training = {**steps, **self.facts, "metrics": metrics, "config": to_dict(self.config)}
+        training = {**steps, **self.facts, "metrics": metrics, "untrained": self.untrained or {}}
+        training |= {"run": self.folder.name, "config": to_dict(self.config)}
         specs = [student.spec for student in module.by_site().values()]
         weights = {site: _below(f"students.{key}.", state) for site, key in module.key.items()}
         name = self.config.name_format.format(s=trainer.global_step)
         self.exported = self.folder / f"{name}.safetensors"
         self.exported.parent.mkdir(parents=True, exist_ok=True)
-        newest = self.folder.parent / "hyena"
-        refreshed = () if self.config.dry_run else (newest.with_suffix(".safetensors"), newest.with_suffix(".pt"))
-        for path in (self.exported, *refreshed):
+        for path in (self.exported, *self.newest()):
+            if path.suffix == ".safetensors" and (said := replaced(path, self.folder.name)):
+                say(said)
             write_students(path, specs, weights, training | {"versions": versions()})
+
+    def newest(self) -> list[Path]:
+        """The files beside the run's folder that hold its students too: always hyena, and the name it was given."""
+        names = [] if self.config.dry_run else [NEWEST, self.config.name] if self.config.name else [NEWEST]
+        return [self.folder.parent / f"{name}{suffix}" for name in names for suffix in (".safetensors", ".pt")]
+
+
+def replaced(path: Path, run: str) -> str:
+    """What is said of a file of students of another run that a run is about to replace; empty if there is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            training = json.loads(file.metadata()["sd_hyena"])["training"]
+        if training.get("run") == run:
+            return ""
+        config = training.get("config", {})
+        sites = config.get("target") or " ".join(training.get("sites", []))
+        of = f"{training.get('teacher')}, {sites}, step {training.get('step')}, run {training.get('run', 'unknown')}"
+    except Exception:  # there is none, or none of ours
+        return f"replacing {path}, which holds no students of ours" if path.exists() else ""
+    return f"replacing {path} and .pt, the students of another run ({of}); --name NAME keeps a run's own"
 
 
 def _below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,92 +4,100 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import ImageOps
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sd_hyena.distil.bank import Bank, captions_of
+from sd_hyena.distil.kept import Kept, Piece
 from sd_hyena.errors import BadInput
-from sd_hyena.files.atomic import replacing
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.text import read_text
-from sd_hyena.files.weights import read_weights
-from sd_hyena.large.tiling import batches
+from sd_hyena.files.weights import read_weights, sha256
 from sd_hyena.models.condition import condition
 from sd_hyena.models.latents import encoded, resized
 from sd_hyena.models.vae import vae_sha256
 from sd_hyena.options.train_config import TrainConfig
-from sd_hyena.processes.ranks import say
+from sd_hyena.processes.progress import Work, work
 
-DRAWN_AT_ONCE = 8
+ON_A_GPU = 4  # pictures drawn at once if nobody says how many; on a CPU one: more take no less time each
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where the latents of `config.data` come from: `kept` on disk if making them is slow, with a caption for each."""
+
+    kept: Kept | None
+    captions: list[str]
+
+    @property
+    def missing(self) -> int:
+        """How many pictures have yet to be made."""
+        return self.kept.missing if self.kept else 0
+
+    @classmethod
+    def of(cls, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Source:
+        """Raises BadInput."""
+        size, shape = ("data", "width", "height"), (4, config.height // 8, config.width // 8)
+        if config.data == "latents":
+            return cls(None, captions_of(prompts, len(_read_latents(config))))
+        if config.data == "images":
+            pictures = pictures_of(config.data_path)
+            what: dict[str, Any] = {name: getattr(config, name) for name in size}
+            what["pictures"] = [sha256(path) for path in pictures]
+            captions = list(pictures.values())
+        else:
+            what = {name: getattr(config, name) for name in (*size, "num_samples", "sample_steps", "cfg_scale")}
+            captions = captions_of(prompts, config.num_samples)
+        if what["data"] == "noise":
+            what["data"] = "samples"  # for validation
+        if config.vae:
+            what["vae"] = vae_sha256(config.vae)
+        key = hashlib.sha256(json.dumps([what, captions, model_sha256]).encode()).hexdigest()[:16]
+        path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"
+        return cls(Kept(path, len(captions), shape, config.data == "trajectories"), captions)
+
+
 def make_bank(pipe: Any, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Bank:
-    """The bank that `config.data` asks for; what the teacher has to draw is drawn once and cached.
+    """The bank that `config.data` asks for; what takes long to make is made once and kept in `cache`.
 
     The pipeline's scheduler must be DDIM: its states are what the UNet sees, unscaled. Raises BadInput.
     """
+    source = Source.of(config, prompts, model_sha256, cache)
+    captions = source.captions
+    if source.kept is None:
+        return _with_text(pipe, config, _read_latents(config), captions)
+    n, at_once = len(captions), config.draw_at_once or (1 if pipe.device.type == "cpu" else ON_A_GPU)
+    draws = f"the teacher draws {n} pictures, {config.sample_steps} steps each"
     if config.data == "images":
-        latents, captions = _encode_folder(pipe, config)
-        return _with_text(pipe, config, latents, captions)
-    if config.data == "latents":
-        latents = _read_latents(config)
-        return _with_text(pipe, config, latents, captions_of(prompts, len(latents)))
-    what = {
-        name: getattr(config, name) for name in ("data", "width", "height", "num_samples", "sample_steps", "cfg_scale")
-    }
-    if what["data"] == "noise":
-        what["data"] = "samples"  # for validation
-    if config.vae:
-        what["vae"] = vae_sha256(config.vae)
-    captions = captions_of(prompts, config.num_samples)
-    key = hashlib.sha256(json.dumps([what, captions, model_sha256]).encode()).hexdigest()[:16]
-    path = cache / f"{what['data']}-{config.width}x{config.height}-{key}.safetensors"
-    if not _is_whole(path, config, len(captions)):
-        draw = _draw_states if config.data == "trajectories" else _draw_images
-        drawn = draw(pipe, config, captions)
-        if not drawn["latents"].isfinite().all():
-            raise FloatingPointError(f"the teacher drew NaN in {pipe.unet.dtype}; use --dtype bfloat16 or float32")
-        cache.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file({name: value.contiguous() for name, value in drawn.items()}, temporary)
-    drawn = read_weights(path)[0]
-    bank = _with_text(pipe, config, drawn["latents"], captions)
-    if "timesteps" in drawn:
-        picture = drawn["picture"]
-        bank = Bank(bank.latents, bank.text, bank.prompt[picture], drawn["timesteps"], picture)
+        at_once, what, make = 1, f"{n} pictures are encoded", partial(_encode, pipe, config)
+    elif config.data == "trajectories":
+        what, make = draws, partial(_draw_states, pipe, config, captions)
+    else:
+        what, make = draws, partial(_draw_images, pipe, config, captions)
+    made = source.kept.get(make, at_once, f"{what}, at {config.width}x{config.height}")
+    bank = _with_text(pipe, config, made["latents"], captions)
+    if "timesteps" in made:
+        picture = made["picture"]
+        bank = Bank(bank.latents, bank.text, bank.prompt[picture], made["timesteps"], picture)
     return bank
-
-
-def _is_whole(cache: Path, config: TrainConfig, pictures: int) -> bool:
-    """Whether what was drawn before is there; damaged, it is as good as nothing."""
-    if not cache.exists():
-        return False
-    wanted = (4, config.height // 8, config.width // 8)
-    try:
-        drawn, rows = read_weights(cache)[0], torch.arange(pictures)
-        if config.data == "trajectories":
-            rows, timesteps = drawn["picture"], drawn["timesteps"]
-            if len(timesteps) != len(rows) or sorted(set(rows.tolist())) != list(range(pictures)):
-                raise BadInput("its states are not those of its pictures")
-        if drawn["latents"].shape != (len(rows), *wanted) or not drawn["latents"].isfinite().all():
-            raise BadInput("it does not hold what was drawn")
-        return True
-    except Exception as error:  # of a file that something else wrote there
-        say(f"note: {str(cache)!r} is damaged ({str(error)[:160]}); the teacher draws it again")
-        return False
 
 
 @torch.no_grad()
 def _with_text(pipe: Any, config: TrainConfig, latents: Tensor, captions: list[str]) -> Bank:
-    rows = list(dict.fromkeys(captions))
-    told = [condition(pipe, prompt, config.width, config.height) for prompt in [*rows, ""]]
+    rows, told = list(dict.fromkeys(captions)), []
+    with work(f"{len(rows)} captions are encoded", len(rows)) as shown:
+        for i, prompt in enumerate([*rows, ""]):
+            told.append(condition(pipe, prompt, config.width, config.height))
+            shown.to(i)
     text = {name: torch.cat([one[name].float().cpu() for one in told]) for name in told[0]}
     return Bank(latents.float(), text, torch.tensor([rows.index(caption) for caption in captions]))
 
@@ -105,38 +113,42 @@ def _arguments(pipe: Any, config: TrainConfig, captions: list[str], rows: range)
     )
 
 
-def _draw_images(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[str, Tensor]:
-    """x0 latents at the model's native size; for another size decoded, resized in pixels and encoded again."""
-    latents = []
-    for rows in batches(range(config.num_samples), DRAWN_AT_ONCE):
-        x0 = pipe(**_arguments(pipe, config, captions, rows)).images
-        latents += [resized(pipe, x[None], config.width, config.height).cpu() for x in x0]
-    return {"latents": torch.cat(latents)}
+def _step_by_step(shown: Work, rows: range, steps: int, note: Callable[..., None] | None = None) -> Callable[..., Any]:
+    """What a pipeline calls after each step of these pictures."""
+    before = shown.done
 
-
-def _draw_states(pipe: Any, config: TrainConfig, captions: list[str]) -> dict[str, Tensor]:
-    """The states x_t met while sampling with guidance at the asked size, from pure noise on."""
-    latents, timesteps, picture = [], [], []
-    shape = (4, config.height // 8, config.width // 8)
-
-    def note(x: Tensor, timestep: Tensor) -> None:
-        latents.append(x.float().cpu())
-        timesteps.extend([int(timestep)] * len(x))
-        picture.extend(rows)
-
-    def after(_pipe, step, _timestep, tensors):
-        if step + 1 < len(pipe.scheduler.timesteps):
-            note(tensors["latents"], pipe.scheduler.timesteps[step + 1])
+    def after(pipe, step, _timestep, tensors):
+        shown.to(before + len(rows) * (step + 1) / (steps + 1))  # what follows is worth a step
+        if note:
+            note(pipe, step, tensors["latents"])
         return tensors
 
-    for rows in batches(range(config.num_samples), DRAWN_AT_ONCE):
-        given = _arguments(pipe, config, captions, rows)
-        first = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in rows])
-        pipe.scheduler.set_timesteps(config.sample_steps)
-        note(first, pipe.scheduler.timesteps[0])
-        first = first.to(pipe.device, pipe.unet.dtype)
-        pipe(**given, latents=first, width=config.width, height=config.height, callback_on_step_end=after)
-    return {"latents": torch.cat(latents), "timesteps": torch.tensor(timesteps), "picture": torch.tensor(picture)}
+    return after
+
+
+def _draw_images(pipe: Any, config: TrainConfig, captions: list[str], rows: range, shown: Work) -> list[Piece]:
+    """x0 latents at the model's native size; for another size decoded, resized in pixels and encoded again."""
+    after = _step_by_step(shown, rows, config.sample_steps)
+    x0 = pipe(**_arguments(pipe, config, captions, rows), callback_on_step_end=after).images
+    return [{"latents": resized(pipe, x[None], config.width, config.height).cpu()} for x in x0]
+
+
+def _draw_states(pipe: Any, config: TrainConfig, captions: list[str], rows: range, shown: Work) -> list[Piece]:
+    """The states x_t met while sampling with guidance at the asked size, from pure noise on."""
+    shape = (4, config.height // 8, config.width // 8)
+    first = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in rows])
+    pipe.scheduler.set_timesteps(config.sample_steps)
+    states, timesteps = [first], [int(pipe.scheduler.timesteps[0])]
+
+    def note(pipe: Any, step: int, latents: Tensor) -> None:
+        if step + 1 < len(pipe.scheduler.timesteps):
+            states.append(latents.float().cpu())
+            timesteps.append(int(pipe.scheduler.timesteps[step + 1]))
+
+    after = _step_by_step(shown, rows, config.sample_steps, note)
+    asked = dict(width=config.width, height=config.height, callback_on_step_end=after)
+    pipe(**_arguments(pipe, config, captions, rows), **asked, latents=first.to(pipe.device, pipe.unet.dtype))
+    return [{"latents": x, "timesteps": torch.tensor(timesteps)} for x in torch.stack(states, dim=1)]
 
 
 def pictures_of(folder: str) -> dict[Path, str]:
@@ -155,17 +167,17 @@ def pictures_of(folder: str) -> dict[Path, str]:
     return found
 
 
-def _encode_folder(pipe: Any, config: TrainConfig) -> tuple[Tensor, list[str]]:
-    """The latents of a folder's pictures, cropped to the asked shape, and their captions."""
-    pictures, latents = pictures_of(config.data_path), []
-    for path in pictures:
+def _encode(pipe: Any, config: TrainConfig, rows: range, shown: Work) -> list[Piece]:
+    """The latents of a folder's pictures, cropped to the asked shape."""
+    paths, pieces = list(pictures_of(config.data_path)), []
+    for i in rows:
         try:
-            image = ImageOps.fit(read_picture(path), (config.width, config.height))
+            image = ImageOps.fit(read_picture(paths[i]), (config.width, config.height))
         except BadInput as error:
             raise BadInput(f"data_path: {error}") from None
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latents.append(encoded(pipe, pixels).cpu())
-    return torch.cat(latents), list(pictures.values())
+        pieces.append({"latents": encoded(pipe, pixels).cpu()})
+    return pieces
 
 
 def _read_latents(config: TrainConfig) -> Tensor:

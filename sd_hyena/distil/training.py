@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import torch
 from torch.utils.data import default_collate
 
 from sd_hyena.distil.allotment import allotted, is_left_open
+from sd_hyena.distil.estimate import Estimator, advice
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
 from sd_hyena.distil.pilot import with_chosen_sites
 from sd_hyena.distil.placement import own_device, teacher_dtype
-from sd_hyena.distil.previews import Previews
+from sd_hyena.distil.previews import PICTURES, Previews
 from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_estimate
 from sd_hyena.distil.run_folder import Checkpoints, Stopped, discard, new_run_folder, write_config
-from sd_hyena.distil.sources import make_bank, pictures_of
+from sd_hyena.distil.sources import Source, make_bank, pictures_of
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.distil.start import start_from
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
@@ -38,6 +40,7 @@ from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes import ranks
 from sd_hyena.processes.memory import is_out_of_memory, release
+from sd_hyena.processes.progress import work
 from sd_hyena.processes.ranks import say
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import load_students
@@ -45,6 +48,7 @@ from sd_hyena.students.student import build_student, spec_for
 from sd_hyena.students.teacher import Teacher
 
 T = TypeVar("T")
+OF_A_DRY_RUN = 2  # pictures
 
 
 def train(config: TrainConfig) -> Outcome:
@@ -75,23 +79,28 @@ def train(config: TrainConfig) -> Outcome:
     if config.data == "images":
         pictures_of(config.data_path)
 
-    pipe = load_pipeline(path, device, teacher_dtype(config, device), config.vae)
+    with work(f"loading {path.name}"):
+        teacher_sha256 = model_sha256(path)
+        pipe = load_pipeline(path, device, teacher_dtype(config, device), config.vae)
     set_scheduler(pipe, "ddim")
     sites = select(find_sites(pipe.unet), config.target)
     teacher = Teacher(pipe.unet, sites)
     latent_size = (config.height // 8, config.width // 8)
     specs = [spec_for(site, config.operator, config.options_of_operator(), latent_size) for site in sites]
-    facts = {"teacher": path.name, "teacher_sha256": model_sha256(path), "sites": [site.name for site in sites]}
+    facts = {"teacher": path.name, "teacher_sha256": teacher_sha256, "sites": [site.name for site in sites]}
     if resumed:
         resumed.check(config, facts)
         if resumed.step >= config.n_steps:
             say(f"nothing to do: {resumed.path} has {resumed.step} of {config.n_steps} steps")
             return Outcome(resumed.run, resumed.exported, {}, {})
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}")
-
-    bank = make_bank(
-        pipe, config, prompts, facts["teacher_sha256"], Path(config.cache_dir or Path(config.out_dir) / "cache")
-    )
+    cache = Path(config.cache_dir or Path(config.out_dir) / "cache")
+    if ranks.rank() == 0:
+        missing = Source.of(config, prompts, facts["teacher_sha256"], cache).missing
+        _tell_estimate(Estimator(pipe, config, sites, specs), missing, device, resumed.step if resumed else 0)
+    if config.dry_run:
+        config = dataclasses.replace(config, n_steps=1, num_samples=min(config.num_samples, OF_A_DRY_RUN))
+    bank = make_bank(pipe, config, prompts, facts["teacher_sha256"], cache)
     scheduler = noiser(pipe)
     stage = _stage(config, teacher, scheduler)
     data = Lessons(stage, scheduler, bank, config)
@@ -102,7 +111,8 @@ def train(config: TrainConfig) -> Outcome:
     students = {spec.site: build_student(spec) for spec in specs}
     if config.pretrained_weight:
         start_from(config.pretrained_weight, students, pipe.unet)
-    previews = Previews(pipe, prompts[-1], config.width, config.height)
+    shown = prompts_of(path, config.sample_prompts) if config.sample_prompts else prompts[-PICTURES:]
+    previews = None if config.dry_run else Previews(pipe, shown, config.width, config.height)
     module = Distillation(
         students,
         stage,
@@ -114,14 +124,13 @@ def train(config: TrainConfig) -> Outcome:
         weight_decay=config.weight_decay,
     )
     if ranks.rank() == 0:
-        _with_smaller_batches(data, lambda: print_estimate(module, data, config, device))
+        with work("a micro-batch is timed", announced=False):
+            _with_smaller_batches(data, lambda: print_estimate(module, data, config, device))
     folder = _run_folder(config, resumed)  # now that all that can be wrong has been looked at
-    checkpoints = Checkpoints(folder, config, facts)
-    if config.dry_run:
-        config = dataclasses.replace(config, n_steps=1)
+    checkpoints = Checkpoints(folder, config, facts, resumed.untrained if resumed else None)
     try:
         if ranks.rank() == 0:
-            print(f"run {folder}\nwatch it: tensorboard --logdir {for_a_shell(config.log_dir)}")
+            say(f"run {folder}\nwatch it: tensorboard --logdir {for_a_shell(config.log_dir)}")
             if config.processes > 1:
                 resume = str(resumed.path) if resumed else ""
                 options = {"seed": seed, "micro_batch_size": data.micro_batch_size, "resume": resume}
@@ -130,24 +139,36 @@ def train(config: TrainConfig) -> Outcome:
     except Stopped as step:
         if ranks.rank():
             raise SystemExit(0) from None
-        print(f"saved at step {step}; go on with --resume {for_a_shell(folder)}")
+        say(f"saved at step {step}; go on with --resume {for_a_shell(folder)}")
         raise _signalled(checkpoints) from None
     except BaseException:
         if checkpoints.step is None and not resumed and not ranks.rank():
             discard(folder, config)
         raise
     if checkpoints.validated_step != trainer.global_step:
-        trainer.validate(module, data, verbose=False)
+        alone = lambda: config.processes == 1  # of several ranks one cannot repeat it by itself
+        with work("the students are validated"):
+            _with_smaller_batches(data, lambda: trainer.validate(module, data, verbose=False), alone)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if ranks.rank():
         return Outcome(folder, None, metrics, {})
     checkpoints.export(trainer, module, module.state_dict())  # once more: now with the final metrics inside
     load_students(checkpoints.exported, pipe.unet)
-    outcome = Outcome(folder, checkpoints.exported, metrics, block_times(teacher, module, data, device))
-    print_card(outcome, config)
+    with work("attention and students are timed"):
+        times = block_times(teacher, module, data, device)
+    outcome = Outcome(folder, checkpoints.exported, metrics, times)
+    print_card(outcome, config, checkpoints.untrained or {})
     if checkpoints.signal is not None:  # it came too late to stop a step, but not to stop what follows this run
         raise _signalled(checkpoints)
     return outcome
+
+
+def _tell_estimate(estimator: Estimator, missing: int, device: torch.device, done: int) -> None:
+    """Before anything is drawn: what the run will take with so many pictures missing and so many steps done."""
+    with work("counting operations, and timing one of the teacher's"):
+        found = estimator.estimate(missing, device, estimator.config.n_steps - done)
+        lines = [found.line(device), *advice(found, estimator, device)]
+    say("\n".join(lines))
 
 
 def _signalled(checkpoints: Checkpoints) -> BaseException:
@@ -174,7 +195,7 @@ def _run_folder(config: TrainConfig, resumed: Resumable | None) -> Path:
 
 
 def _fit(
-    module, data, config: TrainConfig, checkpoints: Checkpoints, previews: Previews, resumed: Resumable | None
+    module, data, config: TrainConfig, checkpoints: Checkpoints, previews: Previews | None, resumed: Resumable | None
 ) -> L.Trainer:
     """Fit, with smaller micro-batches after an out-of-memory; the effective batch and the stream of samples stay."""
     resume, start = (resumed.path, resumed.step) if resumed else (None, None)
@@ -184,7 +205,9 @@ def _fit(
         resume = checkpoints.out_of_memory or resume
         trainer = new_trainer(config, data, checkpoints, previews, start)
         if resume is None:
-            trainer.validate(module, data, verbose=False)
+            with work("the untrained students are validated"):
+                trainer.validate(module, data, verbose=False)
+            checkpoints.note_untrained(trainer)
         trainer.fit(module, data, ckpt_path=resume)
         return trainer
 
@@ -203,5 +226,5 @@ def _with_smaller_batches(data: Lessons, work: Callable[[], T], may_repeat=lambd
         except RuntimeError as error:
             if not is_out_of_memory(error) or not may_repeat() or not data.halve():
                 raise
-        print(f"out of memory: going on with {data.accumulate} micro-batches of {data.micro_batch_size}")
+        say(f"out of memory: going on with {data.accumulate} micro-batches of {data.micro_batch_size}")
         release()

@@ -7,11 +7,13 @@ from itertools import takewhile
 
 from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.options.command import run
+from sd_hyena.processes.progress import work
 
 
 def main(config: EvaluationConfig) -> None:
     config = checked(config)
-    from sd_hyena.evaluate.evaluation import evaluate
+    with work("loading PyTorch and diffusers", announced=False):
+        from sd_hyena.evaluate.evaluation import evaluate
 
     evaluate(config)
 

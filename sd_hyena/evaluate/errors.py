@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from sd_hyena.evaluate.sharpness import entropy
 from sd_hyena.models.condition import condition
 from sd_hyena.models.latents import resized
 from sd_hyena.models.prediction import as_noise, noiser
+from sd_hyena.processes.progress import work
 from sd_hyena.sites import Site
 from sd_hyena.students.losses import by_timestep, error_and_spread, guided
 from sd_hyena.students.teacher import Teacher
@@ -37,7 +38,7 @@ class Errors:
         heads = {site.name: site.heads for site in chosen}
         parts: dict[str, list] = {site.name: [] for site in chosen}
         entropies: dict[str, list] = {site.name: [] for site in chosen}
-        for latents, timestep, text, empty in self.states(size):
+        for latents, timestep, text, empty in _told(self.states(size), "states at the sites"):
             for context in (text, empty):
                 for name, seen in teacher.activations(latents, timestep, context).items():
                     with torch.no_grad():
@@ -81,16 +82,24 @@ class Errors:
                     teacher.observe(latents, timestep, context, students).prediction.float().flatten(2).mT
                     for context in (text, empty)
                 )
-                for latents, timestep, text, empty in self.states(size)
+                for latents, timestep, text, empty in _told(self.states(size), "states in the whole UNet")
             ]
 
     def _states(self, size: tuple[int, int]) -> list[tuple]:
         """Batches of one: noisy latents of images the teacher drew, their timestep, caption and the empty caption."""
         n, batches = self.config.states, []
-        for i in range(n):
+        for i in _told(range(n), "states are made"):
             x0 = resized(self.pipe, self.pictures.latents(i), *size)
             noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(self.config.seed + i)).to(x0)
             t = torch.tensor([int((i + 0.5) * self.noiser.config.num_train_timesteps / n)])
             texts = [condition(self.pipe, prompt, *size) for prompt in (self.prompts[i], "")]
             batches.append((self.noiser.add_noise(x0, noise, t.to(x0.device)), t.to(x0.device), *texts))
         return batches
+
+
+def _told(parts: Sequence[Any], what: str) -> Iterator[Any]:
+    """The parts, shown as work."""
+    with work(f"{len(parts)} {what}", len(parts)) as shown:
+        for i, part in enumerate(parts):
+            yield part
+            shown.to(i + 1)

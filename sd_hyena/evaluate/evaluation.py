@@ -13,16 +13,18 @@ from typing import Any
 from sd_hyena.evaluate.advice import advice
 from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.evaluate.examiner import Examiner
-from sd_hyena.evaluate.report import Report
+from sd_hyena.evaluate.report import Report, markdown
 from sd_hyena.files.names import writable_folder
 from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.options import given_path
+from sd_hyena.processes.ranks import say
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded."""
     config = checked(config)
     folder = writable_folder(config.out_dir)
+    say(f"the report grows in {folder}: report.md, report.json and pictures, after each size")
     examiner = Examiner(config)
     report = Report(folder, examiner.facts)
     for alternative in load_alternatives(config.students, examiner.pipe.unet):
@@ -34,5 +36,6 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
             measured["{}x{}".format(*size)] = found
             report.picture(label, size, rows)
             report.add(label, measured, advice(measured))
+            say(markdown({label: {"sizes": {"{}x{}".format(*size): found}, "advice": []}}))
     report.finish()
     return report.content

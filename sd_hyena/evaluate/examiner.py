@@ -12,6 +12,7 @@ from sd_hyena.evaluate.pictures import Pictures
 from sd_hyena.generate.engine import Engine
 from sd_hyena.models.example_prompts import prompts_of, split_prompts
 from sd_hyena.models.location import model_path
+from sd_hyena.processes.progress import work
 from sd_hyena.sites import find_sites
 from sd_hyena.students.swap import swapped
 
@@ -33,15 +34,15 @@ class Examiner:
     def examine(self, students: dict[str, Any]) -> Iterator[tuple[tuple[int, int], dict[str, Any], list]]:
         """For each size: (width, height), its measurements, and rows of (scale, teacher's, student's images)."""
         for size in self._served(students):
-            measured = {
-                "sites": self.errors.of_sites(students, size),
-                "prediction": self.errors.of_prediction(students, size),
-            }
+            with work("errors at {}x{}: of the sites, then of the prediction".format(*size), 2) as shown:
+                measured = {"sites": self.errors.of_sites(students, size)}
+                shown.to(1)
+                measured["prediction"] = self.errors.of_prediction(students, size)
             measured["images"], rows = {}, []
             for scale in self.config.scales():
                 teacher = self.pictures.teachers(size, scale)
                 with swapped(self.pipe.unet, students):
-                    student = self.pictures.drawn(size, scale)
+                    student = self.pictures.drawn(size, scale, "the student")
                 measured["images"][f"{scale:g}"] = self.pictures.compared(teacher, student)
                 rows.append((scale, teacher, student))
             yield size, measured, rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -15,16 +16,21 @@ from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.watch import Watch
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import SHIPPED_JUDGE, SHIPPED_MODEL
+from sd_hyena.processes.progress import Work, work
 
 TEACHING = 5.0  # guidance of the pictures whose noisy states errors are measured on
 
 
-class _Last(Watch):
-    """Keeps the latents that the last step left."""
+class _Onlooker(Watch):
+    """Shows how far a drawing is within `work` whose parts are pictures; keeps the latents that the last step left."""
 
     latents: Tensor
 
+    def __init__(self, shown: Work):
+        self.shown, self.before = shown, shown.done
+
     def step(self, done: float, total: int, latents: Tensor | None) -> None:
+        self.shown.to(self.before + done / total)
         self.latents = latents if latents is not None else self.latents
 
 
@@ -33,22 +39,28 @@ class Pictures:
 
     def __init__(self, config: EvaluationConfig, prompts: Sequence[str], engine: Engine):
         self.config, self.prompts, self.engine = config, prompts, engine
-        self.model = engine.load(self._config(0, (64, 64), 1.0))
+        with work(f"loading {Path(config.model or SHIPPED_MODEL).name}"):
+            self.model = engine.load(self._config(0, (64, 64), 1.0))
         self.judge = judge_of(config.judge or (SHIPPED_JUDGE if self.model.path == SHIPPED_MODEL else ""))
         self.native = self.model.pipe.unet.config.sample_size * self.model.pipe.vae_scale_factor
         self.sizes = config.parsed_sizes(self.native)
         self.teachers, self.latents = cache(self.drawn), cache(self._latents)
 
-    def drawn(self, size: tuple[int, int], scale: float) -> list[np.ndarray]:
+    def drawn(self, size: tuple[int, int], scale: float, by: str = "the teacher") -> list[np.ndarray]:
         """Pictures of the first captions, uint8 (H, W, 3), with whatever is swapped in; fewer as the size grows."""
         ratio = size[0] * size[1] / (self.sizes[0][0] * self.sizes[0][1])
-        n = max(1, min(self.config.images, round(self.config.images / ratio)))
-        return [np.array(drawn.image) for i in range(n) for drawn in self.engine.draw(self._config(i, size, scale))]
+        n, images = max(1, min(self.config.images, round(self.config.images / ratio))), []
+        with work(f"{by} draws {n} pictures at {size[0]}x{size[1]}, guidance {scale:g}", n) as shown:
+            for i in range(n):
+                images += [np.array(d.image) for d in self.engine.draw(self._config(i, size, scale), _Onlooker(shown))]
+                shown.to(i + 1)
+        return images
 
     def _latents(self, i: int) -> Tensor:
         """Of picture i at the model's own size, (1, 4, h, w), scaled."""
-        watch = _Last()
-        list(self.engine.draw(self._config(i, (self.native, self.native), TEACHING), watch))
+        with work(f"the teacher draws picture {i + 1}, to measure errors on", 1) as shown:
+            watch = _Onlooker(shown)
+            list(self.engine.draw(self._config(i, (self.native, self.native), TEACHING), watch))
         return watch.latents
 
     def _config(self, i: int, size: tuple[int, int], scale: float) -> GenerateConfig:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.comparison import side_by_side
 from sd_hyena.files.names import for_a_shell
+from sd_hyena.processes.ranks import say
 from sd_hyena.students.checkpoint import versions
 
 SHOWN = 6  # images of a contact sheet
@@ -62,8 +63,9 @@ class Report:
     def finish(self) -> None:
         """Draw the plots, write everything for TensorBoard, and tell."""
         self._tensorboard(self._plots())
-        print(markdown(self.content["students"]))
-        print(
+        for label, entry in self.content["students"].items():
+            say("\n".join(f"{label}: {line}" for line in entry["advice"]))
+        say(
             f"\nreport: {self.folder}/report.md, pictures beside it; watch: tensorboard --logdir {for_a_shell(self.folder)}"
         )
 

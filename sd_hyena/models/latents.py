@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +18,11 @@ from sd_hyena.options.effect import TILED_VAE_FROM
 from sd_hyena.processes.memory import is_out_of_memory, release
 from sd_hyena.processes.ranks import say
 
-SMALLER = ({"decoder_tile_size": 64}, {"decoder_tile_size": 32, "offload": "disk"})  # when the VAE's memory runs out
+SMALLER = {  # when the VAE's memory runs out
+    "encoder": ({"encoder_tile_size": 512}, {"encoder_tile_size": 256, "offload": "disk"}),
+    "decoder": ({"decoder_tile_size": 64}, {"decoder_tile_size": 32, "offload": "disk"}),
+}
+DOING = {"encoder": "encoding in tiles of {} pixels", "decoder": "decoding in tiles of {} cells"}
 
 
 def vae_for(pipe: Any, side: int) -> AbstractContextManager:
@@ -31,7 +36,7 @@ def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
     if latents.shape[-2:] == (height // 8, width // 8):
         return latents
     with vae_for(pipe, 8 * max(latents.shape[-2:])):
-        image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        image = _decode(pipe.vae, latents / pipe.vae.config.scaling_factor, None)
     image = F.interpolate(image.float(), (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
     return encoded(pipe, image)
 
@@ -39,8 +44,9 @@ def resized(pipe: Any, latents: Tensor, width: int, height: int) -> Tensor:
 @torch.no_grad()
 def encoded(pipe: Any, image: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Scaled latents of an image (1, 3, H, W) in -1 ... 1; `dtype` is what the encoder computes in, if not the VAE's."""
+    image = image.to(pipe.vae.device, dtype or pipe.vae.dtype)
     with vae_for(pipe, max(image.shape[-2:])):
-        latents = pipe.vae.encode(image.to(pipe.vae.device, dtype or pipe.vae.dtype)).latent_dist.mean
+        latents = _in_memory(pipe.vae, lambda: pipe.vae.encode(image).latent_dist.mean, "encoder", None)
     return latents * pipe.vae.config.scaling_factor
 
 
@@ -64,18 +70,23 @@ def decoded(pipe: Any, latents: Tensor, progress: Progress | None = None) -> np.
 
 
 def _decode(vae: nn.Module, latents: Tensor, progress: Progress | None) -> Tensor:
+    return _in_memory(vae, lambda: vae.decode(latents).sample, "decoder", progress)
+
+
+def _in_memory(vae: nn.Module, call: Callable[[], Tensor], side: str, progress: Progress | None) -> Tensor:
+    """The VAE's answer; after an out-of-memory in tiles."""
     try:
-        return vae.decode(latents).sample
+        return call()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         failure = error
-    for options in SMALLER:
+    for options in SMALLER[side]:
         release()
-        say(f"out of memory: decoding in tiles of {options['decoder_tile_size']} cells")
+        say(f"out of memory: {DOING[side].format(options[f'{side}_tile_size'])}")
         try:
             with tiled_vae(vae, **options, progress=progress):
-                return vae.decode(latents).sample
+                return call()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

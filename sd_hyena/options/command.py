@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
@@ -42,6 +43,8 @@ def run_parsed(read: Callable[[], Input], main: Callable[[Input], None], argumen
     """The same for what `read` makes of the command line."""
     for name in BESIDE_THE_POINT:
         logging.getLogger(name).setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in a pipe, too, lines are there when they are written
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         given = read()

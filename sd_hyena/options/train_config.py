@@ -15,6 +15,7 @@ from sd_hyena.options.command_line import option
 from sd_hyena.options.operators import OPERATORS, listing, operator_named
 from sd_hyena.options.rules import LARGEST_SIDE, NOISE_LEVELS, DType, at_least, between, check_seed, check_size
 
+NEWEST = "hyena"  # the name of the newest students in OUT_DIR
 Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 
 
@@ -84,6 +85,11 @@ class TrainConfig:
         path=given_path.plain_file,
     )
     num_samples: int = option(32, "images the teacher draws for --data samples and trajectories, once; they are cached")
+    draw_at_once: int = option(
+        0,
+        "how many of them at once; 0: one on a CPU, 4 on a GPU; halved on out-of-memory, as many are lost by a crash",
+        free=True,
+    )
     sample_steps: int = option(20, "denoising steps of each of them")
     cfg_scale: float = option(5.0, "their guidance", "-c")
     log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True, path=given_path.folder)
@@ -92,6 +98,15 @@ class TrainConfig:
     )
     cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
     name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
+    name: str = option(
+        "", "OUT_DIR/NAME.safetensors and .pt hold the run's students too, beside OUT_DIR/hyena", free=True
+    )
+    sample_prompts: str = option(
+        "",
+        "text file, one prompt a line: the pictures in TensorBoard; default: four of those not trained on",
+        free=True,
+        path=given_path.plain_file,
+    )
     seed: int = option(-1, "-1 draws one and records it", "-d")
     pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file, beside="students")
     resume: str = option(
@@ -109,7 +124,9 @@ class TrainConfig:
     )
     strategy: Literal["auto", "ddp"] = option("auto", "Lightning's; auto: ddp on several devices", free=True)
     dtype: DType = option("auto", "of the teacher; auto: bfloat16 on a GPU that has it, else float16", free=True)
-    dry_run: bool = option(False, "one step, one save, one reload and the estimate, then stop", free=True)
+    dry_run: bool = option(
+        False, "the estimate, two pictures, one step, one save, one reload, no previews, then stop", free=True
+    )
     allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", free=True)
     debug: bool = option(False, "show the traceback of an error", free=True)
 
@@ -121,7 +138,9 @@ class TrainConfig:
         counts = ("batch_size", "n_steps", "num_samples", "keep", "devices", "num_nodes")
         at_least(self, 1, *counts)
         between(self, 1, NOISE_LEVELS, "sample_steps")
-        at_least(self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size")
+        at_least(
+            self, 0, "save_every_n_steps", "validate_every_n_steps", "warmup_steps", "micro_batch_size", "draw_at_once"
+        )
         between(self, 0, 1e3, "lr", open_low=True)
         for name in (
             "max_error",
@@ -166,6 +185,10 @@ class TrainConfig:
                 "resume and dry_run exclude each other: a dry run starts anew and leaves nothing to go on from"
             )
         check_format(self.name_format, "s")
+        if self.name and (set(self.name) & set("/\\{}") or self.name.startswith(".")):
+            raise BadInput(f"name={self.name!r} names files beside OUT_DIR/hyena.pt: no / \\ {{ }}, no dot in front")
+        if self.name:
+            check_format(self.name, "s", "name")
 
     @property
     def processes(self) -> int:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import timedelta
 from typing import Any
+
+from tqdm import tqdm
 
 from sd_hyena.errors import BadInput
 
@@ -92,6 +95,7 @@ def check_launched_by_us() -> None:
 
 
 def say(*text: Any) -> None:
-    """Print, on rank 0 alone."""
+    """Print at once, on rank 0 alone, without smearing a bar."""
     if rank() == 0:
-        print(*text)
+        tqdm.write(" ".join(map(str, text)), file=sys.stdout)
+        sys.stdout.flush()

@@ -40,7 +40,7 @@ def test_a_drawn_sample_does_not_depend_on_how_many_are_drawn(pipe, tmp_path):
 
 
 def test_trajectories_are_the_states_of_the_sampler(pipe, tmp_path):
-    bank = make_bank(pipe, config(data="trajectories", sample_steps=4), PROMPTS, "", tmp_path)
+    bank = make_bank(pipe, config(data="trajectories", sample_steps=4, draw_at_once=3), PROMPTS, "", tmp_path)
     assert len(bank) == 4 * 3 and bank.latents.shape[1:] == (4, 8, 8)
     pipe.scheduler.set_timesteps(4)
     expected = [int(t) for t in pipe.scheduler.timesteps for _ in range(3)]
@@ -49,7 +49,7 @@ def test_trajectories_are_the_states_of_the_sampler(pipe, tmp_path):
         assert torch.equal(bank.latents[i], torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)))
     seen = []
     hook = pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0][:3].clone()))
-    make_bank(pipe, config(data="trajectories", sample_steps=4), PROMPTS, "again", tmp_path)
+    make_bank(pipe, config(data="trajectories", sample_steps=4, draw_at_once=3), PROMPTS, "again", tmp_path)
     hook.remove()
     torch.testing.assert_close(bank.latents, torch.cat(seen))
 

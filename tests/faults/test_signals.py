@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from sd_hyena.distil import sources
+from sd_hyena.distil import kept
 from sd_hyena.distil.module import Distillation
 from sd_hyena.files.names import writable_folder
 from sd_hyena.files.weights import read_pickle
@@ -57,12 +57,15 @@ def test_a_second_ctrl_c_ends_the_run_within_the_step(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_while_the_teacher_draws_its_samples_ends_the_run_without_a_trace(tmp_path, monkeypatch, number, code):
+def test_a_signal_while_the_teacher_draws_its_samples_ends_the_run_and_keeps_whole_pictures_alone(
+    tmp_path, monkeypatch, number, code
+):
     with monkeypatch.context() as patch:
-        kill_ourselves(patch, sources, "save_file", number)
+        kill_ourselves(patch, kept, "save_file", number, when=lambda _, path: "00001" in path.name)
         done = ended(tmp_path, TrainConfig, *TRAIN, "-n", 2)
     assert done.code == code and "Traceback" not in done.err and litter(tmp_path) == []
-    assert list(tmp_path.glob("out/cache/*")) == [] and not (tmp_path / "out" / "hyena.pt").exists()
+    pictures = [path.name for path in tmp_path.glob("out/cache/*/*") if path.name != "lock"]
+    assert pictures == ["00000.safetensors"] and not (tmp_path / "out" / "hyena.pt").exists()
     assert ended(tmp_path, TrainConfig, *TRAIN, "-n", 2).code == 0
 
 

@@ -3,17 +3,18 @@ import gc
 import os
 import resource
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import tqdm
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 import sd_hyena.large.steps as steps_module
 import sd_hyena.large.tiled_network as tiled_network
 from sd_hyena.errors import BadInput
+from sd_hyena.large import progress
 from sd_hyena.large import tiled_vae as tiled_vae_module
 from sd_hyena.large.steps import Moments
 from sd_hyena.large.tile_store import TileStore
@@ -21,6 +22,7 @@ from sd_hyena.large.tiled_network import TiledNetwork
 from sd_hyena.large.tiled_vae import VAETiling, disable_tiled_vae, enable_tiled_vae, tiled_vae
 from sd_hyena.large.vae_steps import decoder_steps, encoder_steps
 from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.processes.progress import Work
 
 CPU = torch.device("cpu")
 
@@ -519,19 +521,19 @@ def test_half_precision_that_fits_is_half_precision_and_near_float32():
     assert got.dtype == torch.bfloat16 and error < 1.5 * rms(decoded(half, z.bfloat16()).float(), want)
 
 
-def test_the_progress_bar_ends_at_its_total(vae, monkeypatch):
-    bars = []
+def test_the_progress_ends_at_its_total(vae, monkeypatch):
+    shown = []
 
-    class Bar(tqdm.tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **{**kwargs, "disable": False, "file": open(os.devnull, "w")})  # noqa: SIM115
-            bars.append(self)
+    @contextmanager
+    def work(what, total, announced):
+        shown.append(Work(what, total))
+        yield shown[-1]
 
-    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(progress, "work", work)
     for mode in ("exact", "fast", "two_pass", "classic"):
         with tiled_vae(vae, mode, decoder_tile_size=5):
             decoded(vae, uneven(1, 4, 9, 14))
-    assert len(bars) > 4 and all(bar.n == bar.total > 2 for bar in bars)
+    assert len(shown) > 4 and all(piece.done == piece.total > 2 for piece in shown)
 
 
 def test_progress_is_told_after_each_tile_and_ends_at_its_total(vae):

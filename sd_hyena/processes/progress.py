@@ -1,0 +1,144 @@
+"""How far long work is, shown in one way everywhere: a bar where somebody watches, else a line every ten seconds.
+
+What is begun within other work has no bar of its own: it is said beside the count of the outermost.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from sd_hyena.processes.ranks import rank
+
+SELDOM = 10.0  # seconds between lines where there is no terminal
+OFTEN = 0.5  # between looks at the count where there is one
+BAR = "{percentage:3.0f}%|{bar:16}| {n:.6g}/{total:.6g} [{elapsed}<{remaining}] {desc}"  # the label is last: it is cut
+NO_BAR = "[{elapsed}] {desc}"
+
+
+class Work:
+    """One piece of long work: `what` it is, of how many parts (None: nobody knows), `then` what becomes of it.
+
+    `before` parts were done already.
+    """
+
+    def __init__(self, what: str, total: float | None = None, then: str = "", before: float = 0.0):
+        self.what, self.total, self.then = what, total, then
+        self.before = self.done = before
+        self.beside = ""
+        self.started = time.monotonic()
+
+    def to(self, done: float, beside: str | None = None) -> None:
+        """So much is done; fractions are welcome. `beside` is said with it, until told otherwise."""
+        self.done = round(done, 2)
+        self.beside = self.beside if beside is None else beside
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.started
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, as far as can be told."""
+        if not self.total or self.done <= self.before:
+            return None
+        return (self.total - self.done) * self.seconds / (self.done - self.before)
+
+    def line(self, within: str = "") -> str:
+        """Where it is, for a log."""
+        count = f"{self.done:.6g}/{self.total:.6g}, " if self.total else ""
+        clock = (
+            f"{self.seconds_said(self.seconds)} so far" if self.left is None else f"{self.seconds_said(self.left)} left"
+        )
+        return f"{self.what}: {count}{clock}{within}" + (f", then {self.then}" if self.then else "")
+
+    @staticmethod
+    def seconds_said(seconds: float) -> str:
+        """90 -> 1:30, 3700 -> 1:01:40."""
+        return tqdm.format_interval(round(seconds)).removeprefix("0")
+
+
+_open: list[Work] = []  # the outermost first
+
+
+@contextmanager
+def work(
+    what: str, total: float | None = None, then: str = "", before: float = 0.0, announced: bool = True
+) -> Iterator[Work]:
+    """Announce a piece of long work and show how far it is for the time of the block; the first process alone does.
+
+    What is not announced is not said in a log at all unless it takes long.
+    """
+    piece = Work(what, total, then, before)
+    shown = not _open and rank() == 0
+    _open.append(piece)
+    try:
+        if shown:
+            with _bar(piece) if sys.stderr.isatty() else _lines(piece, announced):
+                yield piece
+        else:
+            yield piece
+    finally:
+        _open.remove(piece)
+
+
+@contextmanager
+def _bar(piece: Work) -> Iterator[None]:
+    form = BAR if piece.total else NO_BAR
+    with tqdm(total=piece.total, initial=piece.before, bar_format=form, dynamic_ncols=True, leave=False) as bar:
+
+        def show() -> None:
+            bar.n = piece.done
+            bar.set_description_str(piece.what + _within())
+
+        show()
+        with _every(OFTEN, show):
+            yield
+    _say_done(piece)
+
+
+@contextmanager
+def _lines(piece: Work, announced: bool) -> Iterator[None]:
+    tell = lambda line: print(line, file=sys.stderr, flush=True)
+    if announced:
+        tell(f"{piece.what}, then {piece.then}" if piece.then else piece.what)
+    with _every(SELDOM, lambda: tell(piece.line(_within()))):
+        yield
+    _say_done(piece)
+
+
+def _say_done(piece: Work) -> None:
+    if piece.seconds > SELDOM:
+        print(f"{piece.what}: done in {Work.seconds_said(piece.seconds)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _every(seconds: float, show) -> Iterator[None]:
+    """`show()` now and then, from a thread of its own: nothing that computes has to think of it."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(seconds):
+            show()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _within() -> str:
+    """What goes on within the outermost work."""
+    said = [_open[0].beside] if _open and _open[0].beside else []
+    for inner in _open[1:]:
+        said.append(f"{inner.what} {inner.done:.6g}/{inner.total:.6g}" if inner.total else inner.what)
+    return f" ({'; '.join(said)})" if said else ""

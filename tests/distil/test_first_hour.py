@@ -1,0 +1,120 @@
+"""What a run says before and while it works, and what survives when it is stopped."""
+
+import re
+import shutil
+import signal
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sd_hyena.distil import module as distillation
+from sd_hyena.distil.__main__ import command
+from sd_hyena.distil.curves import layout
+from sd_hyena.distil.training import train
+from sd_hyena.errors import BadInput
+from sd_hyena.options.command import Terminated
+from sd_hyena.sites import find_sites
+from sd_hyena.students.checkpoint import load_students
+from tests.distil.test_training import assert_equal_weights, config, interrupt_after, weights
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """A finished run of four steps, whose pictures the others take."""
+    folder = tmp_path_factory.mktemp("first")
+    return folder, train(config(folder, n_steps=4))
+
+
+@pytest.fixture
+def folder(cached, tmp_path):
+    shutil.copytree(cached[0] / "out" / "cache", tmp_path / "out" / "cache")
+    return tmp_path
+
+
+def test_resume_with_a_run_alone_takes_its_options_and_ends_bit_equal(cached, folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Terminated):
+        interrupt_after(patch, 2, signal.SIGTERM)
+        train(config(folder, n_steps=4))
+    typed = re.search(r"go on with (--resume \S+)", capsys.readouterr().out)[1].split()
+    assert command(typed) == 0
+    assert_equal_weights(weights(cached[0]), weights(folder))
+    assert command([*typed, "-W", "72"]) == 2 and "width: 64 there, 72 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_out_of_memory_in_a_validation_halves_the_batch_and_goes_on(folder, monkeypatch, capsys, ema):
+    original, sizes = distillation.cosine, []
+
+    def out_of_memory(ours, truth):
+        sizes.append(len(ours))
+        if len(ours) > 3 and len(sizes) > 4:  # the validation before training had enough
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return original(ours, truth)
+
+    monkeypatch.setattr(distillation, "cosine", out_of_memory)
+    outcome = train(config(folder, n_steps=6, ema=ema, operator="pointwise"))
+    assert "2 micro-batches of 3" in capsys.readouterr().out
+    assert load_students(outcome.exported).training["step"] == 6 and outcome.metrics["val/relative_mse/IN01"] > 0
+
+
+def test_before_anything_is_drawn_the_run_is_estimated_and_better_choices_are_named(tmp_path, monkeypatch, capsys):
+    from sd_hyena.distil import training
+
+    class Reached(Exception):
+        pass
+
+    def stop(*_):
+        raise Reached
+
+    monkeypatch.setattr(training, "make_bank", stop)
+    with pytest.raises(Reached):
+        train(config(tmp_path, width=2048, n_steps=200, num_samples=32))
+    said = capsys.readouterr().out
+    for phase in ("drawing 32 pictures", "encoding", "200 steps of batch 6", "51 validations", "peak memory about"):
+        assert phase in said, phase
+    assert "previews" not in said  # too large for a CPU
+    assert "training at -W 512 costs 16 times less" in said and "configs/recipes/tiny_sd_level0.yaml" in said
+    assert "-y landmarks needs no training" in said
+
+
+def test_a_name_is_kept_beside_the_newest_and_what_is_replaced_is_named(folder, capsys):
+    train(config(folder, n_steps=1, name="mine"))
+    assert "replacing" not in capsys.readouterr().out
+    first = weights(folder)
+    other = train(config(folder, n_steps=1, lr=1e-3, seed=4))
+    said = capsys.readouterr().out
+    assert re.search(
+        r"replacing \S+hyena\.safetensors and \.pt, the students of another run \(model, IN01, step 1", said
+    )
+    assert said.count("replacing") == 1
+    assert_equal_weights(
+        first,
+        load_students(folder / "out" / "mine.pt").students[next(iter(load_students(other.exported)))].state_dict(),
+    )
+    for name in ("a/b", "..", ".x", "{s}", "con"):
+        with pytest.raises(BadInput, match="name="):
+            config(folder, name=name)
+
+
+def test_a_run_that_ends_above_its_start_says_so(folder, capsys):
+    outcome = train(config(folder, n_steps=2, operator="pointwise", lr=50.0, warmup_steps=0, clip=0.0))
+    said, training = capsys.readouterr().out, load_students(outcome.exported).training
+    assert re.search(r"step 0: relative error IN01 \d+\.\d{4}", said)
+    assert training["untrained"]["IN01"] < training["metrics"]["val/relative_mse/IN01"]
+    assert "IN01 is worse than untrained" in said
+
+
+def test_tensorboard_has_options_log_errors_and_one_chart_a_level(folder, unet):
+    (folder / "mine.txt").write_text("a red circle\na blue square\n")
+    outcome = train(config(folder, n_steps=1, operator="pointwise", sample_prompts=str(folder / "mine.txt")))
+    reader = EventAccumulator(str(folder / "logs" / outcome.folder.name)).Reload()
+    tags = reader.Tags()
+    assert "config/text_summary" in tags["tensors"] and "custom_scalars__config__" in tags["tensors"]
+    log10, plain = (reader.Scalars(f"val/{name}/IN01")[0].value for name in ("log10_relative_mse", "relative_mse"))
+    assert 10**log10 == pytest.approx(plain, rel=1e-4)
+    assert "_hparams_/session_start_info" in reader.summary_metadata
+    level0 = [site for site in find_sites(unet) if site.level == 0]
+    assert len(layout(level0)["log10 of the relative error"]["level 0"][1]) == 5
+    (shown,) = (reader.Images(tag)[0] for tag in tags["images"] if tag.startswith("image"))
+    assert (shown.height, shown.width) == (4 * 64, 3 * 64)  # two prompts, four seeds

@@ -1,0 +1,77 @@
+"""python -m tests.silence [NAME ...]: how long each command of the README is silent, at a pipe and at a terminal.
+
+A command is watched for a minute, or to its end if that comes first, and must never say nothing for longer than 15 s.
+Exit 1 if one does. What installs or downloads is not here.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from tests.conftest import ROOT
+
+LONGEST, WATCHED = 15.0, 60.0  # seconds
+COMMANDS = {
+    "demo": "-m sd_hyena.demo -o {0}/out -l {0}/logs",
+    "train": "train.py -t IN01 -W 2048 -o {0}/out -l {0}/logs",
+    "dry_run": "train.py -t IN01 --dry_run -o {0}/out -l {0}/logs",
+    "recipe": "-m sd_hyena.recipe configs/recipes/tiny_sd_level0.yaml --out_dir {0}/out --log_dir {0}/logs",
+    "evaluate": "-m sd_hyena.evaluate landmarks --images 4 --states 4 --sizes 256 -o {0}/report",
+    "generate": "generate.py -o {0}/out",
+    "compare": "generate.py -y landmarks --compare -o {0}/out",
+}
+
+
+def longest_silence(arguments: list[str], terminal: bool) -> tuple[float, str]:
+    """Seconds, and the last line before it."""
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL, process_group=0
+    )
+    os.close(theirs)
+    begun = spoken = time.monotonic()
+    longest, said = (0.0, ""), b""
+    try:
+        while time.monotonic() - begun < WATCHED:
+            ready, _, _ = select.select([ours], [], [], 0.2)
+            chunk = b""
+            if ready:
+                try:
+                    chunk = os.read(ours, 65536)
+                except OSError:  # a terminal whose other end is closed
+                    break
+                if not chunk:
+                    break
+            now = time.monotonic()
+            line = said.decode(errors="replace").replace("\r", "\n").strip().rpartition("\n")[2]
+            longest = max(longest, (now - spoken, line))
+            if chunk:
+                spoken, said = now, said + chunk
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        os.close(ours)
+    return longest
+
+
+def main(names: list[str]) -> int:
+    worst = 0.0
+    for name in names or COMMANDS:
+        for terminal in (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, line = longest_silence(COMMANDS[name].format(folder).split(), terminal)
+            print(f"{name:<10}{'terminal' if terminal else 'pipe':<10}{seconds:6.1f} s  after: {line[:90]}", flush=True)
+            worst = max(worst, seconds)
+    return int(worst > LONGEST)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
