@@ -44,7 +44,7 @@ from sd_hyena.processes.progress import work
 from sd_hyena.processes.ranks import say
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import load_students
-from sd_hyena.students.student import build_student, spec_for
+from sd_hyena.students.student import StudentSpec, build_student, spec_for
 from sd_hyena.students.teacher import Teacher
 
 T = TypeVar("T")
@@ -93,6 +93,7 @@ def train(config: TrainConfig) -> Outcome:
         if resumed.step >= config.n_steps:
             say(f"nothing to do: {resumed.path} has {resumed.step} of {config.n_steps} steps")
             return Outcome(resumed.run, resumed.exported, {}, {})
+    students = {} if is_left_open(specs) else _new_students(specs, config, pipe.unet)
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}")
     cache = Path(config.cache_dir or Path(config.out_dir) / "cache")
     if ranks.rank() == 0:
@@ -104,13 +105,10 @@ def train(config: TrainConfig) -> Outcome:
     scheduler = noiser(pipe)
     stage = _stage(config, teacher, scheduler)
     data = Lessons(stage, scheduler, bank, config)
-    if is_left_open(specs):
+    if not students:
         specs = allotted(specs, teacher, default_collate(data.held_out(range(0, 16, 4))), sites)
         say("landmarks: " + " ".join(f"{spec.short} {spec.options['landmarks']}" for spec in specs))
-    L.seed_everything(seed, verbose=False)
-    students = {spec.site: build_student(spec) for spec in specs}
-    if config.pretrained_weight:
-        start_from(config.pretrained_weight, students, pipe.unet)
+        students = _new_students(specs, config, pipe.unet)
     shown = prompts_of(path, config.sample_prompts) if config.sample_prompts else prompts[-PICTURES:]
     previews = None if config.dry_run else Previews(pipe, shown, config.width, config.height)
     module = Distillation(
@@ -169,6 +167,15 @@ def _tell_estimate(estimator: Estimator, missing: int, device: torch.device, don
         found = estimator.estimate(missing, device, estimator.config.n_steps - done)
         lines = [found.line(device), *advice(found, estimator, device)]
     say("\n".join(lines))
+
+
+def _new_students(specs: list[StudentSpec], config: TrainConfig, unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """By site, as they start: at the seed, or from the given weights. Raises BadInput for weights of others."""
+    L.seed_everything(config.seed, verbose=False)
+    students = {spec.site: build_student(spec) for spec in specs}
+    if config.pretrained_weight:
+        start_from(config.pretrained_weight, students, unet)
+    return students
 
 
 def _signalled(checkpoints: Checkpoints) -> BaseException:
