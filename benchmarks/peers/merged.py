@@ -39,14 +39,17 @@ class MergedAttention(nn.Module):
 
     def _into(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """For each token the one that it is merged into, often itself; (B, L)."""
-        length, device = x.shape[1], x.device
-        cell = torch.arange(length, device=device)
-        first = (cell // size[1] % 2 == 0) & (cell % size[1] % 2 == 0)
-        into = cell.expand(len(x), -1).clone()
-        n = min(int(self.ratio * length), int((~first).sum()))
+        h, w = size
+        is_first = [(y % 2, x_ % 2) == (0, 0) for y in range(h) for x_ in range(w)]
+        first, others = (
+            torch.tensor([i for i, yes in enumerate(is_first) if yes is wanted], dtype=torch.long, device=x.device)
+            for wanted in (True, False)
+        )
+        into = torch.arange(h * w, device=x.device).expand(len(x), -1).clone()
+        n = min(int(self.ratio * h * w), len(others))
         if not n:
             return into
         unit = F.normalize(x.detach().float(), dim=-1)
-        likeness, target = (unit[:, ~first] @ unit[:, first].mT).max(-1)
+        likeness, target = (unit[:, others] @ unit[:, first].mT).max(-1)
         merging = likeness.topk(n, dim=-1).indices
-        return into.scatter(1, cell[~first][merging], cell[first][target.gather(1, merging)])
+        return into.scatter(1, others[merging], first[target.gather(1, merging)])
