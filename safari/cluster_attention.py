@@ -79,7 +79,10 @@ class ClusterAttention(nn.Module):
         """Of some heads: (B, heads, L, E) each -> (B, heads, L, E)."""
         attend, e = F.scaled_dot_product_attention, self.head_dim
         if k.shape[-2] <= self.landmarks:
-            return attend(q, k, v)
+            y = attend(q, k, v)
+            if self.learned and torch.is_grad_enabled():  # a gradient of zero, for what waits for one from every weight
+                y = y + 0 * sum(weight.sum() for weight in self.parameters())
+            return y
         with torch.autocast(k.device.type, enabled=False):
             q_, k_, v_, n, ridge, middle = self._clusters(q, k, v)
             seen = k_

@@ -51,17 +51,19 @@ class Kept:
         whole = self._whole()
         if whole is not None:
             return whole
+        lock = FileLock(self.path.with_suffix(".lock"))
         self.parts.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.parts / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             with work("another run makes the same pictures: waiting for it"):
                 lock.acquire()
+        self.parts.mkdir(parents=True, exist_ok=True)  # whoever held the lock may have taken it away
         try:
             if not self.path.exists() or (whole := self._whole()) is None:
                 whole = self._made(make, at_once, what)
             shutil.rmtree(self.parts, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
             return whole
         finally:
             lock.release()

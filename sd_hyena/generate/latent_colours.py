@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sd_hyena.large.tiled_vae import in_float32
+from sd_hyena.large.float32 import in_float32
 from sd_hyena.models.latents import encoded
 
 CELLS, SAMPLES = 16, 8  # a side of the pictures that the map is fitted on; of one colour, and of random patches
@@ -24,7 +24,7 @@ def fitted(pipe: Any) -> Tensor:
         (2 * torch.rand(SAMPLES, 3, side, side, generator=source) - 1).repeat_interleave(n, 2).repeat_interleave(n, 3)
         for side, n in ((1, CELLS), (CELLS // 4, 4))
     ])  # fmt: skip
-    with in_float32(pipe.vae, "encoder"):  # SDXL's overflows in half precision
+    with in_float32(pipe.vae.encoder, pipe.vae.quant_conv):  # SDXL's overflows in half precision
         pictures = colours.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
         latents = torch.cat([encoded(pipe, one[None], torch.float32).cpu() for one in pictures])
     return torch.linalg.lstsq(_with_ones(latents), colours.permute(0, 2, 3, 1).flatten(0, 2)).solution

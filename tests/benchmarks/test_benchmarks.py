@@ -232,8 +232,15 @@ def test_every_plot_draws_its_suite(tmp_path):
         for at in ("attention", "all")
     ]
     tiled = [dict(method="", mode="exact", offload="disk", tile=32, pixels=s, decode_MiB=s) for s in (1024, 2048)]
+    judged = [dict(method="", student=name, psnr_median=30 + i) for i, name in enumerate(plots.TRAINED)]
     for suite, kinds in plots.PLOTS.items():
-        rows = tiled if suite == "tiled" else [row.columns() for row in (steps if suite == "unet" else lines)]
+        rows = (
+            judged
+            if suite == "quality"
+            else tiled
+            if suite == "tiled"
+            else [row.columns() for row in (steps if suite == "unet" else lines)]
+        )
         drawn = plots.draw(record.write(f"{suite}_cpu", rows, tmp_path, ("method",)))
         assert {path.name for path in drawn} == {f"{suite}_cpu_{kind}.png" for kind in kinds}
         assert all(path.stat().st_size > 5000 for path in drawn)

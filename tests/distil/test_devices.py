@@ -68,7 +68,7 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_go
 
 def test_a_process_of_another_launcher_is_refused(tmp_path):
     launched = lambda: os.environ.update(LOCAL_RANK="1", WORLD_SIZE="2")
-    refused = ended(tmp_path, TrainConfig, *OPTIONS, "pointwise", fault=launched)
+    refused = ended(tmp_path, TrainConfig, *OPTIONS, "causal", fault=launched)
     assert refused.code == 2 and "another launcher" in refused.last_line
 
 
@@ -81,7 +81,7 @@ def test_a_process_of_another_launcher_is_refused(tmp_path):
     ],
 )
 def test_devices_that_cannot_share_the_batch_are_refused(tmp_path, more, rule):
-    result = command(*arguments(tmp_path, "pointwise", *more))
+    result = command(*arguments(tmp_path, "causal", *more))
     assert result.returncode == 2 and rule in result.stderr and len(result.stderr.splitlines()) == 1
 
 

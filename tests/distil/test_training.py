@@ -38,7 +38,9 @@ SMALL |= dict(save_every_n_steps=0, validate_every_n_steps=4, warmup_steps=2)
 
 
 def config(folder, **options) -> TrainConfig:
-    return TrainConfig(**{**SMALL, "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"), **options})
+    """A small run; with fewer landmarks than tokens, else a new student is attention itself and has nothing to learn."""
+    few = {} if "operator" in options and options["operator"] != "hyena2d" else {"operator_options": "landmarks=4"}
+    return TrainConfig(**{**SMALL, **few, "out_dir": str(folder / "out"), "log_dir": str(folder / "logs"), **options})
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

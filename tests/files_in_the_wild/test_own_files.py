@@ -168,7 +168,7 @@ NAMES = ["a b", "it's", "$HOME", "a;b", "-m", "über", "a&b", '"', "x(1)", "plai
 def test_the_command_that_is_printed_can_be_pasted(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
     given = TrainConfig(teacher_model=f"{name}.ckpt", vae=f"{name}.vae.pt", out_dir=name, width=64, seed=1)
-    print_card(Outcome(Path(name) / "run", Path(name) / "run" / "x.safetensors", {}, {}), given)
+    print_card(Outcome(Path(name) / "run", Path(name) / "run" / "x.safetensors", {}, {}), given, {})
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
     words = shlex.split(line.removeprefix("next: "))
     assert words[:4] == ["python", "-m", "sd_hyena", "generate"]

@@ -300,6 +300,7 @@ def test_a_control_image_of_another_shape_is_refused_in_one_line(tmp_path, pictu
     folder = tmp_path / "net"
     folder.mkdir()
     (folder / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    save_file({"x": torch.zeros(1)}, folder / "diffusion_pytorch_model.safetensors")
     with pytest.raises(BadInput, match="of another shape than the 64x256 picture") as error:
         generate(config(tmp_path, width=64, height=256, controlnet=str(folder), control_image=picture))
     assert "\n" not in str(error.value)

@@ -35,7 +35,7 @@ def pipe(own_pipe):
 
 @pytest.fixture
 def student():
-    return counted(StudentSpec(IN01, "IN01", 32, "hyena2d", {"heads": 2}, None))
+    return counted(StudentSpec(IN01, "IN01", 32, "hyena2d", {"heads": 2, "landmarks": 8}, None))
 
 
 def counted(spec: StudentSpec) -> torch.nn.Module:

@@ -122,7 +122,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_a_model_is_loaded(tmp
 
 def test_an_unknown_target_lists_the_sites(tmp_path):
     done = ended(tmp_path, TrainConfig, "-t", "IN03", *SMALL)
-    assert done.code == 2 and re.fullmatch("error: .*IN01 IN02.*\n", done.err), done.err
+    assert done.code == 2 and re.fullmatch("error: .*IN01 IN02.*", done.last_line), done.err
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
