@@ -19,7 +19,7 @@ from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.tiny_sd.train import MAX_TOKENS
-from sd_hyena.distil.previews import Previews
+from sd_hyena.distil import previews, training
 from sd_hyena.generate import engine
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.shipped import SHIPPED_MODEL
@@ -33,9 +33,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def short_previews():
-    """Two steps in place of twelve: the picture beside a training is drawn at every validation of some hundred small runs."""
+    """One picture of two steps in place of four of twelve: they are drawn at every validation of some hundred small runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Previews.__init__, "__defaults__", (2, 5.0))
+        patch.setattr(previews, "STEPS", 2)
+        for module in (previews, training):
+            patch.setattr(module, "PICTURES", 1)
         yield
 
 

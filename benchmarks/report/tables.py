@@ -236,7 +236,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "unet": ("unet_cpu", unet, "sites"),
     "ladder": ("ladder_cpu", ladder, ""),
     "image": ("image_cpu", image, ""),
-    "quality": ("quality", quality, "frontier"),
+    "quality": ("quality", quality, ""),
     "sharpness": ("sharpness", sharpness, ""),
     "landmarks": ("landmarks", landmarks, ""),
     "vae_error": ("tiled_vae", vae_error, ""),
