@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sd_hyena.distil import module as distillation
+from sd_hyena.distil import previews
 from sd_hyena.distil.__main__ import command
 from sd_hyena.distil.curves import layout
 from sd_hyena.distil.training import train
@@ -105,7 +106,8 @@ def test_a_run_that_ends_above_its_start_says_so(folder, capsys):
     assert "IN01 is worse than untrained" in said
 
 
-def test_tensorboard_has_options_log_errors_and_one_chart_a_level(folder, unet):
+def test_tensorboard_has_options_log_errors_and_one_chart_a_level(folder, unet, monkeypatch):
+    monkeypatch.setattr(previews, "PICTURES", 4)  # as it is but for tests
     (folder / "mine.txt").write_text("a red circle\na blue square\n")
     outcome = train(config(folder, n_steps=1, operator="pointwise", sample_prompts=str(folder / "mine.txt")))
     reader = EventAccumulator(str(folder / "logs" / outcome.folder.name)).Reload()

@@ -289,7 +289,10 @@ def test_windows_as_large_as_the_grid_are_attention_before_any_training(folder):
 
 @pytest.mark.parametrize("operator", ["hyena2d", "linear", "pointwise", "causal", "bidirectional", "safari"])
 def test_every_operator_learns(folder, operator):
-    train(config(folder, operator=operator, n_steps=25, validate_every_n_steps=0, lr=1e-2, warmup_steps=0))
+    given = (
+        {"operator_options": "landmarks=4,content=landmarks"} if operator == "hyena2d" else {}
+    )  # clusters start near
+    train(config(folder, operator=operator, n_steps=25, validate_every_n_steps=0, lr=1e-2, warmup_steps=0, **given))
     losses = [value for _, value in curve(folder, "train/loss/IN01")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 

@@ -268,7 +268,7 @@ def test_sdxl_hands_over_from_base_to_refiner_with_students_in_both(tiny_sdxl):
     refiner = StableDiffusionXLImg2ImgPipeline(**base.components, add_watermarker=False)
     refiner.set_progress_bar_config(disable=True)
     site = next(site for site in find_sites(base.unet) if site.short == "IN04.0")
-    spec = StudentSpec(site.name, site.short, site.channels, "hyena2d", {"heads": site.heads}, None)
+    spec = StudentSpec(site.name, site.short, site.channels, "hyena2d", {"heads": site.heads, "landmarks": 4}, None)
     one, other = counted(spec), counted(spec)
     torch.nn.init.normal_(other.change[0].weight)
     given = dict(num_inference_steps=10)
