@@ -2,7 +2,7 @@
 
 NAME.safetensors               all pieces
 NAME.parts/00007.safetensors   each by itself, until all are there
-NAME.parts/lock                held by the run that makes them; the system frees it when that run ends, however it does
+NAME.lock                      held by the run that makes them; the system frees it when that run ends, however it does
 """
 
 from __future__ import annotations
