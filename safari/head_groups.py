@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads (B, C, L), which -> (B, C, L)
-SMALLEST_GROUP = {"cpu": 2**18}  # numbers in a stream of a group: what a core has cache for
+SMALLEST_GROUP = {"cpu": 2**19}  # numbers in a stream of a group: what a core has cache for
+NARROWEST = 64  # channels of a group at least: a matrix product of fewer rows is a slow one
 SMALLEST_ON_GPU = 2**21  # below it a kernel takes longer to launch than to run
 
 
@@ -70,7 +71,7 @@ def heads_at_once(heads: int, x: Tensor) -> int:
     """How many heads of tokens x (B, L, D) to mix at once."""
     smallest = SMALLEST_GROUP.get(x.device.type, SMALLEST_ON_GPU)
     groups = min(heads, -(-x.numel() // smallest))
-    return -(-heads // groups)
+    return max(-(-heads // groups), min(heads, -(-NARROWEST * heads // x.shape[-1])))
 
 
 def _parts(d_model: int, heads: int, at_once: int) -> Iterator[slice]:
