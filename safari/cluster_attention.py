@@ -98,7 +98,7 @@ class ClusterAttention(nn.Module):
             z = v_ + ridge_solve(of_clusters, missing, ridge + LEAST_RIDGE)
 
             if q.device.type == "cpu" and not torch.is_grad_enabled():
-                return _answers(q, k - middle.to(k.dtype), v, seen.to(q.dtype), n.log(), z.to(v.dtype))
+                return _answers(q, k - middle, v, seen.to(q.dtype), n.log(), z.to(v.dtype))
             queries = _queries(q, k.to(k_.dtype) - middle)
             y = attend(queries, _keys(seen, n, q.dtype), _values(z.to(v.dtype), queries.shape[-1]), scale=e**-0.5)
             return torch.addcmul(y[..., :e], y[..., e : e + 1], v)
@@ -131,7 +131,7 @@ def _answers(q: Tensor, k: Tensor, v: Tensor, k_: Tensor, log_n: Tensor, z: Tens
     """
     bias = log_n.mT.expand(*q.shape[:-1], -1)
     y, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k_, z, attn_mask=bias)
-    own = (q * k).sum(dim=-1).to(log_sum.dtype) * q.shape[-1] ** -0.5
+    own = (k * q).sum(dim=-1) * q.shape[-1] ** -0.5
     return torch.lerp(y, v, (own - log_sum).sigmoid_().to(y.dtype)[..., None])
 
 

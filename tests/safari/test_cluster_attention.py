@@ -70,6 +70,19 @@ def test_the_mixer_equals_the_definition_in_values_and_gradients(length, options
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("mean", "sharpness"), [(0, 1), (10, 1), (0, 6)])
+def test_without_gradients_the_answers_are_the_same_by_another_way(learned, mean, sharpness, dtype, rounding):
+    module = module_of(16, 2, 8, learned=learned).to(dtype)
+    streams = [(randn(2, 60, 16, seed=s) * (sharpness if s == 0 else 1) + mean).to(dtype) for s in range(3)]
+    expected = module(streams, None)
+    with torch.no_grad():
+        y = module(streams, None)
+    assert not torch.equal(y, expected)  # two ways indeed
+    assert (y - expected).abs().max() < (1 + mean) * rounding * expected.abs().max()
+
+
 def test_nothing_is_stored_where_nothing_is_learned():
     assert not module_of().state_dict()
 
