@@ -98,7 +98,8 @@ class ClusterAttention(nn.Module):
             z = v_ + ridge_solve(of_clusters, missing, ridge + LEAST_RIDGE)
 
             if q.device.type == "cpu" and not torch.is_grad_enabled():
-                return _answers(q, k - middle, v, seen.to(q.dtype), n.log(), z.to(v.dtype))
+                own = (k - middle).mul_(q).sum(dim=-1, keepdim=True) * e**-0.5
+                return _answers(q, v, own, seen.to(q.dtype), n.log(), z.to(v.dtype))
             queries = _queries(q, k.to(k_.dtype) - middle)
             y = attend(queries, _keys(seen, n, q.dtype), _values(z.to(v.dtype), queries.shape[-1]), scale=e**-0.5)
             return torch.addcmul(y[..., :e], y[..., e : e + 1], v)
@@ -123,16 +124,15 @@ class ClusterAttention(nn.Module):
         return mix_in_head_groups(mix, streams, self.heads, tokens_first=True)
 
 
-def _answers(q: Tensor, k: Tensor, v: Tensor, k_: Tensor, log_n: Tensor, z: Tensor) -> Tensor:
-    """To q (B, heads, L, E) with the own k, v, of clusters k~, z (B, heads, M, E) with log n (B, heads, M, 1).
+def _answers(q: Tensor, v: Tensor, own: Tensor, k_: Tensor, log_n: Tensor, z: Tensor) -> Tensor:
+    """To q (B, heads, L, E) with the own v, and logits (B, heads, L, 1); k~, z (B, heads, M, E), log n (B, heads, M, 1).
 
     PyTorch's attention on a CPU tells the logarithm of what it divides by, against which the own weight stands: nothing
     has to be put beside queries, keys and values. Without gradient.
     """
     bias = log_n.mT.expand(*q.shape[:-1], -1)
     y, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k_, z, attn_mask=bias)
-    own = (k * q).sum(dim=-1) * q.shape[-1] ** -0.5
-    return torch.lerp(y, v, (own - log_sum).sigmoid_().to(y.dtype)[..., None])
+    return y.lerp_(v, (own - log_sum[..., None]).sigmoid_().to(y.dtype))
 
 
 # One softmax over the clusters and oneself, whose key differs from token to token: its logit comes with the query, as a

@@ -43,13 +43,15 @@ def test_any_number_of_heads_at_once_gives_the_same_whichever_of_tokens_and_chan
     monkeypatch.setitem(head_groups.SMALLEST_GROUP, "cpu", smallest)
     monkeypatch.setattr(head_groups, "NARROWEST", 1)
     module, x = module_of(learned=True), randn(2, 23, 12)
-    weight, bias = randn(3, 12, 12, seed=1), randn(3, 12, seed=2)
-    streams = [torch.nn.functional.linear(x, w, b) for w, b in zip(weight, bias, strict=True)]
-    expected = definition(module, streams)
-    for given in (streams, head_groups.ProjectedStreams(x, weight, bias)):
-        channels_first = head_groups.mix_in_head_groups(module.among(x), given, 3)
-        for y in (module(given, x), channels_first):
-            torch.testing.assert_close(y, expected, rtol=1e-7, atol=1e-7)
+    weight = randn(3, 12, 12, seed=1)
+    for bias in (randn(3, 12, seed=2), None):
+        streams = [torch.nn.functional.linear(x, weight[i], None if bias is None else bias[i]) for i in range(3)]
+        expected, projected = definition(module, streams), head_groups.ProjectedStreams(x, weight, bias)
+        assert all(torch.equal(a, b) for a, b in zip(projected, streams, strict=True))
+        for given in (streams, projected):
+            channels_first = head_groups.mix_in_head_groups(module.among(x), given, 3)
+            for y in (module(given, x), channels_first):
+                torch.testing.assert_close(y, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
