@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -13,6 +13,9 @@ from torch import nn
 from sd_hyena.errors import BadInput
 from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
+from sd_hyena.large.enlargement import enlarge
+from sd_hyena.large.progress import Progress
+from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.models.controlnet import check_controlnet, load_controlnet
 from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.models.lora.applied import Given, loras_in
@@ -29,7 +32,7 @@ class Task:
     """The pictures, as the canvas has them, and the LoRAs with their weights that a config names."""
 
     config: GenerateConfig
-    pictures: dict[str, Image.Image]  # by option: init_image, mask
+    pictures: dict[str, Image.Image]  # by option: init_image, mask; the former as it is if an upscaler is to enlarge it
     hints: tuple[Image.Image, ...]  # one for each ControlNet
     loras: tuple[Given, ...]
     notes: tuple[str, ...] = ()  # how the pictures are read
@@ -41,12 +44,30 @@ class Task:
             check_controlnet(path)
         pictures, notes = {}, []
         if config.init_image:
-            pictures["init_image"] = _picture(config, "init_image", config.init_image)
+            as_it_is = bool(config.upscaler)
+            pictures["init_image"] = picture = _picture(config, "init_image", config.init_image, as_it_is=as_it_is)
+            if as_it_is and picture.width >= config.width and picture.height >= config.height:
+                notes.append(
+                    f"note: upscaler={config.upscaler!r} has no effect here: init_image is {picture.width}x{picture.height}, "
+                    f"the picture {config.width}x{config.height}"
+                )
         if config.mask:
             pictures["mask"] = _mask(config, notes)
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
         loras = (Given(read_lora(path), weight) for path, weight in given_path.loras(config.lora))
         return cls(config, pictures, tuple(hints), tuple(loras), tuple(notes))
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether an upscaler has work to do."""
+        given = self.pictures.get("init_image") if self.config.upscaler else None
+        return given is not None and (given.width < self.config.width or given.height < self.config.height)
+
+    def enlarged(self, upscaler: Enlarging, progress: Progress) -> Task:
+        """With the picture to start from as the canvas has it."""
+        size = (self.config.width, self.config.height)
+        larger = enlarge(self.pictures["init_image"], size, upscaler if self.enlarges else None, progress)
+        return replace(self, pictures=self.pictures | {"init_image": larger})
 
     @contextmanager
     def prepared(self, pipe: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -76,9 +97,13 @@ class Task:
 
 
 def _picture(
-    config: GenerateConfig, name: str, path: str, read: Callable[[str], Image.Image] = read_picture
+    config: GenerateConfig,
+    name: str,
+    path: str,
+    read: Callable[[str], Image.Image] = read_picture,
+    as_it_is: bool = False,
 ) -> Image.Image:
-    """A picture at the canvas's size, as `read` gives it, RGB. Raises BadInput."""
+    """A picture at the canvas's size, or as it is, as `read` gives it, RGB. Raises BadInput."""
     size = (config.width, config.height)
     try:
         image = read(path)
@@ -89,7 +114,7 @@ def _picture(
             f"{name}={path!r} is {image.width}x{image.height}, of another shape than the {size[0]}x{size[1]} picture; "
             "crop it"
         )
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image if as_it_is else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:

@@ -91,6 +91,13 @@ class GenerateConfig:
         "--from",
     )
     init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file)
+    upscaler: str = option(
+        "",
+        "a model that enlarges INIT_IMAGE before it is drawn again (ESRGAN, Real-ESRGAN, SwinIR, DAT, ...); default: Lanczos",
+        path=given_path.upscaler,
+        beside="upscalers",
+        needs="init_image",
+    )
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image")
     noise_inversion: int = option(
         0, "steps that look for the noise that INIT_IMAGE itself comes from, so that it is kept, e.g. 10; 0: any noise"
