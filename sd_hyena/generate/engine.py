@@ -35,6 +35,7 @@ from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import Task, controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
@@ -200,6 +201,7 @@ class Engine:
         students = [student for alternative in alternatives for student in alternative.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
+        watch.note(summary(config, order.device, order.dtype, alternatives, total))
         advance = Advance(watch, Job.steps(config, alternatives, rows))
         with order.task.prepared(pipe, nets) as (pipe, given):
             facts = order.model.name, model.sha256, rows, together, advance
