@@ -1,4 +1,7 @@
-"""PNG files that explain themselves: an A1111 `parameters` chunk for other programs, our whole config for us."""
+"""Pictures that explain themselves: A1111's `parameters` for other programs, our whole config for us.
+
+In PNG both are chunks of text; in JPEG and WebP the first is EXIF's user comment, as A1111 has it, the second its description.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,52 @@ from typing import Any
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.names import free_path
-from sd_hyena.files.picture_text import read_texts
+from sd_hyena.files.picture_text import DESCRIPTION, EXIF, OURS, USER_COMMENT, read_texts
 from sd_hyena.files.pixels import read_pixels
+
+LOSSY = {
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "quality": 95, "method": 4},
+}
+LARGEST_EXIF = 65_533 - len(b"Exif\0\0")  # bytes in a segment of a JPEG
 
 
 def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
-    """Write a PIL image as PNG, all or nothing, at `path` or where that is taken at the next free number."""
+    """Write a PIL image, all or nothing, at `path` or where that is taken at the next free number.
+
+    The suffix says how: .png, .webp or .jpg. A JPEG holds 64 KB of text; what has more is written as .png.
+    """
+    text = text.replace("\0", "").encode("utf-8", "backslashreplace").decode()  # of names that are no Unicode
+    exif = _exif(text, metadata) if path.suffix in LOSSY else b""
+    if path.suffix == ".jpg" and len(exif) > LARGEST_EXIF:
+        path, exif = path.with_suffix(".png"), b""
+    given = LOSSY[path.suffix] | {"exif": exif} if exif else {"format": "PNG", "pnginfo": _chunks(text, metadata)}
+    placed: list[Path] = []
+    with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
+        image.save(temporary, **given)
+    return placed[0]
+
+
+def _chunks(text: str, metadata: dict[str, Any]) -> Any:
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
-    chunks.add_itxt("parameters", text.replace("\0", ""))
-    chunks.add_itxt("sd_hyena", json.dumps(metadata))
-    placed: list[Path] = []
-    with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
-    return placed[0]
+    if text:
+        chunks.add_itxt("parameters", text)
+    if metadata:
+        chunks.add_itxt("sd_hyena", json.dumps(metadata))
+    return chunks
+
+
+def _exif(text: str, metadata: dict[str, Any]) -> bytes:
+    from PIL.Image import Exif
+
+    exif = Exif()
+    if metadata:
+        exif[DESCRIPTION] = OURS + json.dumps(metadata)
+    if text:
+        exif.get_ifd(EXIF)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif.tobytes()
 
 
 def _put_beside(temporary: Path, wanted: Path) -> Path:
