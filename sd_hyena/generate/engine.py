@@ -35,6 +35,7 @@ from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import Task, controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
@@ -207,6 +208,7 @@ class Engine:
         students = [student for alternative in alternatives for student in alternative.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
+        watch.note(summary(config, order.device, order.dtype, alternatives, total))
         task, advance = order.task, Advance(watch, Job.steps(config, alternatives, rows) + order.task.enlarges)
         if config.upscaler and config.init_image:
             task = task.enlarged(self._upscaler(order), advance.within)
