@@ -23,6 +23,7 @@ from torch import Tensor
 from sd_hyena.generate.alternatives import (
     Alternative,
     check_sizes,
+    check_target,
     files_of,
     joined_students,
     keep_attention,
@@ -183,10 +184,7 @@ class Engine:
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         alternatives = joined_students(config.hyena, stored) or [Alternative({})]
-        if stored and config.target != GenerateConfig.target and all(file.names_its_sites for file in stored.values()):
-            watch.note(
-                f"note: target={config.target!r} has no effect, for the files say which sites their students are of"
-            )
+        check_target(config.target, stored)
         texts = (prompt, config.negative_prompt, *arrangement.prompts)
         for embedding in order.embeddings:
             if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
