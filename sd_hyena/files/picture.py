@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +25,50 @@ LARGEST_EXIF = 65_533 - len(b"Exif\0\0")  # bytes in a segment of a JPEG
 
 
 def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
-    """Write a PIL image, all or nothing, at `path` or where that is taken at the next free number.
+    """Write a PIL image with what repeats it, all or nothing, at `path` or where that is taken at the next free number.
 
     The suffix says how: .png, .webp or .jpg. A JPEG holds 64 KB of text; what has more is written as .png.
     """
-    text = text.replace("\0", "").encode("utf-8", "backslashreplace").decode()  # of names that are no Unicode
-    exif = _exif(text, metadata) if path.suffix in LOSSY else b""
+    texts = {"parameters": text, "sd_hyena": json.dumps(metadata) if metadata else ""}
+    texts = {name: _printable(text) for name, text in texts.items() if text}
+    exif = _exif(texts) if path.suffix in LOSSY else b""
     if path.suffix == ".jpg" and len(exif) > LARGEST_EXIF:
-        path, exif = path.with_suffix(".png"), b""
-    given = LOSSY[path.suffix] | {"exif": exif} if exif else {"format": "PNG", "pnginfo": _chunks(text, metadata)}
-    placed: list[Path] = []
-    with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
-        image.save(temporary, **given)
-    return placed[0]
+        path = path.with_suffix(".png")
+    if path.suffix not in LOSSY:
+        return write_png(path, image, texts)
+    return _placed(path, image, **LOSSY[path.suffix], exif=exif)
 
 
-def _chunks(text: str, metadata: dict[str, Any]) -> Any:
+def write_png(path: Path, image: Any, texts: Mapping[str, str]) -> Path:
+    """Write a PIL image with texts by name, all or nothing, at `path` or where that is taken at the next free number."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
-    if text:
-        chunks.add_itxt("parameters", text)
-    if metadata:
-        chunks.add_itxt("sd_hyena", json.dumps(metadata))
-    return chunks
+    for name, text in texts.items():
+        chunks.add_itxt(name, _printable(text))
+    return _placed(path, image, format="PNG", pnginfo=chunks)
 
 
-def _exif(text: str, metadata: dict[str, Any]) -> bytes:
+def _placed(path: Path, image: Any, **how: Any) -> Path:
+    placed: list[Path] = []
+    with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
+        image.save(temporary, **how)
+    return placed[0]
+
+
+def _printable(text: str) -> str:
+    """Without zeros, and names that are no Unicode spelt out."""
+    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
+
+
+def _exif(texts: Mapping[str, str]) -> bytes:
     from PIL.Image import Exif
 
     exif = Exif()
-    if metadata:
-        exif[DESCRIPTION] = OURS + json.dumps(metadata)
-    if text:
-        exif.get_ifd(EXIF)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    if "sd_hyena" in texts:
+        exif[DESCRIPTION] = OURS + texts["sd_hyena"]
+    if "parameters" in texts:
+        exif.get_ifd(EXIF)[USER_COMMENT] = b"UNICODE\0" + texts["parameters"].encode("utf-16-be")
     return exif.tobytes()
 
 
