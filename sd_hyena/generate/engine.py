@@ -36,12 +36,14 @@ from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import Task, controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noise_levels
+from sd_hyena.models.upscaler import Upscaler, load_upscaler
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.effect import in_vain
@@ -102,11 +104,17 @@ class Order:
             "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.task.loras),
             "controlnets": tuple(stamp(path) for path, _ in config.controls),
         }
+        upscaler = config.upscaler and stamp(config.upscaler), self.dtype, str(self.device)
         parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
         model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
         if config.offload != "off":  # its hooks stand around all that was there when they were set
             model += tuple(parts.values())
-        return {"pipeline": ("pipeline", model)} | {name: (name, key, model) for name, key in parts.items()}
+        alone = {"pipeline": ("pipeline", model), "upscaler": ("upscaler", upscaler)}
+        return alone | {name: (name, key, model) for name, key in parts.items()}
+
+    def upscaler(self) -> Upscaler | None:
+        """Raises BadInput."""
+        return load_upscaler(self.config.upscaler, self.device, self.dtype) if self.config.upscaler else None
 
 
 @dataclass(frozen=True)
@@ -198,8 +206,12 @@ class Engine:
         students = [student for alternative in alternatives for student in alternative.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
-        advance = Advance(watch, Job.steps(config, alternatives, rows))
-        with order.task.prepared(pipe, nets) as (pipe, given):
+        watch.note(summary(config, order.device, order.dtype, alternatives, total))
+        task, advance = order.task, Advance(watch, Job.steps(config, alternatives, rows) + order.task.enlarges)
+        if config.upscaler and config.init_image:
+            task = task.enlarged(self._upscaler(order), advance.within)
+            advance.to(float(order.task.enlarges))
+        with task.prepared(pipe, nets) as (pipe, given):
             facts = order.model.name, model.sha256, rows, together, advance
             job = Job(pipe, config, given, arrangement, *facts)
             with (
@@ -223,6 +235,7 @@ class Engine:
         if self._model is not None and self._model[0] != on:
             self._model = None
         self._kept.only([*keys.values(), *students.values(), ("offload", on), ("colours", on)])
+        self._upscaler(order)  # what is wrong with it is said before the model is loaded
         model = self._kept.get(on, lambda: _pipeline(order))
         self._model = on, model
         pipe = model.pipe
@@ -240,6 +253,9 @@ class Engine:
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)
         return model, nets, stored
+
+    def _upscaler(self, order: Order) -> Upscaler | None:
+        return self._kept.get(order.keys()["upscaler"], lambda: nullcontext(order.upscaler()))
 
     def _keeping(
         self, group: Group, alternative: Alternative, unet: Any, wanted: str, tile: tuple, batch: int
