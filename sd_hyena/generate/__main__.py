@@ -6,10 +6,12 @@ import sys
 
 from sd_hyena.options.command import run
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.processes.progress import work
 
 
 def main(config: GenerateConfig) -> None:
-    from sd_hyena.generate.generation import generate
+    with work("loading PyTorch and diffusers", announced=False):
+        from sd_hyena.generate.generation import generate
 
     for path in generate(config):
         print(path)
