@@ -23,6 +23,7 @@ from torch import Tensor
 from sd_hyena.generate.alternatives import (
     Alternative,
     check_sizes,
+    check_target,
     files_of,
     joined_students,
     keep_attention,
@@ -35,6 +36,7 @@ from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import Task, controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
@@ -51,9 +53,10 @@ from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
+from sd_hyena.processes.progress import work
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings, with_bundled
+from sd_hyena.text.textual_inversion import Embedding, check_asked, embedded, read_embeddings, with_bundled
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -88,6 +91,7 @@ class Order:
             check_vae(config.vae)
         task, arrangement = Task.of(config), Arrangement.of(config)
         embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in task.loras))
+        check_asked((config.prompt or "", config.negative_prompt, *arrangement.prompts), embeddings)
         device = pick_device(own_device(config.device))
         check_offload(config.offload, device)
         check_optimize(config.optimizations, device)
@@ -182,10 +186,7 @@ class Engine:
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         alternatives = joined_students(config.hyena, stored) or [Alternative({})]
-        if stored and config.target != GenerateConfig.target and all(file.names_its_sites for file in stored.values()):
-            watch.note(
-                f"note: target={config.target!r} has no effect, for the files say which sites their students are of"
-            )
+        check_target(config.target, stored)
         texts = (prompt, config.negative_prompt, *arrangement.prompts)
         for embedding in order.embeddings:
             if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
@@ -207,6 +208,7 @@ class Engine:
         students = [student for alternative in alternatives for student in alternative.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
+        watch.note(summary(config, order.device, order.dtype, alternatives, total))
         task, advance = order.task, Advance(watch, Job.steps(config, alternatives, rows) + order.task.enlarges)
         if config.upscaler and config.init_image:
             task = task.enlarged(self._upscaler(order), advance.within)
@@ -270,8 +272,10 @@ class Engine:
 @contextmanager
 def _pipeline(order: Order) -> Iterator[Model]:
     at_first = order.device if order.config.offload == "off" else torch.device("cpu")
-    pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
-    yield Model(pipe, order.model, model_sha256(order.model), pipe.scheduler)
+    with work(f"loading {order.model.name}", announced=False):
+        pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
+        sha256 = model_sha256(order.model)
+    yield Model(pipe, order.model, sha256, pipe.scheduler)
 
 
 @contextmanager

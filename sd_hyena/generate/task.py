@@ -11,8 +11,10 @@ from PIL import Image
 from torch import nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.framed import framed, same_shape
 from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
+from sd_hyena.files.pixels import picture_size
 from sd_hyena.large.enlargement import enlarge
 from sd_hyena.large.progress import Progress
 from sd_hyena.large.tiled_upscaler import Enlarging
@@ -24,6 +26,7 @@ from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.processes.ranks import say
 
+CELL = 8  # pixels
 HALF = 128  # of 255: what a mask has to be to be white
 
 
@@ -44,13 +47,7 @@ class Task:
             check_controlnet(path)
         pictures, notes = {}, []
         if config.init_image:
-            as_it_is = bool(config.upscaler)
-            pictures["init_image"] = picture = _picture(config, "init_image", config.init_image, as_it_is=as_it_is)
-            if as_it_is and picture.width >= config.width and picture.height >= config.height:
-                notes.append(
-                    f"note: upscaler={config.upscaler!r} has no effect here: init_image is {picture.width}x{picture.height}, "
-                    f"the picture {config.width}x{config.height}"
-                )
+            pictures["init_image"] = _start(config, notes)
         if config.mask:
             pictures["mask"] = _mask(config, notes)
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
@@ -96,25 +93,46 @@ class Task:
             yield pipe, given
 
 
-def _picture(
-    config: GenerateConfig,
-    name: str,
-    path: str,
-    read: Callable[[str], Image.Image] = read_picture,
-    as_it_is: bool = False,
-) -> Image.Image:
-    """A picture at the canvas's size, or as it is, as `read` gives it, RGB. Raises BadInput."""
-    size = (config.width, config.height)
+def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
+    """A picture of the canvas's shape at its size. Raises BadInput."""
+    size, image = (config.width, config.height), _read(name, path, read_picture)
+    if not same_shape(image.size, size):
+        raise BadInput(f"{name}={path!r} is {_size(image)}, of another shape than the {_size(size)} picture; crop it")
+    return framed(image, size, "stretch")
+
+
+def _start(config: GenerateConfig, notes: list[str]) -> Image.Image:
+    """The picture to start from at the canvas's size; of its shape alone, if an upscaler is to enlarge it. Raises BadInput."""
+    size, image = (config.width, config.height), _read("init_image", config.init_image, read_picture)
+    cut = abs(image.width * size[1] - image.height * size[0])
+    if config.resize == "crop" and cut > CELL // 2 * sum(image.size):  # more than rounding to cells
+        notes.append(
+            f"note: init_image is {_size(image)}, of another shape than {_size(size)}, and its middle is drawn again; "
+            "-W or -H alone keeps the shape, --resize fit or stretch all of it"
+        )
+    if not config.upscaler:
+        return framed(image, size, config.resize)
+    if image.width >= size[0] and image.height >= size[1]:
+        notes.append(
+            f"note: upscaler={config.upscaler!r} has no effect here: init_image is {_size(image)}, the picture {_size(size)}"
+        )
+        return framed(image, size, config.resize)
+    if config.resize == "stretch" or same_shape(image.size, size):
+        return image
+    shares = image.width / size[0], image.height / size[1]
+    share = min(shares) if config.resize == "crop" else max(shares)
+    return framed(image, tuple(max(1, round(share * side)) for side in size), config.resize)
+
+
+def _read(name: str, path: str, read: Callable[[str], Image.Image]) -> Image.Image:
     try:
-        image = read(path)
+        return read(path)
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
-    if name != "init_image" and abs(image.width * size[1] - image.height * size[0]) > max(*image.size, *size):
-        raise BadInput(
-            f"{name}={path!r} is {image.width}x{image.height}, of another shape than the {size[0]}x{size[1]} picture; "
-            "crop it"
-        )
-    return image if as_it_is else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _size(size: Image.Image | tuple[int, int]) -> str:
+    return "{}x{}".format(*(size if isinstance(size, tuple) else size.size))
 
 
 def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
@@ -125,7 +143,13 @@ def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
         notes.extend(filter(None, [said]))
         return mask
 
-    mask = _picture(config, "mask", config.mask, read)
+    size, mask = (config.width, config.height), _read("mask", config.mask, read)
+    if not same_shape(mask.size, size) and not same_shape(mask.size, picture_size(config.init_image)):
+        raise BadInput(
+            f"mask={config.mask!r} is {_size(mask)}, of another shape than the {_size(size)} picture and than init_image; "
+            "crop it"
+        )
+    mask = framed(mask, size, config.resize, rest=255)
     brightest = mask.getextrema()[1]
     if brightest < HALF:
         raise BadInput(

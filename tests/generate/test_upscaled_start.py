@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.framed import framed
 from sd_hyena.files.picture_text import read_texts
 from sd_hyena.generate import engine as engine_module
 from sd_hyena.generate.engine import Engine
@@ -54,7 +55,8 @@ def start(tmp_path, spandrel):
     Image.fromarray(noise).resize((30, 33), Image.Resampling.BICUBIC).save(tmp_path / "start.png")
     torch.save(compact(2).state_dict(), tmp_path / "twice.pth")
     torch.save(esrgan(4).state_dict(), tmp_path / "four.pth")
-    return replace(PLAIN, init_image=str(tmp_path / "start.png"), upscaler=str(tmp_path / "twice.pth"))
+    start, model = tmp_path / "start.png", tmp_path / "twice.pth"
+    return replace(PLAIN, init_image=str(start), upscaler=str(model), resize="stretch")
 
 
 def drawn(engine: Engine, config: GenerateConfig, watch: Watch | None = None) -> np.ndarray:
@@ -68,6 +70,15 @@ def test_it_starts_from_what_the_model_makes_of_the_picture(own, start, tmp_path
     enlarge(Image.open(start.init_image), (64, 64), upscaler).save(tmp_path / "large.png")
     assert np.array_equal(by_model, drawn(own, replace(start, upscaler="", init_image=str(tmp_path / "large.png"))))
     assert not np.array_equal(by_model, plain)
+
+
+@pytest.mark.parametrize("resize", ["crop", "fit"])
+def test_a_start_of_another_shape_is_framed_before_the_model_enlarges_it(own, start, tmp_path, resize):
+    framed_first = framed(Image.open(start.init_image), {"crop": (30, 30), "fit": (33, 33)}[resize], resize)
+    upscaler = load_upscaler(start.upscaler, torch.device("cpu"), torch.float32)
+    enlarge(framed_first, (64, 64), upscaler).save(tmp_path / "large.png")
+    plain = replace(start, upscaler="", init_image=str(tmp_path / "large.png"))
+    assert np.array_equal(drawn(own, replace(start, resize=resize)), drawn(own, plain))
 
 
 def test_it_is_loaded_once_until_its_file_changes_and_without_another_pipeline(start, monkeypatch, tmp_path):
