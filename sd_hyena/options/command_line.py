@@ -101,7 +101,7 @@ def _say_what_is_left(found: Found, chosen: dict[str, Any], untouched: dict[str,
 def with_paths(config: Config) -> Config:
     """The config with the paths of what it names: beside its model, or among the files that ship; once all of it was looked
     at, without torch. Raises BadInput."""
-    if hasattr(config, "lora_dir"):
+    if hasattr(config, "lora"):
         config = dataclasses.replace(config, **named_files.resolved(vars(config)))
     paths = {}
     for f in dataclasses.fields(config):
