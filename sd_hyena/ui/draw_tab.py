@@ -48,7 +48,7 @@ class DrawTab:
             preset_name = gr.Textbox(label="save these settings as", elem_id="preset-name")
             save_preset = gr.Button("save", size="sm", min_width=80)
         form.add_in_pairs(*FIRST)
-        described = gr.HTML("", elem_id="described", label="what the students are")
+        described = gr.HTML("", elem_id="described", label="what the students are", apply_default_css=False)
         form.add(*TEXTS)
         with gr.Row():
             form.add("width", "height", min_width=90)

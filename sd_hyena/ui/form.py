@@ -15,6 +15,7 @@ from sd_hyena.ui.library import SEPARATORS, SHIPPED, Library, kind_of
 
 LINES = {"prompt": 3, "negative_prompt": 2}
 REST = "more options"
+PICTURES = ("init_image", "mask", "control_image")  # of the options that are uploads
 
 
 class Form:
@@ -137,6 +138,8 @@ class Form:
         told = dict(label=name.replace("_", " "), info=field.metadata["help"], elem_id=self.element(name)) | given
         if kind == "upload":
             told.pop("info")
+            if name not in PICTURES:
+                return gr.File(type="filepath", file_types=[".txt"], height=90, **told)
             return gr.Image(type="filepath", sources=["upload", "clipboard"], height=240, **told)
         if kind:
             several = kind in SEPARATORS

@@ -105,6 +105,7 @@ class Drawing(Job):
     config: GenerateConfig = field(default_factory=GenerateConfig)
     name: str = "drawing"
     taken: Callable[[Picture], Any] = lambda picture: None  # is told of each picture
+    told: Callable[[Job], bool] | None = None  # is told how far this one is, and says whether it is still wanted
 
     def do(self, engine: Any) -> list[Path]:
         from sd_hyena.files.names import writable_folder
@@ -124,7 +125,7 @@ class Drawing(Job):
         return [picture.path for picture in self.pictures]
 
 
-def _Told(job: Job, engine: Any) -> Any:
+def _Told(job: Drawing, engine: Any) -> Any:
     """A watch that keeps a job informed."""
     from sd_hyena.generate.watch import Watch
 
@@ -139,8 +140,14 @@ def _Told(job: Job, engine: Any) -> Any:
             if latents is not None and latents is not self.seen and now - self.last > OFTEN:
                 self.last, self.seen = now, latents
                 job.preview = data_url(engine.preview(latents[0]))
+            self.go_on()
+
+        def go_on(self) -> None:
+            if job.told is not None:
+                job.wanted = job.told(job)
 
         def cancelled(self) -> bool:
+            self.go_on()
             return not job.wanted
 
         def note(self, line: str) -> None:

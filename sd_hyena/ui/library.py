@@ -34,6 +34,8 @@ PLACES = (given_path.folder, given_path.folders, given_path.run)  # the command'
 
 def kind_of(field: dataclasses.Field) -> str:
     """What an option names: a kind of file here, `upload`, `place`, or empty for what is no file."""
+    if field.name == "data_path":
+        return "data"
     look, beside = field.metadata["path"], field.metadata["beside"]
     if look in KINDS or beside:
         return KINDS.get(look, beside)
@@ -100,11 +102,13 @@ class Library:
         found, strange = [], []
         entries = [one for together in given_path.alternatives(value) for one in together]
         for entry in entries if kind in SEPARATORS else [value]:
-            path, weight = given_path._weighted(entry, os.path.exists) if kind == "loras" else (entry, "")
+            path, colon, weight = entry.rpartition(":") if kind == "loras" else (entry, "", "")
+            if os.path.exists(entry):
+                path, colon, weight = entry, "", ""
             if kind == "students" and Landmarks.read(entry):
                 found.append(entry)
             elif name := known.get(os.path.realpath(path)):
-                found.append(name + weight)
+                found.append(name + colon + weight)
             elif path and os.path.realpath(path) != str(SHIPPED_MODEL):
                 strange.append(Path(path).name)
         return found, strange
@@ -135,6 +139,8 @@ def _named(config: Any) -> Iterator[tuple[str, Path]]:
 
 def _below(folder: Path, kind: str) -> Iterable[Path]:
     mark = MARKS.get(kind)
+    if kind == "data":
+        return [path for path in (folder, *sorted(folder.rglob("*"))) if path.is_dir() or path.suffix == ".safetensors"]
     if mark and (folder / mark).is_file():
         return [folder]
     folders = [path.parent for path in sorted(folder.rglob(mark))] if mark else []

@@ -37,7 +37,7 @@ class RedrawTab:
         form.add_in_pairs(*(name for name in names if name not in hint))
         with gr.Accordion("paint where it is drawn anew", open=False):
             parts = dict(html_template=HOST, css_template=script("painter.css"), js_on_load=script("painter.js"))
-            painter = gr.HTML("", **parts, src="", label="mask", elem_id="painter")
+            painter = gr.HTML("", **parts, src="", label="mask", apply_default_css=False, elem_id="painter")
         with gr.Accordion("ControlNet", open=False):
             form.add_in_pairs(*hint)
         tab = cls(painter, notice, names)

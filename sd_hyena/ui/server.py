@@ -17,6 +17,8 @@ from sd_hyena.files.names import writable_folder
 from sd_hyena.options.command_line import to_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.processes.ranks import say
+from sd_hyena.ui.compare_tab import CompareTab
+from sd_hyena.ui.distil_tab import DistilTab
 from sd_hyena.ui.draw_tab import QUICK, DrawTab
 from sd_hyena.ui.dropped import dropped
 from sd_hyena.ui.form import Form
@@ -56,9 +58,13 @@ class Page:
                     self.regions = RegionsTab.build(session, form)
                 with gr.Tab("Redraw", id="redraw", render_children=True):
                     self.redraw = RedrawTab.build(session, form)
-            with gr.Column(scale=2, min_width=300):
+                with gr.Tab("Compare", id="compare", render_children=True):
+                    self.compare = CompareTab.build(session)
+                with gr.Tab("Distil", id="distil", render_children=True):
+                    self.faults = gr.HTML("{}", html_template="", js_on_load=script("faults.js"), elem_id="faults")
+                    self.distil = DistilTab.build(session, self.faults)
+            with gr.Column(scale=2, min_width=300, elem_id="panel"):
                 self.panel = ResultPanel.build(session)
-        self.faults = gr.HTML("{}", html_template="", js_on_load=script("faults.js"), elem_id="faults")
 
     @property
     def settings(self) -> list[Any]:
@@ -82,6 +88,16 @@ class Page:
         saved = [self.draw.presets, self.faults]
         named = {self.draw.preset_name, *self.settings}
         self.draw.save_preset.click(self.save_preset, named, saved, **QUICK)
+        self.compare.wire(panel, form, self.settings, self.order, self.faults, self.tabs)
+        distil = [*self.distil.form.components.values(), *self.distil.followed]
+        self.blocks.load(self.distil.open, None, distil, **QUICK)
+        parts = form.components
+        tried = [parts["hyena"], parts["model"], self.tabs]
+        self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
+        changes = [one.input if hasattr(one, "input") else one.change for one in parts.values()]
+        changes += [self.regions.editor.change, parts["hyena"].change, parts["width"].change, parts["height"].change]
+        told = [panel.forecast, self.faults]
+        gr.on(changes, self.foretell, set(self.settings), told, trigger_mode="always_last", **QUICK)
 
     def order(self, given: dict[Any, Any]) -> GenerateConfig:
         """What the page's settings ask for. Raises BadInput."""
@@ -98,6 +114,28 @@ class Page:
         self.session.remember(to_dict(config), given[self.regions.editor])
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
+
+    def foretell(self, given: dict[Any, Any]) -> list[str]:
+        """What the settings would do and cost, or what is wrong with them; they are remembered."""
+        from sd_hyena.generate.forecast import forecast
+
+        try:
+            config = self.order(given)
+            self.session.remember(to_dict(config), given[self.regions.editor])
+            return [escape(forecast(config).line(self.session.rate(config))), "{}"]
+        except BadInput as error:
+            return ["", self.fault(error)]
+
+    def try_it(self, name: str | None) -> dict[Any, Any]:
+        """The newest students of a training, in Draw."""
+        parts = self.form.components
+        if not (found := self.distil.newest(name)):
+            gr.Warning("this training has no students yet")
+            return {}
+        updates = self.form.with_choices()
+        students, model = updates[parts["hyena"]], updates[parts["model"]]
+        students |= {"value": [found[0]]}
+        return {parts["hyena"]: students, parts["model"]: model | {"value": found[1]}, self.tabs: gr.Tabs(selected="draw")}
 
     def fault(self, error: BadInput) -> str:
         """For the component that puts it at its field."""

@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import CONFIGS
 from sd_hyena.ui import region_editor
 from sd_hyena.ui.album import Album
-from sd_hyena.ui.job import Drawing
+from sd_hyena.ui.job import Drawing, Picture
 from sd_hyena.ui.library import Library
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.worker import Worker
 
 HIDDEN = (*OURS_ALONE, "name_format", "compare", "regions", "mask")  # said elsewhere on the page, or by its command
+SPEED = ("device", "dtype", "offload", "optimize")  # what operations a second depend on
 PAINTED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
 
@@ -44,6 +46,8 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
         self.library, self.album, self.worker = Library(config), Album(self.state / "small"), Worker()
         self._writing = threading.Lock()
+        self._rates: dict[tuple, float] = {}  # operations a second, by device and precision
+        self._loaded: tuple = ()
 
     @property
     def own(self) -> dict[str, Any]:
@@ -69,7 +73,23 @@ class Session:
 
     def draw(self, config: GenerateConfig, name: str = "drawing") -> Drawing:
         """Have the worker draw it; its pictures come into the album."""
-        return self.worker.submit(Drawing(config=config, name=name, taken=self.album.add))
+        return self.worker.submit(Drawing(config=config, name=name, taken=self.take))
+
+    def take(self, picture: Picture) -> None:
+        """A picture is done: into the album with it, and its speed is noted unless a model was loaded for it."""
+        from sd_hyena.generate.forecast import forecast
+
+        self.album.add(picture)
+        config = picture.config
+        loaded = tuple(getattr(config, name) for name in ("model", "vae", "hyena", "lora", "controlnet", *SPEED))
+        if loaded == self._loaded:
+            with suppress(Exception):  # of a hint nothing depends on
+                self._rates[_key(config)] = forecast(config).operations / max(picture.seconds, 1e-3)
+        self._loaded = loaded
+
+    def rate(self, config: GenerateConfig) -> float | None:
+        """Operations a second of the last picture that was drawn like this one; None if there was none."""
+        return self._rates.get(_key(config))
 
     def _painted(self, data: str) -> str:
         """A painted mask as a file."""
@@ -137,6 +157,10 @@ class Session:
     def _write(self, path: Path, values: Mapping[str, Any]) -> None:
         with self._writing, replacing(path) as temporary:
             temporary.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), "utf-8")
+
+
+def _key(config: GenerateConfig) -> tuple:
+    return tuple(getattr(config, name) for name in ("model", *SPEED))
 
 
 def served(path: Path) -> str:

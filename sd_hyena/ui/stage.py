@@ -16,7 +16,7 @@ def stage(job: Job | None, before: int = 0, picture: str = "") -> str:
         return IDLE
     source = job.preview or picture
     shown = f"<img src='{escape(source, True)}' alt='{'preview' if job.preview else 'picture'}'>" if source else ""
-    parts = [f"<div class='frame'>{shown or '<span class=quiet>' + escape(said(job, before)) + '</span>'}</div>"]
+    parts = [f"<div class='frame'>{shown}</div>"]
     if job.state == "at work":
         value = f"value='{job.done:.4f}' max='{job.total:.4f}'" if job.total else ""
         parts.append(f"<progress {value} aria-label='progress'></progress>")
