@@ -15,7 +15,7 @@ from sd_hyena.generate.alternatives import joined_students, students_of
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.drawing import denoising_steps
 from sd_hyena.large.tiling import Size, grid
-from sd_hyena.models.hollow import hollow_network
+from sd_hyena.models.hollow import COUNTING, hollow_network
 from sd_hyena.models.location import model_path
 from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
@@ -50,7 +50,9 @@ class Forecast:
             parts.append("no students: attention everywhere")
         parts.append(f"{self.operations / 1e12:.3g} TFLOP a picture")
         if self.gib is not None:
-            parts.append(f"about {self.weights_gib + self.gib:.2f} GiB ({self.weights_gib:.2f} of it the UNet's weights)")
+            parts.append(
+                f"about {self.weights_gib + self.gib:.2f} GiB ({self.weights_gib:.2f} of it the UNet's weights)"
+            )
         if rate:
             seconds = self.pictures * self.operations / rate
             several = f" for {self.pictures} pictures" if self.pictures > 1 else ""
@@ -60,6 +62,11 @@ class Forecast:
 
 def forecast(config: GenerateConfig) -> Forecast:
     """Counted on the model's configuration alone. Raises BadInput."""
+    with COUNTING:
+        return _counted(config)
+
+
+def _counted(config: GenerateConfig) -> Forecast:
     model = model_path(config.model, config.vae)
     unet, arrangement = hollow_network(model, "unet"), Arrangement.of(config)
     canvas = config.height // 8, config.width // 8

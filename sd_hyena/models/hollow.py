@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from torch import nn
 
 from sd_hyena.models.folder import hollow
 from sd_hyena.models.single_file import configuration_of
+
+COUNTING = threading.RLock()  # is held while one of these is called: counting puts other weights into it for the time
 
 
 def hollow_network(model: Path, name: str) -> nn.Module:

@@ -53,7 +53,9 @@ class CompareTab:
             elem_id="compare-also",
         )  # fmt: skip
         go = gr.Button("Compare", variant="primary", elem_id="compare")
-        shown = gr.HTML("", js_on_load=script("slider.js"), apply_default_css=False, elem_id="pair", label="both pictures")
+        shown = gr.HTML(
+            "", js_on_load=script("slider.js"), apply_default_css=False, elem_id="pair", label="both pictures"
+        )
         return cls(session, left, right, also, go, shown, gr.State(0), gr.State(["", ""]))
 
     @staticmethod

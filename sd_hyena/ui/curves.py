@@ -61,7 +61,9 @@ def chart(title: str, curves: dict[str, Curve]) -> str:
         line = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in thin)
         parts.append(f"<polyline points='{line}' fill='none' stroke='{colour}' stroke-width='2'/>")
         if len(curve) < 30:
-            parts += ["<circle cx='{:.1f}' cy='{:.1f}' r='3' fill='{}' stroke='none'/>".format(*at(*p), colour) for p in curve]
+            parts += [
+                "<circle cx='{:.1f}' cy='{:.1f}' r='3' fill='{}' stroke='none'/>".format(*at(*p), colour) for p in curve
+            ]
         parts.append(
             f"<text x='{WIDTH - 10}' y='{14 + 13 * i}' text-anchor='end' fill='{colour}'>{escape(name)} {10 ** curve[-1][1]:.3g}</text>"
         )

@@ -170,7 +170,9 @@ class DistilTab:
         def work(engine: Any, job: Job) -> str:
             from sd_hyena.distil.foretold import foretold
 
-            teacher = GenerateConfig(model=config.teacher_model, vae=config.vae, device=config.device, dtype=config.dtype)
+            teacher = GenerateConfig(
+                model=config.teacher_model, vae=config.vae, device=config.device, dtype=config.dtype
+            )
             lines = foretold(engine.load(teacher).pipe, config)
             return "".join(f"<p class='quiet'>{escape(line)}</p>" for line in lines)
 
@@ -239,7 +241,9 @@ class DistilTab:
         asked = [self.job, self.asking, self.answer, self.faults]
         self.estimate.click(self.ask_estimate, given, asked, **QUICK)
         self.buys.click(self.ask_buys, given, asked, **QUICK)
-        self.timer.tick(self.look, [self.runs, self.seen], [self.timer, self.progress, self.pictures, self.seen], **QUICK)
+        self.timer.tick(
+            self.look, [self.runs, self.seen], [self.timer, self.progress, self.pictures, self.seen], **QUICK
+        )
         self.asking.tick(self.answered, [self.job], [self.answer, self.asking], **QUICK)
         self.cancel.click(self.stop, [self.runs], [self.answer], **QUICK)
         steps = self.form.components["n_steps"]
@@ -250,10 +254,11 @@ class DistilTab:
 def table(config: TrainConfig) -> str:
     """Each site's operations as attention and as a student, and what of the UNet a student there would save."""
     from sd_hyena.distil.candidates import counted
-    from sd_hyena.models.hollow import hollow_network
+    from sd_hyena.models.hollow import COUNTING, hollow_network
     from sd_hyena.models.location import model_path
 
-    total, found = counted(hollow_network(model_path(config.teacher_model, config.vae), "unet"), config)
+    with COUNTING:
+        total, found = counted(hollow_network(model_path(config.teacher_model, config.vae), "unet"), config)
     rows = []
     for candidate, _ in sorted(found, key=lambda pair: -pair[0].saved):
         share = f"{100 * candidate.saved / total:.1f} %" if candidate.saved > 0 else "attention is cheaper"

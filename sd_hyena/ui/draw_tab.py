@@ -68,7 +68,10 @@ class DrawTab:
     def _wire(self, session: Session, form: Form) -> None:
         parts = form.components
         self.sizes.input(
-            lambda name: SIZES.get(name, (gr.skip(), gr.skip())), [self.sizes], [parts["width"], parts["height"]], **QUICK
+            lambda name: SIZES.get(name, (gr.skip(), gr.skip())),
+            [self.sizes],
+            [parts["width"], parts["height"]],
+            **QUICK,
         )
         self.dice.click(lambda: -1, None, [parts["seed"]], **QUICK)
         self.recycle.click(lambda: _last_seed(session), None, [parts["seed"]], **QUICK)

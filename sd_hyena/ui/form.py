@@ -11,6 +11,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from sd_hyena.errors import BadInput
+from sd_hyena.options.help import grouped
 from sd_hyena.ui.library import SEPARATORS, SHIPPED, Library, kind_of
 
 LINES = {"prompt": 3, "negative_prompt": 2}
@@ -39,14 +40,12 @@ class Form:
 
     def add_groups(self, left_out: Iterable[str] = ()) -> None:
         """All that have no component yet, folded away by groups."""
-        left_out, groups = set(left_out), {}
-        for name, field in self.fields.items():
-            if name not in self.components and name not in left_out:
-                groups.setdefault(field.metadata.get("group") or REST, []).append(name)
-        order = [*getattr(self.config_class, "GROUPS", ()), REST]
-        for group in sorted(groups, key=order.index):
-            with gr.Accordion(group, open=False):
-                self.add_in_pairs(*groups[group])
+        left_out = {*left_out, *self.components}
+        for group, fields in grouped(self.config_class).items():
+            names = [f.name for f in fields if f.name in self.fields and f.name not in left_out]
+            if names:
+                with gr.Accordion(group or REST, open=False):
+                    self.add_in_pairs(*names)
 
     def add_in_pairs(self, *names: str) -> None:
         """Two beside each other, below each other on a narrow screen."""

@@ -114,6 +114,7 @@ class Drawing(Job):
         config = with_paths(self.config)
         folder = writable_folder(config.out_dir)
         self.config = config = replace(config, seed=drawn_seed(config.seed))
+        engine.load(config)  # so that the seconds are those of drawing
         watch, since = _Told(self, engine), time.monotonic()
         with closing(engine.draw(config, watch)) as drawings:
             for drawn in drawings:

@@ -18,7 +18,9 @@ LOOPBACK = "127.0.0.1"
 class PageConfig:
     """The page: draw, drag regions, grow, compare and distil in a browser, on this machine."""
 
-    model_dir: str = option("", "folders whose models can be chosen, beside the one that ships", path=given_path.folders)
+    model_dir: str = option(
+        "", "folders whose models can be chosen, beside the one that ships", path=given_path.folders
+    )
     student_dir: str = option("", "folders of students; those of TRAIN_DIR can be chosen too", path=given_path.folders)
     lora_dir: str = option("", "folders of LoRAs", path=given_path.folders)
     vae_dir: str = option("", "folders of VAEs", path=given_path.folders)

@@ -50,8 +50,7 @@ class RegionsTab:
 
     def _wire(self, session: Session, form: Form) -> None:
         sides = [form.components["width"], form.components["height"]]
-        for side in sides:
-            side.change(canvas, sides, [self.editor], **QUICK)
+        gr.on([side.change for side in sides], canvas, sides, [self.editor], trigger_mode="always_last", **QUICK)
         self.loaded.upload(read, [self.loaded], [self.editor, self.notice], **QUICK)
         self.saved.click(lambda value: _file_of(session, value), [self.editor], [self.saved], **QUICK)
         self.below.click(lambda: _underlay(session), None, [self.editor], **QUICK)

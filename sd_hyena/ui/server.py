@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sd_hyena.ui.distil_tab import DistilTab
 from sd_hyena.ui.draw_tab import QUICK, DrawTab
 from sd_hyena.ui.dropped import dropped
 from sd_hyena.ui.form import Form
+from sd_hyena.ui.library import SEPARATORS, kind_of
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.redraw_tab import RedrawTab
 from sd_hyena.ui.region_editor import script
@@ -31,6 +33,7 @@ from sd_hyena.ui.session import HIDDEN, Session
 
 TITLE = "sd_hyena"
 DARK = "() => { document.body.classList.toggle('dark'); }"
+OPENED = "() => { document.body.dataset.opened = 'yes'; }"  # what is typed from here on stays
 KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
 
 
@@ -77,7 +80,9 @@ class Page:
         begun = [panel.job, panel.timer, panel.stage, self.faults]
         panel.draw.click(self.begin, set(self.settings), begun, **QUICK)
         shown = [*form.components.values(), self.regions.editor]
-        self.blocks.load(self.open, None, [*shown, *begun[:3], panel.gallery, panel.seen], **QUICK)
+        gr.api(self.generate, api_name="generate", concurrency_limit=None)
+        opened = self.blocks.load(self.open, None, [*shown, *begun[:3], panel.gallery, panel.seen], **QUICK)
+        opened.then(None, None, None, js=OPENED, **QUICK)
         filled = [*shown, self.redraw.notice]
         form.components["init_image"].upload(self.take, [form.components["init_image"]], filled, **QUICK)
         panel.to_form.click(self.take, [panel.chosen], filled, **QUICK)
@@ -98,6 +103,34 @@ class Page:
         changes += [self.regions.editor.change, parts["hyena"].change, parts["width"].change, parts["height"].change]
         told = [panel.forecast, self.faults]
         gr.on(changes, self.foretell, set(self.settings), told, trigger_mode="always_last", **QUICK)
+
+    def generate(self, config: dict) -> list[str]:
+        """Draw what a config says, as one JSON: options by name, files by the names that the page shows, regions as
+        {"bbox_controls": [...]}. Returns the files of the pictures."""
+        try:
+            job = self.session.draw(self._asked(config), "drawing by API")
+        except BadInput as error:
+            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+        job.over.wait()
+        if job.state != "done":
+            raise gr.Error(job.fault or "ended before it was done", print_exception=False)
+        return [str(path) for path in job.result]
+
+    def _asked(self, config: dict[str, Any]) -> GenerateConfig:
+        if not isinstance(config, dict):
+            raise BadInput("config must be one JSON object of options")
+        options, regions = dict(config), config.get("regions")
+        if isinstance(regions, dict):
+            regions = json.dumps(regions.get("bbox_controls"))
+            del options["regions"]
+        for name, value in options.items():
+            field = self.form.fields.get(name)
+            kind = kind_of(field) if field else ""
+            if kind not in ("", "upload") and isinstance(value, str):
+                entries = value.split(SEPARATORS[kind]) if kind in SEPARATORS else value
+                with suppress(BadInput):  # a path, then, which is looked at below
+                    options[name] = self.session.library.value(name, kind, entries)
+        return self.session.order(options, regions if isinstance(regions, str) else "")
 
     def order(self, given: dict[Any, Any]) -> GenerateConfig:
         """What the page's settings ask for. Raises BadInput."""
@@ -135,7 +168,11 @@ class Page:
         updates = self.form.with_choices()
         students, model = updates[parts["hyena"]], updates[parts["model"]]
         students |= {"value": [found[0]]}
-        return {parts["hyena"]: students, parts["model"]: model | {"value": found[1]}, self.tabs: gr.Tabs(selected="draw")}
+        return {
+            parts["hyena"]: students,
+            parts["model"]: model | {"value": found[1]},
+            self.tabs: gr.Tabs(selected="draw"),
+        }
 
     def fault(self, error: BadInput) -> str:
         """For the component that puts it at its field."""
@@ -239,7 +276,7 @@ def launched(session: Session) -> tuple[Page, str]:
         _, address, _ = page.blocks.launch(
             server_name=config.address, server_port=port, auth=config.credentials, share=False, quiet=True,
             prevent_thread_lock=True, run_history=False, footer_links=[], mcp_server=False, enable_monitoring=False,
-            max_file_size=f"{config.max_upload}mb", theme=gr.themes.Default(), css=script("page.css"), pwa=False,
+            max_file_size=f"{config.max_upload}mb", theme=_theme(), css=script("page.css"), pwa=False,
             ssr_mode=False, show_error=True,
         )  # fmt: skip
     except OSError as error:
@@ -254,6 +291,7 @@ def serve(config: PageConfig) -> None:
     session = Session(config)
     try:
         page, address = launched(session)
+        session.worker.start()  # what it imports would keep the page waiting
         say(f"the page is at {address}")
         try:
             threading.Event().wait()
@@ -261,6 +299,15 @@ def serve(config: PageConfig) -> None:
             page.blocks.close(verbose=False)
     finally:
         session.close()
+
+
+def _theme() -> gr.themes.Base:
+    """The plain one, with small print that can be read."""
+    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_title_text_color="*neutral_800", block_title_text_color_dark="*neutral_100",
+    )  # fmt: skip
 
 
 def _free_port(address: str) -> int:

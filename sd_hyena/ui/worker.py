@@ -13,7 +13,7 @@ REMEMBERED = 32  # jobs that are over, for pages that still ask
 
 
 class Worker:
-    """Starts at once, and loads what drawing needs before the first job comes."""
+    """Loads what drawing needs as soon as it is started, before the first job comes."""
 
     def __init__(self):
         self._waiting: deque[Job] = deque()
@@ -23,6 +23,9 @@ class Worker:
         self.running: Job | None = None
         self.engine: Any = None
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+
+    def start(self) -> None:
+        """Begin; jobs may wait already."""
         self._thread.start()
 
     def submit(self, job: SomeJob) -> SomeJob:
@@ -57,7 +60,8 @@ class Worker:
             for job in (*self._waiting, *filter(None, [self.running])):
                 job.cancel()
             self._change.notify_all()
-        self._thread.join(timeout=60)
+        if self._thread.is_alive():
+            self._thread.join(timeout=60)
 
     def _work(self) -> None:
         from sd_hyena.generate.engine import Engine
