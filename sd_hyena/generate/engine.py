@@ -23,6 +23,7 @@ from torch import Tensor
 from sd_hyena.generate.alternatives import (
     Alternative,
     check_sizes,
+    check_target,
     files_of,
     joined_students,
     keep_attention,
@@ -35,12 +36,14 @@ from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import Task, controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noise_levels
+from sd_hyena.models.upscaler import Upscaler, load_upscaler
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.effect import in_vain
@@ -101,11 +104,17 @@ class Order:
             "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.task.loras),
             "controlnets": tuple(stamp(path) for path, _ in config.controls),
         }
+        upscaler = config.upscaler and stamp(config.upscaler), self.dtype, str(self.device)
         parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
         model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
         if config.offload != "off":  # its hooks stand around all that was there when they were set
             model += tuple(parts.values())
-        return {"pipeline": ("pipeline", model)} | {name: (name, key, model) for name, key in parts.items()}
+        alone = {"pipeline": ("pipeline", model), "upscaler": ("upscaler", upscaler)}
+        return alone | {name: (name, key, model) for name, key in parts.items()}
+
+    def upscaler(self) -> Upscaler | None:
+        """Raises BadInput."""
+        return load_upscaler(self.config.upscaler, self.device, self.dtype) if self.config.upscaler else None
 
 
 @dataclass(frozen=True)
@@ -175,10 +184,7 @@ class Engine:
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         alternatives = joined_students(config.hyena, stored) or [Alternative({})]
-        if stored and config.target != GenerateConfig.target and all(file.names_its_sites for file in stored.values()):
-            watch.note(
-                f"note: target={config.target!r} has no effect, for the files say which sites their students are of"
-            )
+        check_target(config.target, stored)
         texts = (prompt, config.negative_prompt, *arrangement.prompts)
         for embedding in order.embeddings:
             if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
@@ -200,8 +206,12 @@ class Engine:
         students = [student for alternative in alternatives for student in alternative.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
-        advance = Advance(watch, Job.steps(config, alternatives, rows))
-        with order.task.prepared(pipe, nets) as (pipe, given):
+        watch.note(summary(config, order.device, order.dtype, alternatives, total))
+        task, advance = order.task, Advance(watch, Job.steps(config, alternatives, rows) + order.task.enlarges)
+        if config.upscaler and config.init_image:
+            task = task.enlarged(self._upscaler(order), advance.within)
+            advance.to(float(order.task.enlarges))
+        with task.prepared(pipe, nets) as (pipe, given):
             facts = order.model.name, model.sha256, rows, together, advance
             job = Job(pipe, config, given, arrangement, *facts)
             with (
@@ -225,6 +235,7 @@ class Engine:
         if self._model is not None and self._model[0] != on:
             self._model = None
         self._kept.only([*keys.values(), *students.values(), ("offload", on), ("colours", on)])
+        self._upscaler(order)  # what is wrong with it is said before the model is loaded
         model = self._kept.get(on, lambda: _pipeline(order))
         self._model = on, model
         pipe = model.pipe
@@ -242,6 +253,9 @@ class Engine:
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)
         return model, nets, stored
+
+    def _upscaler(self, order: Order) -> Upscaler | None:
+        return self._kept.get(order.keys()["upscaler"], lambda: nullcontext(order.upscaler()))
 
     def _keeping(
         self, group: Group, alternative: Alternative, unet: Any, wanted: str, tile: tuple, batch: int

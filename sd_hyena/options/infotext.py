@@ -89,6 +89,7 @@ def parameters(
         pairs["VAE"] = Path(config["vae"]).name
     if config["init_image"]:
         pairs["Denoising strength"] = f"{config['strength']:g}"
+        pairs |= {"Upscaler": Path(config["upscaler"]).stem} if config["upscaler"] else {}
     if config["clip_skip"] != 1:
         pairs["Clip skip"] = config["clip_skip"]
     if known := [f"{lora.path.stem}: {lora.hash[:12]}" for lora in loras if lora.hash]:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from sd_hyena.errors import BadInput
 from sd_hyena.options.help import grouped
+from sd_hyena.options.own_defaults import own_defaults
 from sd_hyena.ui.library import SEPARATORS, SHIPPED, Library, kind_of
 
 LINES = {"prompt": 3, "negative_prompt": 2}
@@ -76,6 +77,8 @@ class Form:
             return value or ""
         if kind:
             return self.library.value(name, kind, value)
+        if value is None and _is_left_open(field):
+            return field.default
         if value is None or (value == "" and type(None) in typing.get_args(expected)):
             if field.default is None or isinstance(field.default, str):
                 return field.default
@@ -108,8 +111,18 @@ class Form:
                 value = names if kind in SEPARATORS else single
                 updates[self.components[name]] = gr.update(value=value, choices=self.library.choices(kind))
             else:
-                updates[self.components[name]] = gr.update(value=_shown(value, self.types[name]))
+                left = _is_left_open(self.fields[name]) and value in (0, None)
+                updates[self.components[name]] = gr.update(value=None if left else _shown(value, self.types[name]))
         return updates, strange
+
+    def own(self, model: str) -> dict[Any, Any]:
+        """Updates that show, in the fields that are left open, what the model itself is best drawn with."""
+        own = vars(own_defaults(model))
+        return {
+            self.components[name]: gr.update(placeholder=f"the model's: {own[name]:g}")
+            for name, field in self.fields.items()
+            if name in self.components and _is_left_open(field) and own.get(name)
+        }
 
     def with_choices(self) -> dict[Any, Any]:
         """Updates with the files that are there now."""
@@ -154,7 +167,19 @@ class Form:
             lines = LINES.get(name, 1)
             given = dict(placeholder="as the model's first example") if field.default is None else {}
             return gr.Textbox(value=_shown(field.default, expected), lines=lines, max_lines=3 * lines, **given, **told)
+        if _is_left_open(field):
+            return gr.Number(
+                value=None,
+                placeholder=field.metadata["shown"] or "open",
+                precision=None if float in kinds else 0,
+                **told,
+            )
         return gr.Number(value=field.default, precision=None if float in kinds else 0, **told)
+
+
+def _is_left_open(field: dataclasses.Field) -> bool:
+    """Whether a number's default stands for one that the model, or a picture, decides."""
+    return field.metadata.get("shown") is not None and not field.default and not isinstance(field.default, str)
 
 
 def _shown(value: Any, expected: Any) -> Any:

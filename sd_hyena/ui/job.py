@@ -108,17 +108,18 @@ class Drawing(Job):
     told: Callable[[Job], bool] | None = None  # is told how far this one is, and says whether it is still wanted
 
     def do(self, engine: Any) -> list[Path]:
-        from sd_hyena.files.names import writable_folder
+        from sd_hyena.files.names import next_number, writable_folder
         from sd_hyena.generate.generation import write
 
         config = with_paths(self.config)
         folder = writable_folder(config.out_dir)
+        first = next_number(folder, config.name_format)
         self.config = config = replace(config, seed=drawn_seed(config.seed))
         engine.load(config)  # so that the seconds are those of drawing
         watch, since = _Told(self, engine), time.monotonic()
         with closing(engine.draw(config, watch)) as drawings:
             for drawn in drawings:
-                path = write(drawn, config, folder, watch)[0]
+                path = write(drawn, config, folder, watch, first)[0]
                 picture = Picture(path.absolute(), drawn.config, time.monotonic() - since)
                 self.pictures.append(picture)
                 self.taken(picture)

@@ -11,7 +11,7 @@ from sd_hyena.ui.form import Form
 from sd_hyena.ui.region_editor import HOST, script
 from sd_hyena.ui.session import Session
 
-FIRST = ("init_image", "strength", "noise_inversion", "upscaler", "upscale", "grow", "controlnet", "control_image")
+FIRST = ("init_image", "strength", "noise_inversion", "upscaler", "scale", "grow", "controlnet", "control_image")
 
 
 @dataclass

@@ -45,22 +45,14 @@ class RegionsTab:
         editor = region_editor(elem_id="regions")
         form.add_in_pairs("draw_background")
         tab = cls(editor, below, bare, loaded, saved, notice)
-        tab._wire(session, form)
+        tab._wire(session)
         return tab
 
-    def _wire(self, session: Session, form: Form) -> None:
-        sides = [form.components["width"], form.components["height"]]
-        gr.on([side.change for side in sides], canvas, sides, [self.editor], trigger_mode="always_last", **QUICK)
+    def _wire(self, session: Session) -> None:
         self.loaded.upload(read, [self.loaded], [self.editor, self.notice], **QUICK)
         self.saved.click(lambda value: _file_of(session, value), [self.editor], [self.saved], **QUICK)
         self.below.click(lambda: _underlay(session), None, [self.editor], **QUICK)
         self.bare.click(lambda: gr.HTML(src=""), None, [self.editor], **QUICK)
-
-
-def canvas(width: float | None, height: float | None) -> Any:
-    """The editor at the picture's size."""
-    width = int(width or 512)
-    return gr.HTML(width=width, height=int(height or 0) or width)
 
 
 def read(path: str) -> tuple[Any, str]:

@@ -15,8 +15,8 @@ import gradio as gr
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.names import writable_folder
-from sd_hyena.options.command_line import to_dict
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.own_defaults import own_defaults
 from sd_hyena.processes.ranks import say
 from sd_hyena.ui.compare_tab import CompareTab
 from sd_hyena.ui.distil_tab import DistilTab
@@ -101,6 +101,10 @@ class Page:
         self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
         changes = [one.input if hasattr(one, "input") else one.change for one in parts.values()]
         changes += [self.regions.editor.change, parts["hyena"].change, parts["width"].change, parts["height"].change]
+        sized = ("model", "width", "height", "scale", "init_image", "prompt")
+        sizes = [parts[name].change for name in sized if name in parts]
+        measured = [self.regions.editor, *parts.values()]
+        gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
         told = [panel.forecast, self.faults]
         gr.on(changes, self.foretell, set(self.settings), told, trigger_mode="always_last", **QUICK)
 
@@ -144,9 +148,19 @@ class Page:
             config = self.order(given)
         except BadInput as error:
             return {self.faults: self.fault(error), panel.stage: _refused(error)}
-        self.session.remember(to_dict(config), given[self.regions.editor])
+        self.session.remember(self.form.values(given), given[self.regions.editor])
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
+
+    def measure(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """The canvas of the regions at the size of the picture, and what the model decides where nothing is said."""
+        try:
+            options = self.form.values(given)
+            config = self.session.order(options, "[]")
+        except BadInput:
+            return {}
+        updates = self.form.own(options["model"])
+        return updates | {self.regions.editor: gr.HTML(width=config.width, height=config.height)}
 
     def foretell(self, given: dict[Any, Any]) -> list[str]:
         """What the settings would do and cost, or what is wrong with them; they are remembered."""
@@ -154,7 +168,7 @@ class Page:
 
         try:
             config = self.order(given)
-            self.session.remember(to_dict(config), given[self.regions.editor])
+            self.session.remember(self.form.values(given), given[self.regions.editor])
             return [escape(forecast(config).line(self.session.rate(config))), "{}"]
         except BadInput as error:
             return ["", self.fault(error)]
@@ -183,7 +197,13 @@ class Page:
         """What a page that is opened shows: last time's settings, the pictures, and what is being drawn."""
         panel, (options, regions) = self.panel, self.session.last()
         updates = self.form.with_choices() | self.form.shown({"device": self.session.config.device} | options)[0]
-        updates[self.regions.editor] = _editor(regions, options)
+        own = own_defaults(options.get("model", ""))
+        size = dict(
+            width=options.get("width") or own.width, height=options.get("height") or options.get("width") or own.height
+        )
+        updates[self.regions.editor] = _editor(regions, size)
+        for component, update in self.form.own(options.get("model", "")).items():
+            updates[component] = updates.get(component, {}) | update
         gallery, seen = panel.pictures(-1)
         updates |= {panel.gallery: gallery, panel.seen: seen}
         if job := self.session.worker.newest():
