@@ -17,7 +17,8 @@ def main(config: PageConfig) -> None:
     """Serve it until somebody ends the command."""
     if find_spec("gradio") is None:
         raise BadInput("the page needs gradio, which is not installed; pip install 'sd_hyena[ui]'")
-    os.environ |= QUIET  # before gradio is imported, which calls home as it is
+    uploads = os.path.abspath(os.path.join(config.state_dir, "uploads"))
+    os.environ |= QUIET | {"GRADIO_TEMP_DIR": uploads}  # before gradio is imported, which calls home as it is
     from sd_hyena.ui.server import serve
 
     serve(config)

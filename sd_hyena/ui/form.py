@@ -117,7 +117,10 @@ class Form:
 
     def own(self, model: str) -> dict[Any, Any]:
         """Updates that show, in the fields that are left open, what the model itself is best drawn with."""
-        own = vars(own_defaults(model))
+        try:
+            own = vars(own_defaults(model))
+        except BadInput:
+            return {}
         return {
             self.components[name]: gr.update(placeholder=f"the model's: {own[name]:g}")
             for name, field in self.fields.items()

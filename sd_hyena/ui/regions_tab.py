@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,16 @@ import gradio as gr
 from sd_hyena.errors import BadInput
 from sd_hyena.ui.draw_tab import QUICK
 from sd_hyena.ui.form import Form
-from sd_hyena.ui.region_editor import region_editor, regions_of, value_of
+from sd_hyena.ui.region_editor import region_editor, value_of
 from sd_hyena.ui.session import Session, served
 
+SAVE = """value => {
+  const link = document.createElement("a"), controls = {bbox_controls: JSON.parse(value || "[]")};
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(controls, null, 2)], {type: "application/json"}));
+  link.download = "regions.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
 FILES = [".json", ".png", ".jpg", ".jpeg", ".webp"]
 
 
@@ -27,7 +32,7 @@ class RegionsTab:
     below: gr.Button
     bare: gr.Button
     loaded: gr.UploadButton
-    saved: gr.DownloadButton
+    saved: gr.Button
     notice: gr.Markdown
 
     @classmethod
@@ -38,7 +43,7 @@ class RegionsTab:
         )
         with gr.Row():
             loaded = gr.UploadButton("load: JSON or picture", file_types=FILES, size="sm", elem_id="regions-load")
-            saved = gr.DownloadButton("save as JSON", size="sm", elem_id="regions-save")
+            saved = gr.Button("save as JSON", size="sm", elem_id="regions-save")
             below = gr.Button("last picture below", size="sm")
             bare = gr.Button("nothing below", size="sm")
         notice = gr.Markdown("", elem_classes="quiet")
@@ -50,7 +55,7 @@ class RegionsTab:
 
     def _wire(self, session: Session) -> None:
         self.loaded.upload(read, [self.loaded], [self.editor, self.notice], **QUICK)
-        self.saved.click(lambda value: _file_of(session, value), [self.editor], [self.saved], **QUICK)
+        self.saved.click(None, [self.editor], None, js=SAVE, **QUICK)
         self.below.click(lambda: _underlay(session), None, [self.editor], **QUICK)
         self.bare.click(lambda: gr.HTML(src=""), None, [self.editor], **QUICK)
 
@@ -66,23 +71,6 @@ def read(path: str) -> tuple[Any, str]:
     return value_of(regions), f"{len(regions)} regions of {Path(path).name}"
 
 
-def _file_of(session: Session, value: str) -> Any:
-    from sd_hyena.large.regions import write_regions
-
-    try:
-        regions = regions_of(value)
-    except BadInput as error:
-        raise gr.Error(str(error), print_exception=False) from None
-    path = Path(tempfile.mkdtemp(dir=session.uploads)) / "regions.json"
-    write_regions(path, regions)
-    return str(path)
-
-
 def _underlay(session: Session) -> Any:
     pictures = session.album.pictures
     return gr.HTML(src=served(session.album.shown(pictures[0].path))) if pictures else gr.skip()
-
-
-def count(value: str | None) -> int:
-    """How many regions an editor's value has."""
-    return len(json.loads(value or "[]"))

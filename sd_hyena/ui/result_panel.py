@@ -70,7 +70,7 @@ class ResultPanel:
         """How the job is that this page follows."""
         job = self.session.worker.find(number)
         going = job is not None and job.state not in ENDED
-        shown = stage(job, self.session.worker.before(job) if job else 0, self._picture_of(job))
+        shown = stage(job, self.session.worker.before(job), self._picture_of(job)) if job else gr.skip()
         return [shown, *self.pictures(seen), gr.skip() if going else gr.Timer(active=False)]
 
     def pictures(self, seen: int) -> list[Any]:

@@ -101,7 +101,7 @@ class Page:
         self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
         changes = [one.input if hasattr(one, "input") else one.change for one in parts.values()]
         changes += [self.regions.editor.change, parts["hyena"].change, parts["width"].change, parts["height"].change]
-        sized = ("model", "width", "height", "scale", "init_image", "prompt")
+        sized = ("model", "width", "height", "scale", "init_image")
         sizes = [parts[name].change for name in sized if name in parts]
         measured = [self.regions.editor, *parts.values()]
         gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
@@ -197,11 +197,7 @@ class Page:
         """What a page that is opened shows: last time's settings, the pictures, and what is being drawn."""
         panel, (options, regions) = self.panel, self.session.last()
         updates = self.form.with_choices() | self.form.shown({"device": self.session.config.device} | options)[0]
-        own = own_defaults(options.get("model", ""))
-        size = dict(
-            width=options.get("width") or own.width, height=options.get("height") or options.get("width") or own.height
-        )
-        updates[self.regions.editor] = _editor(regions, size)
+        updates[self.regions.editor] = _editor(regions, _size(options))
         for component, update in self.form.own(options.get("model", "")).items():
             updates[component] = updates.get(component, {}) | update
         gallery, seen = panel.pictures(-1)
@@ -267,6 +263,15 @@ class Page:
             gr.Warning(str(error))
             return {self.faults: self.fault(error)}
         return {self.draw.presets: gr.Dropdown(choices=list(self.session.presets()))}
+
+
+def _size(options: dict[str, Any]) -> dict[str, int]:
+    """Of the canvas, as far as the options tell."""
+    with suppress(BadInput):
+        own = own_defaults(options.get("model", ""))
+        width = options.get("width") or own.width
+        return {"width": width, "height": options.get("height") or options.get("width") or own.height}
+    return {}
 
 
 def _editor(regions: str, options: dict[str, Any]) -> Any:

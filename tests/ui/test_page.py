@@ -4,6 +4,7 @@ import json
 import re
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd_hyena.files.picture import read_metadata
+from sd_hyena.large.regions import from_dict
 from tests.ui.conftest import PICTURE, ended, fill, newest, tab
 
 CELL = 8
@@ -95,6 +97,11 @@ def test_regions_obey_the_keyboard_and_come_back_from_json_and_from_a_picture(op
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
     assert places() == [["31.25%", "25%", "50%", "31.25%"]]
+    with page.expect_download() as saved:
+        page.locator("#regions-save").click()
+    (stored,) = from_dict(json.loads(Path(saved.value.path()).read_text()))
+    assert (stored.x, stored.y, stored.w, stored.h) == (0.3125, 0.25, 0.5, 0.3125) and stored.feather_ratio == 0.4
+    region.focus()
     page.keyboard.press("Delete")
     assert places() == []
     page.locator("#regions").get_by_role("button", name="undo").click()
@@ -179,7 +186,7 @@ def test_a_mask_painted_on_a_picture_changes_it_there_alone(opened, served, tmp_
 
 def test_the_slider_of_compare_shows_both_and_tells_them_apart(opened, served):
     page = opened()
-    fill(page, **PICTURE, prompt="a red circle")
+    fill(page, **PICTURE | {"cfg_scale": 7}, prompt="a red circle")
     tab(page, "Compare")
     page.locator("#compare-also textarea").fill("cfg_scale: 1.5")
     page.locator("#compare").click()
