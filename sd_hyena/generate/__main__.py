@@ -7,10 +7,12 @@ import sys
 from sd_hyena.options.command import run_parsed
 from sd_hyena.options.command_line import parse_all
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.processes.progress import work
 
 
 def main(configs: list[GenerateConfig]) -> None:
-    from sd_hyena.generate.generation import generate
+    with work("loading PyTorch and diffusers", announced=False):
+        from sd_hyena.generate.generation import generate
 
     for path in generate(configs):
         print(path)

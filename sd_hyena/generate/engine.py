@@ -53,6 +53,7 @@ from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
+from sd_hyena.processes.progress import work
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
 from sd_hyena.text.textual_inversion import Embedding, check_asked, embedded, read_embeddings, with_bundled
@@ -271,8 +272,10 @@ class Engine:
 @contextmanager
 def _pipeline(order: Order) -> Iterator[Model]:
     at_first = order.device if order.config.offload == "off" else torch.device("cpu")
-    pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
-    yield Model(pipe, order.model, model_sha256(order.model), pipe.scheduler)
+    with work(f"loading {order.model.name}", announced=False):
+        pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
+        sha256 = model_sha256(order.model)
+    yield Model(pipe, order.model, sha256, pipe.scheduler)
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def _size_like(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]
 def with_paths(config: Config) -> Config:
     """The config with the paths of what it names: beside its model, or among the files that ship; once all of it was looked
     at, without torch; and with the numbers that it leaves to its model. Raises BadInput."""
-    if hasattr(config, "lora_dir"):
+    if hasattr(config, "lora"):
         config = dataclasses.replace(config, **named_files.resolved(vars(config)))
     paths = {}
     for f in dataclasses.fields(config):
