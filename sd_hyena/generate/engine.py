@@ -56,7 +56,7 @@ from sd_hyena.processes.group import Group, own_device
 from sd_hyena.processes.progress import work
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings, with_bundled
+from sd_hyena.text.textual_inversion import Embedding, check_asked, embedded, read_embeddings, with_bundled
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -91,6 +91,7 @@ class Order:
             check_vae(config.vae)
         task, arrangement = Task.of(config), Arrangement.of(config)
         embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in task.loras))
+        check_asked((config.prompt or "", config.negative_prompt, *arrangement.prompts), embeddings)
         device = pick_device(own_device(config.device))
         check_offload(config.offload, device)
         check_optimize(config.optimizations, device)
