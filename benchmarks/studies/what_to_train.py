@@ -1,4 +1,4 @@
-"""python -m benchmarks.studies.what_to_train: which sites are worth students at which size, for SD 1.5. All of it counted.
+"""python -m benchmarks.studies.what_to_train [TARGET ...]: which sites are worth students at which size, for SD 1.5. All of it counted.
 
 How many times fewer operations the UNet takes with the default operator, and what distilling these sites takes at 512 px,
 where a student learns what it needs for every size: operations of a step, and memory above the teacher's weights.
@@ -6,6 +6,7 @@ where a student learns what it needs for every size: operations of a step, and m
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import torch
@@ -22,7 +23,7 @@ TARGETS = ("IN01", "level0", "level0,level1", "all")
 MICRO_BATCH = 2
 
 
-def main() -> None:
+def main(targets: list[str]) -> None:
     cpu, pipe = torch.device("cpu"), SimpleNamespace(unet=unet_on("sd15", "meta", torch.bfloat16))
     everywhere = find_sites(pipe.unet)
 
@@ -36,7 +37,7 @@ def main() -> None:
         f"| -t | {' | '.join(f'{size} px' for size in SIZES)} | TFLOP a step of batch 16 | GiB, {MICRO_BATCH} at once |"
     )
     print("|---" * (len(SIZES) + 3) + "|")
-    for target in TARGETS:
+    for target in targets or TARGETS:
         cheaper = [estimator(target, size).times_cheaper(select(everywhere, target)) for size in SIZES]
         learning = estimator(target, SERVES)
         step, gib = 16 * learning._lesson() / 1e12, learning._gib(cpu) - peak_gib(cpu)
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
