@@ -23,6 +23,7 @@ from torch import Tensor
 from sd_hyena.generate.alternatives import (
     Alternative,
     check_sizes,
+    check_target,
     files_of,
     joined_students,
     keep_attention,
@@ -35,12 +36,14 @@ from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import Task, controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noise_levels
+from sd_hyena.models.upscaler import Upscaler, load_upscaler
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.effect import in_vain
@@ -50,9 +53,10 @@ from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
+from sd_hyena.processes.progress import work
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings, with_bundled
+from sd_hyena.text.textual_inversion import Embedding, check_asked, embedded, read_embeddings, with_bundled
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -87,6 +91,7 @@ class Order:
             check_vae(config.vae)
         task, arrangement = Task.of(config), Arrangement.of(config)
         embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in task.loras))
+        check_asked((config.prompt or "", config.negative_prompt, *arrangement.prompts), embeddings)
         device = pick_device(own_device(config.device))
         check_offload(config.offload, device)
         check_optimize(config.optimizations, device)
@@ -101,11 +106,17 @@ class Order:
             "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.task.loras),
             "controlnets": tuple(stamp(path) for path, _ in config.controls),
         }
+        upscaler = config.upscaler and stamp(config.upscaler), self.dtype, str(self.device)
         parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
         model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
         if config.offload != "off":  # its hooks stand around all that was there when they were set
             model += tuple(parts.values())
-        return {"pipeline": ("pipeline", model)} | {name: (name, key, model) for name, key in parts.items()}
+        alone = {"pipeline": ("pipeline", model), "upscaler": ("upscaler", upscaler)}
+        return alone | {name: (name, key, model) for name, key in parts.items()}
+
+    def upscaler(self) -> Upscaler | None:
+        """Raises BadInput."""
+        return load_upscaler(self.config.upscaler, self.device, self.dtype) if self.config.upscaler else None
 
 
 @dataclass(frozen=True)
@@ -175,10 +186,7 @@ class Engine:
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         alternatives = joined_students(config.hyena, stored) or [Alternative({})]
-        if stored and config.target != GenerateConfig.target and all(file.names_its_sites for file in stored.values()):
-            watch.note(
-                f"note: target={config.target!r} has no effect, for the files say which sites their students are of"
-            )
+        check_target(config.target, stored)
         texts = (prompt, config.negative_prompt, *arrangement.prompts)
         for embedding in order.embeddings:
             if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
@@ -200,8 +208,12 @@ class Engine:
         students = [student for alternative in alternatives for student in alternative.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
-        advance = Advance(watch, Job.steps(config, alternatives, rows))
-        with order.task.prepared(pipe, nets) as (pipe, given):
+        watch.note(summary(config, order.device, order.dtype, alternatives, total))
+        task, advance = order.task, Advance(watch, Job.steps(config, alternatives, rows) + order.task.enlarges)
+        if config.upscaler and config.init_image:
+            task = task.enlarged(self._upscaler(order), advance.within)
+            advance.to(float(order.task.enlarges))
+        with task.prepared(pipe, nets) as (pipe, given):
             facts = order.model.name, model.sha256, rows, together, advance
             job = Job(pipe, config, given, arrangement, *facts)
             with (
@@ -225,6 +237,7 @@ class Engine:
         if self._model is not None and self._model[0] != on:
             self._model = None
         self._kept.only([*keys.values(), *students.values(), ("offload", on), ("colours", on)])
+        self._upscaler(order)  # what is wrong with it is said before the model is loaded
         model = self._kept.get(on, lambda: _pipeline(order))
         self._model = on, model
         pipe = model.pipe
@@ -243,6 +256,9 @@ class Engine:
         set_scheduler(pipe, config.scheduler, config.karras)
         return model, nets, stored
 
+    def _upscaler(self, order: Order) -> Upscaler | None:
+        return self._kept.get(order.keys()["upscaler"], lambda: nullcontext(order.upscaler()))
+
     def _keeping(
         self, group: Group, alternative: Alternative, unet: Any, wanted: str, tile: tuple, batch: int
     ) -> Alternative:
@@ -256,8 +272,10 @@ class Engine:
 @contextmanager
 def _pipeline(order: Order) -> Iterator[Model]:
     at_first = order.device if order.config.offload == "off" else torch.device("cpu")
-    pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
-    yield Model(pipe, order.model, model_sha256(order.model), pipe.scheduler)
+    with work(f"loading {order.model.name}", announced=False):
+        pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
+        sha256 = model_sha256(order.model)
+    yield Model(pipe, order.model, sha256, pipe.scheduler)
 
 
 @contextmanager

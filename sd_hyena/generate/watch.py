@@ -20,6 +20,9 @@ class Watch:
     Both happen at every denoising step, every batch of tiles and every tile of the VAE.
     """
 
+    def begin(self, total: int) -> None:
+        """So many steps are to come, the first of which may take long."""
+
     def step(self, done: float, total: int, latents: Tensor | None) -> None:
         """`done` of `total` steps, in fractions where a step has tiles; latents (B, 4, h, w) as the last step left them.
 
@@ -35,6 +38,22 @@ class Watch:
         say(line)
 
 
+class Part(Watch):
+    """Tells another watch of one of several drawings, which count alike."""
+
+    def __init__(self, whole: Watch, number: int, of: int):
+        self._whole, self._number, self._of = whole, number, of
+
+    def step(self, done: float, total: int, latents: Tensor | None) -> None:
+        self._whole.step((self._number + done / total) * 100, self._of * 100, latents)
+
+    def cancelled(self) -> bool:
+        return self._whole.cancelled()
+
+    def note(self, line: str) -> None:
+        self._whole.note(line)
+
+
 class Advance:
     """Counts the steps of one drawing for a watch. Raises Cancelled where it is told what happens."""
 
@@ -42,6 +61,7 @@ class Advance:
         self.watch, self.total = watch, total
         self.done, self.worth = 0.0, 1.0  # steps that are done; what the piece of work at hand is worth
         self.latents: Tensor | None = None
+        watch.begin(total)
 
     def within(self, done: int, total: int) -> None:
         """So much of the piece of work at hand is done."""
