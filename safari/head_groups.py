@@ -68,22 +68,23 @@ def mix_in_head_groups(
     else:  # split, not sliced: a slice's gradient is as large as the whole
         whole = streams if tokens_first else [t.mT for t in streams]
         groups = zip(*(t.split([p.stop - p.start for p in parts], dim=dim) for t in whole), strict=True)
-    answers = ((part, mix(*group, part)) for group, part in zip(groups, parts, strict=True))
-    y = _together(answers, x, dim)
+    groups = iter(groups)
+    answers = (mix(*next(groups), part) for part in parts)  # nothing here holds on to a group that is done
+    y = torch.cat(list(answers), dim=dim) if torch.is_grad_enabled() else _in_place(answers, parts, x, dim)
     return y if tokens_first else y.mT
 
 
-def _together(answers: Iterator[tuple[slice, Tensor]], x: Tensor, dim: int) -> Tensor:
-    """Answers of channels, which lie in `dim`, as one tensor; without gradients each is put in its place at once and not kept."""
-    if torch.is_grad_enabled():
-        return torch.cat([answer for _, answer in answers], dim=dim)
+def _in_place(answers: Iterator[Tensor], parts: Sequence[slice], x: Tensor, dim: int) -> Tensor:
+    """Answers of channels, which lie in `dim`, each put where it belongs at once and not kept."""
     y = None
-    for part, answer in answers:
+    for part in parts:
+        answer = next(answers)
         if y is None:
-            whole = list(answer.shape)
-            whole[dim] = x.shape[-1]
-            y = answer.new_empty(whole)
-        y[(slice(None),) * dim + (part,)] = answer
+            shape = list(answer.shape)
+            shape[dim] = x.shape[-1]
+            y = answer.new_empty(shape)
+        y.narrow(dim, part.start, part.stop - part.start).copy_(answer)
+        del answer
     return y
 
 
