@@ -20,7 +20,7 @@ from sd_hyena.students.losses import error_and_spread
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.teacher import Condition, Teacher
 
-LADDER = (64, 128, 256, 384, 512)  # that a site may have
+LADDER = (128, 256, 384, 512)  # that a site may have; fewer serve the size of the states and fail at larger ones
 CANVAS = 256, 256  # latent cells, 2048 px: where operations are counted, since there they matter
 
 
