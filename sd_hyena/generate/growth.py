@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
 from torch.nn import functional as F
 
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.drawing import Picture, denoising_steps
 from sd_hyena.generate.task import Task
+from sd_hyena.large.growing.deep_shrink import deep_shrink
+from sd_hyena.large.growing.demofusion import demofusion
 from sd_hyena.large.growing.diffusehigh import diffusehigh, sharpened
+from sd_hyena.large.growing.hidiffusion import hidiffusion, switches
 from sd_hyena.large.growing.stages import STEP, Canvas, sizes, times
 from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
 
@@ -23,6 +26,7 @@ AUTO = "redraw"  # the best by `python -m benchmarks grow`
 GROWS_FROM = 1.5  # times the model's own size
 STRENGTH = {"redraw": 0.4, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
+SHRINKS = 2.0  # as published; a canvas of four times the model's own size is shrunk by four
 HELD = 1 / 3  # of diffusehigh's steps: 5 of 15 are published
 
 
@@ -46,15 +50,14 @@ def sizes_of(config: GenerateConfig, own: int, method: str) -> list[Canvas]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the drawings by which a picture comes about; number `i`, by a method. `dilation` is the canvas's side over
-    the model's own."""
+    """One of the drawings by which a picture comes about; number `i`, by a method, on a model of `own` pixels a side."""
 
     config: GenerateConfig
     task: Task
     arrangement: Arrangement
     i: int
     method: str
-    dilation: int
+    own: int
 
     @classmethod
     def all_of(cls, config: GenerateConfig, own: int, method: str) -> list[Stage]:
@@ -71,9 +74,16 @@ class Stage:
             elif not config.init_image:
                 one |= {"noise_inversion": 0}
             own_config = replace(config, **one) if method != "off" else config
-            dilation = max(2, round(times((width, height), own)))
-            found.append(cls(own_config, Task.of(own_config), Arrangement.of(own_config), i, method, dilation))
+            arrangement = Arrangement.of(own_config)
+            if i and method == "demofusion" and arrangement.tiles:
+                arrangement = replace(arrangement, tiles=replace(arrangement.tiles, jitter=True))
+            found.append(cls(own_config, Task.of(own_config), arrangement, i, method, own))
         return found
+
+    @property
+    def times(self) -> float:
+        """The canvas's side over the model's own."""
+        return times((self.config.width, self.config.height), self.own)
 
     def told(self, seed: int, prompt: str) -> Stage:
         """The stage with what is known once the model is: each stage has noise of its own."""
@@ -83,19 +93,14 @@ class Stage:
     def around(self, pipe: Any, map: Callable) -> AbstractContextManager:
         """The method, around a pipeline for this stage's task; `map` is TiledDiffusion's."""
         if self.method == "deep_shrink":
-            from sd_hyena.large.growing.deep_shrink import deep_shrink
-
-            return deep_shrink(pipe)
+            return deep_shrink(pipe, factor=max(SHRINKS, self.times))
         if self.method == "hidiffusion":
-            from sd_hyena.large.growing.hidiffusion import hidiffusion
-
-            return hidiffusion(pipe)
+            canvas = self.config.height, self.config.width
+            return hidiffusion(pipe, **switches(canvas, (self.own, self.own)))
         if self.i and self.method == "diffusehigh":
             return diffusehigh(pipe, steps=max(1, round(HELD * denoising_steps(self.config))))
         if self.i and self.method == "demofusion":
-            from sd_hyena.large.growing.demofusion import demofusion
-
-            return demofusion(pipe, dilation=self.dilation, map=map)
+            return demofusion(pipe, dilation=max(2, round(self.times)), circular=self.config.circular, map=map)
         return nullcontext()
 
     def start(self, before: Sequence[Picture]) -> Any:
@@ -103,7 +108,7 @@ class Stage:
         width, height = self.config.width, self.config.height
         if self.method == "demofusion":
             latents = [F.interpolate(one.latents.float(), (height // 8, width // 8), mode="bicubic") for one in before]
-            return Tensor.to(_joined(latents), before[0].latents.dtype)
+            return torch.cat(latents).to(before[0].latents)
         enlarged = [larger(one.pixels, (width, height), self.config.circular) for one in before]
         return [sharpened(one) for one in enlarged] if self.method == "diffusehigh" else enlarged
 
@@ -134,12 +139,6 @@ def larger(pixels: np.ndarray, size: Canvas, circular: bool = False) -> Image.Im
     wide = Image.fromarray(np.pad(pixels, ((margin[1],) * 2, (margin[0],) * 2, (0, 0)), mode="wrap"))
     box = (margin[0], margin[1], margin[0] + picture.width, margin[1] + picture.height)
     return wide.resize(size, Image.Resampling.LANCZOS, box)
-
-
-def _joined(latents: Sequence[Tensor]) -> Tensor:
-    import torch
-
-    return torch.cat(list(latents))
 
 
 class Standing:
