@@ -30,18 +30,18 @@ from sd_hyena.generate.alternatives import (
     students_of,
 )
 from sd_hyena.generate.drawing import denoising_steps
-from sd_hyena.generate.growth import Stage, Standing, grown, method_of
+from sd_hyena.generate.growth import Stage, Standing, grown, method_of, own_side
 from sd_hyena.generate.job import Drawn, Job, shares
 from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.lora.applied import Given
-from sd_hyena.models.own_size import own_side
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noise_levels
 from sd_hyena.models.vae import check_vae
@@ -87,7 +87,7 @@ class Order:
         check_sampler(config.scheduler, noise_levels(path))
         if config.vae:
             check_vae(config.vae)
-        own = own_side(path)
+        own = own_side(config.model)
         stages = tuple(Stage.all_of(config, own, method_of(config, own)))
         embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in stages[-1].task.loras))
         device = pick_device(own_device(config.device))
@@ -219,6 +219,7 @@ class Engine:
         students = [student for ones in alternatives for one in ones for student in one.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
+        watch.note(summary(config, order.device, order.dtype, [ones[-1] for ones in alternatives], total))
         advance = Advance(watch, Job.steps(stages, alternatives, rows))
 
         @contextmanager

@@ -21,6 +21,7 @@ from sd_hyena.large.growing.diffusehigh import diffusehigh, sharpened
 from sd_hyena.large.growing.hidiffusion import hidiffusion, switches
 from sd_hyena.large.growing.stages import STEP, Canvas, sizes, times
 from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
+from sd_hyena.options.own_defaults import own_defaults
 
 AUTO = "redraw"  # the best by `python -m benchmarks grow`
 GROWS_FROM = 1.5  # times the model's own size
@@ -28,6 +29,12 @@ STRENGTH = {"redraw": 0.4, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stag
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
 SHRINKS = 2.0  # as published; a canvas of four times the model's own size is shrunk by four
 HELD = 1 / 3  # of diffusehigh's steps: 5 of 15 are published
+
+
+def own_side(model: str) -> int:
+    """Pixels of a side of the square that a model draws by itself. Raises BadInput."""
+    own = own_defaults(model)
+    return round((own.width * own.height) ** 0.5)
 
 
 def method_of(config: GenerateConfig, own: int) -> str:
@@ -98,7 +105,8 @@ class Stage:
             canvas = self.config.height, self.config.width
             return hidiffusion(pipe, **switches(canvas, (self.own, self.own)))
         if self.i and self.method == "diffusehigh":
-            return diffusehigh(pipe, steps=max(1, round(HELD * denoising_steps(self.config))))
+            held = max(1, round(HELD * denoising_steps(self.config)))
+            return diffusehigh(pipe, steps=held, circular=self.config.circular)
         if self.i and self.method == "demofusion":
             return demofusion(pipe, dilation=max(2, round(self.times)), circular=self.config.circular, map=map)
         return nullcontext()

@@ -98,7 +98,8 @@ class Job:
                     own = dict(
                         hyena=alternatives[-1].entry, seed=(self.config.seed + n) % 2**32, num_images=1, iteration=1
                     )
-                    own |= dict(keep_attention=kept if kept.strip(";") else "", grow=self.stages[-1].method)
+                    own["keep_attention"] = kept if kept.strip(";") else ""
+                    own |= {"grow": method} if (method := self.stages[-1].method) != "off" else {}
                     own |= {"grow_strength": self.stages[-1].config.strength} if len(self.stages) > 1 else {}
                     own |= {"tiled_diffusion": tiled} if tiled else {}
                     yield Drawn(h, n, replace(self.config, **own), image, teacher, *facts, stage)

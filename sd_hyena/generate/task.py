@@ -11,8 +11,10 @@ from PIL import Image
 from torch import nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.framed import framed, same_shape
 from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
+from sd_hyena.files.pixels import picture_size
 from sd_hyena.models.controlnet import check_controlnet, load_controlnet
 from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.models.lora.applied import Given, loras_in
@@ -43,7 +45,7 @@ class Task:
         if config.init_image == BEFORE:
             pictures["init_image"] = None
         elif config.init_image:
-            pictures["init_image"] = _picture(config, "init_image", config.init_image)
+            pictures["init_image"] = _start(config, notes)
         if config.mask:
             pictures["mask"] = _mask(config, notes)
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
@@ -80,18 +82,33 @@ class Task:
 def _picture(
     config: GenerateConfig, name: str, path: str, read: Callable[[str], Image.Image] = read_picture
 ) -> Image.Image:
-    """A picture at the canvas's size, as `read` gives it, RGB. Raises BadInput."""
-    size = (config.width, config.height)
+    """A picture of the canvas's shape at its size, as `read` gives it. Raises BadInput."""
+    size, image = (config.width, config.height), _read(name, path, read)
+    if not same_shape(image.size, size):
+        raise BadInput(f"{name}={path!r} is {_size(image)}, of another shape than the {_size(size)} picture; crop it")
+    return framed(image, size, "stretch")
+
+
+def _start(config: GenerateConfig, notes: list[str]) -> Image.Image:
+    """The picture to start from at the canvas's size. Raises BadInput."""
+    size, image = (config.width, config.height), _read("init_image", config.init_image, read_picture)
+    if config.resize == "crop" and not same_shape(image.size, size):
+        notes.append(
+            f"note: init_image is {_size(image)}, of another shape than {_size(size)}, and its middle is drawn again; "
+            "-W or -H alone keeps the shape, --resize fit or stretch all of it"
+        )
+    return framed(image, size, config.resize)
+
+
+def _read(name: str, path: str, read: Callable[[str], Image.Image]) -> Image.Image:
     try:
-        image = read(path)
+        return read(path)
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
-    if name != "init_image" and abs(image.width * size[1] - image.height * size[0]) > max(*image.size, *size):
-        raise BadInput(
-            f"{name}={path!r} is {image.width}x{image.height}, of another shape than the {size[0]}x{size[1]} picture; "
-            "crop it"
-        )
-    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _size(size: Image.Image | tuple[int, int]) -> str:
+    return "{}x{}".format(*(size if isinstance(size, tuple) else size.size))
 
 
 def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
@@ -102,7 +119,13 @@ def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
         notes.extend(filter(None, [said]))
         return mask
 
-    mask = _picture(config, "mask", config.mask, read)
+    size, mask = (config.width, config.height), _read("mask", config.mask, read)
+    if not same_shape(mask.size, size) and not same_shape(mask.size, picture_size(config.init_image)):
+        raise BadInput(
+            f"mask={config.mask!r} is {_size(mask)}, of another shape than the {_size(size)} picture and than init_image; "
+            "crop it"
+        )
+    mask = framed(mask, size, config.resize, rest=255)
     brightest = mask.getextrema()[1]
     if brightest < HALF:
         raise BadInput(

@@ -34,7 +34,7 @@ def is_on(config: Any, name: str) -> bool:
         return value != "off" or bool(config.hires)
     if value == "auto":
         return max(config.width, config.height) > AUTO_FROM[name]
-    return value > 1 if name == "cfg_scale" else value not in (None, "", "off", 0)
+    return value is None or value > 1 if name == "cfg_scale" else value not in (None, "", "off", 0)
 
 
 def _told(name: str) -> str:

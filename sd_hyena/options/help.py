@@ -96,6 +96,8 @@ def _said(field: Field, kind: Any, in_full: bool) -> str:
     said = field.metadata["help"] if in_full else field.metadata["help"].partition("; ")[0]
     if in_full and typing.get_origin(kind) is Literal:
         said += f"; one of {', '.join(typing.get_args(kind))}"
+    if (shown := field.metadata["shown"]) is not None:
+        return f"{said} [{shown}]" if shown else said
     if field.default in (None, "") or isinstance(field.default, bool):
         return said + (f"; --no_{field.name} turns it off" if field.default is True else "")
     return f"{said} [{field.default}]"
