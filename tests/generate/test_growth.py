@@ -173,7 +173,7 @@ def test_a_student_of_one_size_is_drawn_with_plainly_unless_growing_is_asked_for
 
 
 def test_hires_is_a_redraw_in_a1111_s_words(tmp_path):
-    given = dict(width=80, height=64, hires=2.0, grow_strength=0.55, grow="auto")
+    given = dict(width=80, height=64, hires=2.0, grow_strength=0.55, grow_steps=2, grow="auto")
     (path,) = generate(config(tmp_path, **given))
     assert pixels(path).shape == (128, 160, 3)
     text = Image.open(path).info["parameters"]
