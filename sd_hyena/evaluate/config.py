@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sd_hyena.errors import BadInput
 from sd_hyena.evaluate.judge import judge_of
@@ -11,39 +12,56 @@ from sd_hyena.options import given_path
 from sd_hyena.options.command_line import option, with_paths
 from sd_hyena.options.rules import LARGEST_SIDE, DType
 
+WHAT, SIZE, WHERE, SPEED, EXPERT = GROUPS = (
+    "what",
+    "sizes and steps",
+    "where it goes",
+    "memory and speed",
+    "expert",
+)  # of --help, in the order in which people ask
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Measure trained students against their teacher at several sizes."""
+
+    GROUPS: ClassVar[tuple[str, ...]] = GROUPS
 
     students: str = option(
         "",
         "files of train.py, also as plain arguments; a,b are compared, a+b are used together",
         path=given_path.students,
         beside="students",
+        group=WHAT,
     )
     model: str = option(
         "",
         "the teacher: diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
         "-m",
         path=given_path.model,
+        group=WHAT,
     )
-    sizes: str = option("", "e.g. 256,512,768x384; default: the model's own size, twice that, and a rectangle")
-    guidance: str = option("1,5,10", "scales of guidance")
-    images: int = option(16, "images at the first size and each scale; fewer at larger sizes, at equal cost")
-    states: int = option(16, "held-out states for the errors")
-    steps: int = option(25, "denoising steps of an image", "-s")
-    seed: int = option(10_000, "of the first image and state", "-k")
+    sizes: str = option(
+        "", "e.g. 256,512,768x384; default: the model's own size, twice that, and a rectangle", group=SIZE
+    )
+    guidance: str = option("1,5,10", "scales of guidance", group=SIZE)
+    images: int = option(
+        16, "images at the first size and each scale; fewer at larger sizes, at equal cost", group=SIZE
+    )
+    states: int = option(16, "held-out states for the errors", group=SIZE)
+    steps: int = option(25, "denoising steps of an image", "-s", group=SIZE)
+    seed: int = option(10_000, "of the first image and state", "-k", group=SIZE)
     prompts: str = option(
         "",
         "text file, of whose last quarter they are taken, where training takes none; default: the model's own",
         path=given_path.plain_file,
+        group=WHAT,
     )
-    judge: str = option("", "module:function(image, caption) -> bool, whether an image shows its caption")
-    out_dir: str = option("out/evaluation", "where the report goes", "-o", path=given_path.folder)
-    device: str = option("auto", "auto, cpu, cuda, mps")
-    dtype: DType = option("auto", "auto: float16 on a GPU")
-    debug: bool = option(False, "show the traceback of an error")
+    judge: str = option("", "module:function(image, caption) -> bool, whether an image shows its caption", group=WHAT)
+    out_dir: str = option("out/evaluation", "where the report goes", "-o", path=given_path.folder, group=WHERE)
+    device: str = option("auto", "auto, cpu, cuda, mps", group=SPEED)
+    dtype: DType = option("auto", "auto: float16 on a GPU", group=SPEED)
+    debug: bool = option(False, "show the traceback of an error", group=EXPERT)
 
     def __post_init__(self):
         if min(self.images, self.states, self.steps) < 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -17,8 +18,9 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.names import for_a_shell
-from sd_hyena.options import from_image, given_path, named_files
+from sd_hyena.options import from_image, given_path, help, named_files
 from sd_hyena.options.found import Found
+from sd_hyena.options.meant import unrecognized
 from sd_hyena.options.shipped import shipped_file
 
 Config = typing.TypeVar("Config")
@@ -32,16 +34,21 @@ def option(
     path: Callable[[str, str], object] | None = None,
     beside: str = "",
     needs: str = "",
+    group: str = "",
+    common: bool = False,
 ) -> Any:
     """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
 
     needs: the option without which it has no effect, see effect.py.
+    group: under which of the config's GROUPS it is shown; `common` ones are in `--help`, up to the first semicolon of
+    their help, see help.py.
 
     `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
     all files and flags have had their say, and not of an empty value. `beside` is the folder beside the model where bare
     names are looked up before.
     """
     metadata = {"help": help, "flags": flags, "free": free, "path": path, "beside": beside, "needs": needs}
+    metadata |= {"group": group, "common": common}
     return field(default=default, metadata=metadata)
 
 
@@ -53,7 +60,11 @@ def parse(
 
     Raises BadInput.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    typed = sys.argv[1:] if arguments is None else arguments
+    arguments = [_spelled(argument) for argument in typed]
+    if asked := help.asked_for(arguments):
+        print(help.text(config_class, asked == help.ALL), end="")
+        raise SystemExit(0)
     stored: dict[str, Any] = dict(given or {})
     for value in _taken(arguments, "--config", keep=False):
         stored |= _read_yaml(value)
@@ -68,7 +79,7 @@ def parse(
     try:
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
-        raise BadInput(f"{yaml_file.first_line(error)}; see --help") from None
+        raise BadInput(_mended(yaml_file.first_line(error), typed, config_class)) from None
     chosen = {f.name: values[f.name] for f in dataclasses.fields(config_class)}
     untouched = {f.name: stored.get(f.name, f.default) for f in dataclasses.fields(config_class)}
     for found in pictures:
@@ -122,34 +133,54 @@ def _model(config: Any) -> str:
 
 
 def build_parser(config_class: type):
-    """The command line of a config, generated from its fields."""
-    from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+    """The command line of a config, generated from its fields; help.py says what there is."""
+    from jsonargparse import ActionYesNo, ArgumentParser
 
-    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        """Leaves the lines of the listing at the end as they are."""
-
-    parser = ArgumentParser(
-        description=config_class.__doc__,
-        epilog=getattr(config_class, "epilog", str)(),
-        formatter_class=Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; flags win over it")
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", action="config")
     types = typing.get_type_hints(config_class)
     for f in dataclasses.fields(config_class):
         flags = [*(flag for flag in f.metadata["flags"] if not flag.startswith("--")), f"--{f.name}"]
         flags += [flag for flag in f.metadata["flags"] if flag.startswith("--")]
         if types[f.name] is bool:
-            parser.add_argument(*flags, action=ActionYesNo, default=f.default, help=f.metadata["help"])
+            parser.add_argument(*flags, action=ActionYesNo, default=f.default)
         else:
             plain = str if types[f.name] == str | None else types[f.name]
-            parser.add_argument(*flags, type=plain, default=f.default, help=f.metadata["help"])
+            parser.add_argument(*flags, type=plain, default=f.default)
     for name in _former(config_class):
         kind = config_class.former_type(name)
         typed = {"action": ActionYesNo} if kind is bool else {"type": kind}
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS, **typed)
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, **typed)
     return parser
+
+
+def _spelled(argument: str) -> str:
+    """A flag with underscores, which dashes stand for; anything else as it is."""
+    name, equals, value = argument.partition("=")
+    return (
+        name[:2] + name[2:].replace("-", "_") + equals + value if re.fullmatch(r"--[A-Za-z][\w+-]*", name) else argument
+    )
+
+
+def _mended(said: str, typed: list[str], config_class: type) -> str:
+    """The parser's complaint in our words, with what was meant."""
+    names = [f.name for f in dataclasses.fields(config_class)]
+    if said.startswith("unrecognized arguments: "):
+        strange = said.partition(": ")[2].split(" ")
+        if flags := [argument for argument in typed if argument.startswith("-") and _spelled(argument) in strange]:
+            return unrecognized([flag.partition("=")[0] for flag in flags], names)
+        return f"unrecognized {' '.join(strange)}; an option has a name in front, and spaces need quotes; see --help"
+    if wrong := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', said):
+        return _must_be(wrong[1], repr(wrong[2]), typing.get_type_hints(config_class)[wrong[1]])
+    return f"{said}; see --help"
+
+
+def _must_be(name: str, value: str, kind: Any) -> str:
+    """What an option takes, in words."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "nothing"}
+    if typing.get_origin(kind) is Literal:
+        return f"{name}={value} must be one of {', '.join(typing.get_args(kind))}"
+    return f"{name}={value} must be {' or '.join(words[part] for part in typing.get_args(kind) or (kind,))}"
 
 
 def _former(config_class: type) -> Mapping[str, str]:
@@ -189,10 +220,10 @@ def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
     types = {f.name: typing.get_type_hints(config_class)[f.name] for f in dataclasses.fields(config_class)}
     unknown = sorted(set(values) - set(types) - set(_former(config_class)))
     if unknown:
-        raise BadInput(f"unknown option {', '.join(unknown)}; see --help")
+        raise BadInput(unrecognized(unknown, list(types)))
     for name, value in values.items():
         if name in types and not _is_of_type(value, types[name]):
-            raise BadInput(f"{name}={value!r} must be {getattr(types[name], '__name__', types[name])}")
+            raise BadInput(_must_be(name, repr(value), types[name]))
     return types
 
 

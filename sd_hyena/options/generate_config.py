@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.names import check_format
@@ -35,155 +35,240 @@ OPTIMIZATIONS = (
 )  # in the order of taking
 
 
+WHAT, SIZE, WHERE, LARGE, BESIDE, SPEED, EXPERT = GROUPS = (
+    "what",
+    "size and steps",
+    "where it goes",
+    "large pictures",
+    "beside: LoRA, ControlNet, embeddings",
+    "memory and speed",
+    "expert",
+)  # of --help, in the order in which people ask
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """Generate images with trained students swapped in for self-attentions."""
+
+    GROUPS: ClassVar[tuple[str, ...]] = GROUPS
 
     model: str = option(
         "",
         "diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
         "-m",
         path=given_path.model,
+        group=WHAT,
+        common=True,
     )
     vae: str = option(
-        "", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae, beside="vae"
+        "",
+        "another VAE for it: diffusers folder, .safetensors or .ckpt file",
+        path=given_path.vae,
+        beside="vae",
+        group=WHAT,
     )
     hyena: str = option(
         "",
-        "trained students, files or names beside the model; a,b are alternatives numbered by {h}, a+b are used together; "
-        "landmarks, landmarks:128, landmarks:level0 need no training",
+        "trained students, or landmarks, which need no training; files or names beside the model, landmarks:128, "
+        "landmarks:level0; a,b are alternatives numbered by {h}, a+b are used together",
         "-y",
         path=given_path.students,
         beside="students",
+        group=WHAT,
+        common=True,
     )
-    target: str = option("IN01", "the site of a file that does not say (the ancestor's)", "-t", needs="hyena")
+    target: str = option(
+        "IN01", "the site of a file that does not say (the ancestor's)", "-t", needs="hyena", group=WHAT
+    )
     prompt: str | None = option(
-        None, "(more:1.2) [less] BREAK, of any length; default: the model's first example prompt", "-p"
+        None,
+        "what to draw: (more:1.2) [less] BREAK, of any length; default: the model's first example prompt",
+        "-p",
+        group=WHAT,
+        common=True,
     )
-    negative_prompt: str = option("", "what to avoid; guidance works without it", "-q", needs="cfg_scale")
+    negative_prompt: str = option(
+        "", "what to avoid; guidance works without it", "-q", needs="cfg_scale", group=WHAT, common=True
+    )
     clip_skip: int = option(
-        1, "the layer of the text encoder to read, from the last, 1; SDXL reads the second by itself"
+        1, "the layer of the text encoder to read, from the last, 1; SDXL reads the second by itself", group=WHAT
     )
     embeddings: str = option(
         "",
         "textual inversions: files (word.pt, word.safetensors) and folders, separated by commas",
         path=given_path.embeddings,
         beside="embeddings",
+        group=BESIDE,
     )
-    width: int = option(512, "image width in pixels, a multiple of 8", "-W")
-    height: int = option(0, "image height; 0 means as the width", "-H")
-    num_images: int = option(4, "images in an iteration", "-n")
-    batch_size: int = option(1, "images at once; image i does not depend on it, to the last bit only at 1", "-b")
-    steps: int = option(30, "denoising steps", "-s")
-    cfg_scale: float = option(7.0, "guidance; 0 turns it off", "-c")
-    iteration: int = option(1, "how often; NUM_IMAGES x ITERATION images in all", "-i")
-    seed: int = option(-1, "of the first image, image i has seed + i; -1 draws one and records it", "-k")
-    scheduler: Scheduler = option("ddim", "sampler")
-    karras: bool = option(False, "Karras' noise levels (euler, heun, lms, dpm++, unipc)")
-    out_dir: str = option("./", "where the images go", "-o", path=given_path.folder)
+    width: int = option(512, "image width in pixels, a multiple of 8", "-W", group=SIZE, common=True)
+    height: int = option(0, "image height, 0: as the width", "-H", group=SIZE, common=True)
+    num_images: int = option(4, "images in an iteration", "-n", group=SIZE, common=True)
+    batch_size: int = option(
+        1, "images at once; image i does not depend on it, to the last bit only at 1", "-b", group=SIZE
+    )
+    steps: int = option(30, "denoising steps", "-s", group=SIZE, common=True)
+    cfg_scale: float = option(7.0, "guidance, 0 turns it off", "-c", group=SIZE, common=True)
+    iteration: int = option(1, "how often; NUM_IMAGES x ITERATION images in all", "-i", group=SIZE)
+    seed: int = option(
+        -1, "of the first image, -1 draws one and records it; image i has seed + i", "-k", group=SIZE, common=True
+    )
+    scheduler: Scheduler = option("ddim", "sampler", group=SIZE, common=True)
+    karras: bool = option(False, "Karras' noise levels (euler, heun, lms, dpm++, unipc)", group=SIZE)
+    out_dir: str = option("./", "where the images go", "-o", path=given_path.folder, group=WHERE, common=True)
     name_format: str = option(
-        "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f"
+        "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f", group=WHERE
     )
-    compare: bool = option(False, "also write teacher | student | difference, with PSNR and SSIM", needs="hyena")
+    compare: bool = option(
+        False, "also write teacher | student | difference, with PSNR and SSIM", needs="hyena", group=WHERE, common=True
+    )
     from_image: str = option(
         "",
-        "repeat an image of ours, or of A1111, ComfyUI, InvokeAI as far as it goes: its options, with other flags on top",
+        "repeat an image: its options, with other flags on top; of A1111, ComfyUI, InvokeAI as far as it goes",
         "--from",
+        group=WHAT,
+        common=True,
     )
-    init_image: str = option("", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file)
-    strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image")
+    init_image: str = option(
+        "", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file, group=WHAT, common=True
+    )
+    strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image", group=WHAT, common=True)
     noise_inversion: int = option(
-        0, "steps that look for the noise that INIT_IMAGE itself comes from, so that it is kept, e.g. 10; 0: any noise"
+        0,
+        "steps that look for the noise that INIT_IMAGE itself comes from, so that it is kept, e.g. 10; 0: any noise",
+        group=WHAT,
     )
-    retouch: float = option(1.0, "of the noise inversion: above 1 smooths, 3 for drawings", needs="noise_inversion")
+    retouch: float = option(
+        1.0, "of the noise inversion: above 1 smooths, 3 for drawings", needs="noise_inversion", group=WHAT
+    )
     renoise_strength: float = option(
-        1.0, "of the noise inversion: fresh noise where the picture is smooth, 0 to 2", needs="noise_inversion"
+        1.0,
+        "of the noise inversion: fresh noise where the picture is smooth, 0 to 2",
+        needs="noise_inversion",
+        group=WHAT,
     )
     renoise_kernel: int = option(
-        64, "of the noise inversion: radius in px that counts as smooth", needs="noise_inversion"
+        64, "of the noise inversion: radius in px that counts as smooth", needs="noise_inversion", group=WHAT
     )
     mask: str = option(
         "",
         "white where the picture is drawn anew (inpainting); docs/models.md says how transparency is read",
         path=given_path.plain_file,
+        group=WHAT,
     )
     control_image: str = option(
-        "", "picture that the ControlNet reads: edges, depth, ...; of several a,b", path=given_path.pictures
+        "",
+        "picture that the ControlNet reads: edges, depth, ...; of several a,b",
+        path=given_path.pictures,
+        group=BESIDE,
+        common=True,
     )
     controlnet: str = option(
-        "", "a ControlNet: diffusers folder, .safetensors or .pth file; several a,b", path=given_path.controlnets
+        "",
+        "a ControlNet: diffusers folder, .safetensors or .pth file; several a,b",
+        path=given_path.controlnets,
+        group=BESIDE,
+        common=True,
     )
     control_scale: float | str = option(
-        1.0, "how strongly it acts; of several 1,0.5 or one for all", needs="controlnet"
+        1.0, "how strongly it acts; of several 1,0.5 or one for all", needs="controlnet", group=BESIDE
     )
-    lora: str = option("", "LoRA files, a.safetensors:0.8,b.safetensors", path=given_path.loras, beside="loras")
-    lora_dir: str = option("", "folders in which <lora:NAME:WEIGHT> of a prompt is looked for", path=given_path.folders)
+    lora: str = option(
+        "",
+        "LoRA files, a.safetensors:0.8,b.safetensors",
+        path=given_path.loras,
+        beside="loras",
+        group=BESIDE,
+        common=True,
+    )
+    lora_dir: str = option(
+        "", "folders in which <lora:NAME:WEIGHT> of a prompt is looked for", path=given_path.folders, group=BESIDE
+    )
     model_dir: str = option(
         "",
         "folders in which the model that a picture behind --from names is looked for, by name or hash",
         path=given_path.folders,
+        group=BESIDE,
     )
-    vae_dir: str = option("", "likewise its VAE", path=given_path.folders)
-    embedding_dir: str = option("", "likewise its textual inversions", path=given_path.folders)
+    vae_dir: str = option("", "likewise its VAE", path=given_path.folders, group=BESIDE)
+    embedding_dir: str = option("", "likewise its textual inversions", path=given_path.folders, group=BESIDE)
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
-        "auto", "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece"
+        "auto",
+        "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece",
+        group=LARGE,
+        common=True,
     )
     tile_width: int = option(
-        0, "of a tile in latent cells of 8 px; 0 chooses: 96, with students 256", needs="tiled_diffusion|regions"
+        0,
+        "of a tile in latent cells of 8 px; 0 chooses: 96, with students 256",
+        needs="tiled_diffusion|regions",
+        group=LARGE,
     )
-    tile_height: int = option(0, "likewise", needs="tiled_diffusion|regions")
+    tile_height: int = option(0, "likewise", needs="tiled_diffusion|regions", group=LARGE)
     overlap: int | None = option(
-        None, "cells that tiles share; default: half a tile, with spot none", needs="tiled_diffusion|regions"
+        None,
+        "cells that tiles share; default: half a tile, with spot none",
+        needs="tiled_diffusion|regions",
+        group=LARGE,
     )
-    tile_batch_size: int = option(4, "tiles at once", needs="tiled_diffusion|regions")
+    tile_batch_size: int = option(4, "tiles at once", needs="tiled_diffusion|regions", group=LARGE)
     tile_weights: Literal["auto", "uniform", "gaussian", "cosine", "ramp"] = option(
         "auto",
         "how much a tile's cells count; auto: gaussian for mixture, else cosine; uniform: MultiDiffusion as published",
         needs="tiled_diffusion|regions",
+        group=LARGE,
     )
     regions: str = option(
         "",
-        "JSON file of rectangles with their own prompts (bbox_controls), or a PNG of ours",
+        "JSON file of rectangles with their own prompts; in the form of bbox_controls, or a PNG of ours",
         path=given_path.plain_file,
+        group=LARGE,
+        common=True,
     )
-    draw_background: bool = option(False, "draw tiles below the regions too", needs="regions")
+    draw_background: bool = option(False, "draw tiles below the regions too", needs="regions", group=LARGE)
     tiled_vae: Literal["off", "auto", "exact", "fast", "two_pass", "classic", "blend"] = option(
-        "auto", "how the VAE works in tiles; exact changes nothing; auto: exact above 1024 px"
+        "auto", "how the VAE works in tiles; exact changes nothing; auto: exact above 1024 px", group=LARGE
     )
     encoder_tile_size: int = option(
-        0, "tile of the VAE's encoder in px; 0: by free memory", needs="tiled_vae+init_image"
+        0, "tile of the VAE's encoder in px; 0: by free memory", needs="tiled_vae+init_image", group=LARGE
     )
-    decoder_tile_size: int = option(0, "tile of its decoder in latent cells; 0: by free memory", needs="tiled_vae")
-    color_fix: bool = option(False, "true colours for the fast encoder", needs="tiled_vae+init_image")
+    decoder_tile_size: int = option(
+        0, "tile of its decoder in latent cells; 0: by free memory", needs="tiled_vae", group=LARGE
+    )
+    color_fix: bool = option(False, "true colours for the fast encoder", needs="tiled_vae+init_image", group=LARGE)
     hypertile: int = option(
-        0, "HyperTile: split the attentions that stay into tiles of so many px, e.g. 256; 0 does not"
+        0, "HyperTile: split the attentions that stay into tiles of so many px, e.g. 256; 0 does not", group=SPEED
     )
-    hypertile_swap: int = option(2, "how many tilings take turns", needs="hypertile")
-    hypertile_depth: int = option(0, "levels that are split, from the finest: 0 to 3", needs="hypertile")
-    attn_shape: Literal["off", "brick", "tile", "shifted"] = option("off", "LargeResPatch: attention in 64x64 bricks")
-    ff_chunk_size: int = option(0, "tokens at once in the feed-forward layers, e.g. 4096; 0: all")
+    hypertile_swap: int = option(2, "how many tilings take turns", needs="hypertile", group=SPEED)
+    hypertile_depth: int = option(0, "levels that are split, from the finest: 0 to 3", needs="hypertile", group=SPEED)
+    attn_shape: Literal["off", "brick", "tile", "shifted"] = option(
+        "off", "LargeResPatch: attention in 64x64 bricks", group=EXPERT
+    )
+    ff_chunk_size: int = option(0, "tokens at once in the feed-forward layers, e.g. 4096; 0: all", group=SPEED)
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = option(
-        "auto", "PyTorch's kernel for the attentions that stay"
+        "auto", "PyTorch's kernel for the attentions that stay", group=SPEED
     )
     optimize: str = option(
         "",
         "steps, separated by commas: bf16, channels_last, sdpa, qkv (fused projections), int8 (torchao), compile, "
         "graphs (of a GPU's launches), halves (the sides of guidance in turn)",
+        group=SPEED,
     )
     keep_attention: str = option(
         "",
         "sites that keep their attention although there is a student; auto: where it is measured to be faster at this size",
         needs="hyena",
+        group=SPEED,
     )
-    device: str = option("auto", "auto, cpu, cuda, mps")
+    device: str = option("auto", "auto, cpu, cuda, mps", group=SPEED, common=True)
     offload: Literal["off", "model", "group", "sequential"] = option(
         "off",
         "weights wait in the computer's memory: whole networks (model), or single layers, slower and in less memory of "
         "the GPU (group, sequential)",
+        group=SPEED,
     )
-    dtype: DType = option("auto", "auto: float16 on a GPU")
-    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side")
-    debug: bool = option(False, "show the traceback of an error")
+    dtype: DType = option("auto", "auto: float16 on a GPU", group=SPEED)
+    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", group=EXPERT)
+    debug: bool = option(False, "show the traceback of an error", group=EXPERT)
 
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)

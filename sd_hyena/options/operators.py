@@ -78,7 +78,7 @@ class Operator:
         make: an `nn.Module` class, or "module:Class", which is imported when it is needed. `make(channels, **options)`
             gives a mixer; its `forward(streams, x, (H, W))` takes streams and tokens x of (B, L, D), L = H W, and returns
             (B, L, D). A file's header is tried without memory, so the constructor must not look into its tensors
-        help: one line for `--help`
+        help: one line for `--help_all`
         options: by name, what it can be told
         streams: how many it takes: the site's query, keys and value, in this order, each with a trained change of its own.
             Given the options, if their number depends on them. 0: it is called as `forward(x)` and has projections of
@@ -306,7 +306,7 @@ def operator_named(name: str) -> Operator:
 
 
 def listing() -> str:
-    """All of them with their options, for `--help`."""
+    """All of them with their options, for `--help_all`."""
     lines = ["operators, and their options behind --operator_options key=value,...:"]
     for operator in OPERATORS.values():
         lines.append(f"  {operator.name:<15}{operator.help}")

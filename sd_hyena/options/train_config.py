@@ -19,9 +19,22 @@ NEWEST = "hyena"  # the name of the newest students in OUT_DIR
 Source = Literal["samples", "trajectories", "images", "latents", "noise"]
 
 
+WHAT, SIZE, WHERE, DATA, STUDENT, SPEED, EXPERT = GROUPS = (
+    "what",
+    "size and steps",
+    "where it goes",
+    "data",
+    "the student",
+    "memory and speed",
+    "expert",
+)  # of --help, in the order in which people ask
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Distil self-attentions of a Stable Diffusion checkpoint into Hyena operators; watch it in TensorBoard."""
+
+    GROUPS: ClassVar[tuple[str, ...]] = GROUPS
 
     teacher_model: str = option(
         "",
@@ -29,106 +42,192 @@ class TrainConfig:
         "-m",
         free=True,
         path=given_path.model,
+        group=WHAT,
+        common=True,
     )
     vae: str = option(
-        "", "another VAE for it: diffusers folder, .safetensors or .ckpt file", path=given_path.vae, beside="vae"
+        "",
+        "another VAE for it: diffusers folder, .safetensors or .ckpt file",
+        path=given_path.vae,
+        beside="vae",
+        group=WHAT,
     )
     target: str = option(
         "IN01",
-        "sites: names (IN01,OUT11), level0, level1, all, a pattern (OUT*), or auto: chosen by a short pilot",
+        "sites: IN01,OUT11 or level0, level1, all, OUT* or auto; auto: chosen by a short pilot",
         "-t",
+        group=WHAT,
+        common=True,
     )
-    max_error: float = option(0.0, "of -t auto: the largest relative error of a site's pilot; 0 means any", free=True)
-    budget: str = option("", "of -t auto: how many times cheaper the UNet is to become, e.g. 4x", free=True)
-    operator: str = option("hyena2d", f"what stands in for attention: {', '.join(OPERATORS)}; see the list at the end")
+    max_error: float = option(
+        0.0, "of -t auto: the largest relative error of a site's pilot; 0 means any", free=True, group=WHAT
+    )
+    budget: str = option(
+        "", "of -t auto: how many times cheaper the UNet is to become, e.g. 4x", free=True, group=WHAT, common=True
+    )
+    operator: str = option(
+        "hyena2d",
+        f"what stands in for attention; one of {', '.join(OPERATORS)}, see the list at the end",
+        group=STUDENT,
+        common=True,
+    )
     stage: Literal["layerwise", "joint", "end_to_end"] = option(
-        "layerwise", "layerwise: each site by itself; joint: all together inside the UNet; end_to_end: its prediction"
+        "layerwise",
+        "layerwise, joint or end_to_end; each site by itself, all together inside the UNet, or its prediction",
+        group=STUDENT,
+        common=True,
     )
-    feature_weight: float = option(0.1, "of the sites' outputs beside the prediction in end_to_end")
-    guidance_weight: float = option(0.5, "of the guided prediction, at scales from 1 to 10, in end_to_end")
+    feature_weight: float = option(0.1, "of the sites' outputs beside the prediction in end_to_end", group=STUDENT)
+    guidance_weight: float = option(
+        0.5, "of the guided prediction, at scales from 1 to 10, in end_to_end", group=STUDENT
+    )
     operator_options: str = option(
         "",
-        "key=value,... of the operator, where they differ from their defaults; the list at the end of --help has them",
+        "key=value,... of the operator, where they differ from their defaults; the list at the end has them",
+        group=STUDENT,
     )
-    hyena_order: int = option(2, "of the 1-D operators: gates and long convolutions in turn, order - 1 of them")
-    hyena_filter_order: int = option(64, "width of the filter's MLP")
-    hyena_num_blocks: int = option(1, "must be 1: with more, the published filter wraps around")
-    hyena_num_heads: int = option(1, "must be 1: the published operator crashes on more")
-    hyena_short_filter_order: int = option(3, "taps of the short convolution on each stream")
-    width: int = option(512, "image width in pixels, a multiple of 8", "-W")
-    height: int = option(0, "image height; 0 means as the width", "-H")
-    batch_size: int = option(16, "samples in a step, over all devices", "-b")
+    hyena_order: int = option(
+        2, "of the 1-D operators: gates and long convolutions in turn, order - 1 of them", group=EXPERT
+    )
+    hyena_filter_order: int = option(64, "width of the filter's MLP", group=EXPERT)
+    hyena_num_blocks: int = option(1, "must be 1: with more, the published filter wraps around", group=EXPERT)
+    hyena_num_heads: int = option(1, "must be 1: the published operator crashes on more", group=EXPERT)
+    hyena_short_filter_order: int = option(3, "taps of the short convolution on each stream", group=EXPERT)
+    width: int = option(512, "image width in pixels, a multiple of 8", "-W", group=SIZE, common=True)
+    height: int = option(0, "image height, 0: as the width", "-H", group=SIZE, common=True)
+    batch_size: int = option(16, "samples in a step, over all devices", "-b", group=SIZE, common=True)
     micro_batch_size: int = option(
         0,
         "samples at once on each device, the rest accumulated; 0 means all, halved on out-of-memory on one device",
         free=True,
+        group=SPEED,
     )
-    lr: float = option(2e-3, "learning rate (the ancestor's 1e-5 trains nothing on real activations)", "-r", free=True)
-    lr_projections: float = option(0.0, "learning rate of the projections' change; 0 means a tenth of lr", free=True)
-    schedule: Literal["cosine", "constant"] = option("cosine", "learning rate after the warm-up", free=True)
-    warmup_steps: int = option(20, "steps of linear warm-up", free=True)
-    weight_decay: float = option(0.0, "of AdamW")
-    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", free=True)
-    ema: float = option(0.0, "decay of the averaged weights, e.g. 0.99; 0 turns averaging off")
-    n_steps: int = option(200, "training steps", "-n", free=True)
-    save_every_n_steps: int = option(40, "0 saves only at the end", "-s", free=True)
-    keep: int = option(3, "how many checkpoints stay", free=True)
-    validate_every_n_steps: int = option(50, "0 validates only at the start and the end", free=True)
+    lr: float = option(
+        2e-3,
+        "learning rate; the ancestor's 1e-5 trains nothing on real activations",
+        "-r",
+        free=True,
+        group=SIZE,
+        common=True,
+    )
+    lr_projections: float = option(
+        0.0, "learning rate of the projections' change; 0 means a tenth of lr", free=True, group=EXPERT
+    )
+    schedule: Literal["cosine", "constant"] = option(
+        "cosine", "learning rate after the warm-up", free=True, group=EXPERT
+    )
+    warmup_steps: int = option(20, "steps of linear warm-up", free=True, group=EXPERT)
+    weight_decay: float = option(0.0, "of AdamW", group=EXPERT)
+    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", free=True, group=EXPERT)
+    ema: float = option(0.0, "decay of the averaged weights, e.g. 0.99; 0 turns averaging off", group=EXPERT)
+    n_steps: int = option(200, "training steps", "-n", free=True, group=SIZE, common=True)
+    save_every_n_steps: int = option(40, "0 saves only at the end", "-s", free=True, group=WHERE)
+    keep: int = option(3, "how many checkpoints stay", free=True, group=WHERE)
+    validate_every_n_steps: int = option(50, "0 validates only at the start and the end", free=True, group=SIZE)
     data: Source = option(
         "samples",
-        "samples: images the teacher drew; trajectories: states it met while drawing; noise: a baseline",
+        "what the students learn from; samples: images the teacher drew; trajectories: states it met while drawing; noise: a baseline",
+        group=DATA,
+        common=True,
     )
-    data_path: str = option("", "the folder for --data images, the .safetensors file for --data latents")
+    data_path: str = option(
+        "", "folder for --data images, .safetensors file for --data latents", group=DATA, common=True
+    )
     prompts: str = option(
         "",
         "text file, one prompt a line; default: the model's own list, or a list for natural images",
         path=given_path.plain_file,
+        group=DATA,
+        common=True,
     )
-    num_samples: int = option(32, "images the teacher draws for --data samples and trajectories, once; they are cached")
+    num_samples: int = option(
+        32,
+        "images the teacher draws for it; with --data samples and trajectories, once: they are cached",
+        group=DATA,
+        common=True,
+    )
     draw_at_once: int = option(
         0,
         "how many of them at once; 0: one on a CPU, 4 on a GPU; halved on out-of-memory, as many are lost by a crash",
         free=True,
+        group=DATA,
     )
-    sample_steps: int = option(20, "denoising steps of each of them")
-    cfg_scale: float = option(5.0, "their guidance", "-c")
-    log_dir: str = option("logs", "TensorBoard and CSV go to LOG_DIR/RUN", "-l", free=True, path=given_path.folder)
+    sample_steps: int = option(20, "denoising steps of each of them", group=DATA)
+    cfg_scale: float = option(5.0, "their guidance", "-c", group=DATA)
+    log_dir: str = option(
+        "logs",
+        "TensorBoard and CSV go to LOG_DIR/RUN",
+        "-l",
+        free=True,
+        path=given_path.folder,
+        group=WHERE,
+        common=True,
+    )
     out_dir: str = option(
-        "out", "config, checkpoints and students go to OUT_DIR/RUN", "-o", free=True, path=given_path.folder
+        "out",
+        "config, checkpoints and students go to OUT_DIR/RUN",
+        "-o",
+        free=True,
+        path=given_path.folder,
+        group=WHERE,
+        common=True,
     )
-    cache_dir: str = option("", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True)
-    name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True)
+    cache_dir: str = option(
+        "", "what the teacher drew for training goes there; default: OUT_DIR/cache", free=True, group=WHERE
+    )
+    name_format: str = option("Hyena-{s:05d}", "name of a saved student, {s} is the step", "-f", free=True, group=WHERE)
     name: str = option(
-        "", "OUT_DIR/NAME.safetensors and .pt hold the run's students too, beside OUT_DIR/hyena", free=True
+        "",
+        "OUT_DIR/NAME.safetensors and .pt hold the students too; beside OUT_DIR/hyena",
+        free=True,
+        group=WHERE,
+        common=True,
     )
     sample_prompts: str = option(
         "",
         "text file, one prompt a line: the pictures in TensorBoard; default: four of those not trained on",
         free=True,
         path=given_path.plain_file,
+        group=WHERE,
     )
-    seed: int = option(-1, "-1 draws one and records it", "-d")
-    pretrained_weight: str = option("", "a student to start from", "-p", path=given_path.plain_file, beside="students")
+    seed: int = option(-1, "-1 draws one and records it", "-d", group=SIZE)
+    pretrained_weight: str = option(
+        "", "a student to start from", "-p", path=given_path.plain_file, beside="students", group=STUDENT, common=True
+    )
     resume: str = option(
-        "", "auto: go on with the newest run of OUT_DIR; or a checkpoint's path", free=True, path=given_path.run
+        "",
+        "go on with a run: its folder, or auto for the newest of OUT_DIR; or a checkpoint's path",
+        free=True,
+        path=given_path.run,
+        group=WHERE,
+        common=True,
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = option(
-        "auto", "auto: bf16 where the device has it", free=True
+        "auto", "auto: bf16 where the device has it", free=True, group=SPEED
     )
-    device: str = option("auto", "auto, cpu, cuda, mps", free=True)
-    devices: int = option(1, "how many of them share the batch, each with a process of its own", free=True)
+    device: str = option("auto", "auto, cpu, cuda, mps", free=True, group=SPEED, common=True)
+    devices: int = option(1, "how many of them share the batch, each with a process of its own", free=True, group=SPEED)
     num_nodes: int = option(
         1,
         "machines with so many devices each; start it on each with MASTER_ADDR, MASTER_PORT, NODE_RANK set",
         free=True,
+        group=SPEED,
     )
-    strategy: Literal["auto", "ddp"] = option("auto", "Lightning's; auto: ddp on several devices", free=True)
-    dtype: DType = option("auto", "of the teacher; auto: bfloat16 on a GPU that has it, else float16", free=True)
+    strategy: Literal["auto", "ddp"] = option(
+        "auto", "Lightning's; auto: ddp on several devices", free=True, group=SPEED
+    )
+    dtype: DType = option(
+        "auto", "of the teacher; auto: bfloat16 on a GPU that has it, else float16", free=True, group=SPEED
+    )
     dry_run: bool = option(
-        False, "the estimate, two pictures, one step, one save, one reload, no previews, then stop", free=True
+        False,
+        "try it: the estimate, two pictures, one step, one save; one reload, no previews, then stop",
+        free=True,
+        group=WHAT,
+        common=True,
     )
-    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", free=True)
-    debug: bool = option(False, "show the traceback of an error", free=True)
+    allow_huge: bool = option(False, f"lift the limit of {LARGEST_SIDE} pixels a side", free=True, group=EXPERT)
+    debug: bool = option(False, "show the traceback of an error", free=True, group=EXPERT)
 
     def __post_init__(self):
         object.__setattr__(self, "height", self.height or self.width)
@@ -208,7 +307,7 @@ class TrainConfig:
 
     @staticmethod
     def epilog() -> str:
-        """The end of `--help`."""
+        """The end of `--help_all`."""
         return listing()
 
     FORMER: ClassVar[dict[str, str]] = dict.fromkeys(former.FORMER, "operator_options")

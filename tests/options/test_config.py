@@ -6,7 +6,8 @@ from PIL import Image
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import write_image
-from sd_hyena.options.command_line import build_parser, from_dict, parse, to_dict
+from sd_hyena.options import help
+from sd_hyena.options.command_line import from_dict, parse, to_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig
@@ -14,7 +15,7 @@ from sd_hyena.options.train_config import TrainConfig
 
 @pytest.mark.parametrize("config_class", [TrainConfig, GenerateConfig])
 def test_every_option_has_help_and_its_default_is_valid(config_class):
-    text = build_parser(config_class).format_help()
+    text = help.text(config_class, everything=True)
     for field in dataclasses.fields(config_class):
         assert f"--{field.name}" in text and len(field.metadata["help"]) > 3
     assert from_dict(config_class, {}) == config_class()

@@ -6,7 +6,8 @@ import yaml
 from torch import nn
 
 from sd_hyena.errors import BadInput
-from sd_hyena.options.command_line import build_parser, from_dict, parse, to_dict
+from sd_hyena.options import help
+from sd_hyena.options.command_line import from_dict, parse, to_dict
 from sd_hyena.options.operators import OPERATORS, Option, operator_named, options_of, register_operator
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites, select
@@ -34,7 +35,7 @@ def test_what_an_operator_declares_is_what_its_class_takes(operator):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_help_lists_every_operator_with_its_options(operator):
-    lines = build_parser(TrainConfig).format_help().splitlines()
+    lines = help.text(TrainConfig, everything=True).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"  {operator} "))
     for name, option in operator_named(operator).options.items():
         start += 1
@@ -115,7 +116,7 @@ def test_an_operator_of_ones_own_is_trained_saved_and_loaded_like_any(registry, 
     loaded, x = load_students(tmp_path / "x.pt", unet).students[IN01], torch.randn(1, 12, 32)
     projections = Projections.of(unet.get_submodule(IN01))
     assert torch.equal(loaded(x, projections, (3, 4)), student(x, projections, (3, 4)))
-    assert "blur" in build_parser(TrainConfig).format_help()
+    assert "blur" in help.text(TrainConfig, everything=True)
     del OPERATORS["blur"]
     with pytest.raises(BadInput, match=r"operator blur for IN01.*none of"):
         load_students(tmp_path / "x.pt", unet)
