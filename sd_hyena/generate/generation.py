@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def generate(config: GenerateConfig, engine: Engine | None = None, watch: Watch 
     """
     config = with_paths(config)
     folder = writable_folder(config.out_dir)
-    written: list[tuple[tuple[int, int], list[Path]]] = []
+    written: list[tuple[tuple[float, ...], list[Path]]] = []
     failed: list[str] = []
     with (
         closing(Engine()) if engine is None else nullcontext(engine) as engine,
@@ -45,7 +46,8 @@ def generate(config: GenerateConfig, engine: Engine | None = None, watch: Watch 
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)))
         try:
             for drawn in engine.draw(config, watch, group):
-                written.append(((drawn.h, drawn.n), write(drawn, config, folder, watch)))
+                at = inf if drawn.stage is None else drawn.stage
+                written.append(((drawn.h, drawn.n, at), write(drawn, config, folder, watch)))
         except NotDrawn as error:
             failed = error.failures
         everywhere = zip(*group.gathered((written, failed)), strict=True)
@@ -63,9 +65,11 @@ def write(drawn: Drawn, config: GenerateConfig, folder: Path, watch: Watch) -> l
     text = parameters(one, drawn.model, drawn.model_sha256, drawn.students, used, vae_hash)
     metadata = {"config": one, "model_sha256": drawn.model_sha256, "students": drawn.students} | drawn.regions
     name = config.name_format.format(h=drawn.h, n=n, b=n // config.num_images, i=n % config.num_images)
+    if drawn.stage is not None:
+        name, metadata = f"{name}-stage{drawn.stage + 1}", metadata | {"stage": drawn.stage + 1}
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     path = write_image(folder / f"{name}.png", drawn.image, text, metadata)
-    if drawn.teacher is None:
+    if drawn.teacher is None or drawn.stage is not None:
         return [path]
     psnr, ssim = drawn.similarity
     picture = Image.fromarray(side_by_side(np.array(drawn.teacher), np.array(drawn.image)))

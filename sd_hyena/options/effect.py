@@ -30,6 +30,8 @@ def in_vain(config: Any) -> list[str]:
 def is_on(config: Any, name: str) -> bool:
     """Whether an option does something, as far as the config tells."""
     value = getattr(config, name)
+    if name == "grow":
+        return value != "off" or bool(config.hires)
     if value == "auto":
         return max(config.width, config.height) > AUTO_FROM[name]
     return value > 1 if name == "cfg_scale" else value not in (None, "", "off", 0)

@@ -11,6 +11,7 @@ from sd_hyena.options import given_path
 from sd_hyena.options.command_line import option
 from sd_hyena.options.prompt_constructs import check_constructs
 from sd_hyena.options.rules import (
+    ABSURD_SIDE,
     LARGEST_SIDE,
     NOISE_LEVELS,
     DType,
@@ -23,6 +24,8 @@ from sd_hyena.options.rules import (
 from sd_hyena.options.sampler import KARRAS, SAMPLERS
 
 Scheduler = Literal[tuple(SAMPLERS)]
+BEFORE = "the stage before"  # as init_image: the picture that a growing canvas is drawn from, at its size
+STAGED = ("redraw", "diffusehigh", "demofusion")  # of --grow: those that draw the picture again, larger
 OPTIMIZATIONS = (
     "bf16",
     "channels_last",
@@ -191,6 +194,33 @@ class GenerateConfig:
     )
     vae_dir: str = option("", "likewise its VAE", path=given_path.folders, group=BESIDE)
     embedding_dir: str = option("", "likewise its textual inversions", path=given_path.folders, group=BESIDE)
+    grow: Literal["auto", "off", "redraw", "diffusehigh", "demofusion", "deep_shrink", "hidiffusion"] = option(
+        "auto",
+        "how a large picture stays one picture; auto: the best that was measured, above 1.5 times the model's own size, "
+        "where there is no picture to start from and no region; off draws it plainly",
+        group=LARGE,
+        common=True,
+    )
+    grow_strength: float = option(
+        0.0,
+        "how much of the stage before is drawn anew in each, 0 to 1; 0: the method's own",
+        needs="grow",
+        group=LARGE,
+    )
+    grow_steps: int = option(
+        0, "denoising steps of each stage but the first; 0: STEPS x its strength", needs="grow", group=LARGE
+    )
+    hires: float = option(
+        0.0,
+        "A1111's hires fix: draw at WIDTH x HEIGHT, then again so many times as large (as --grow redraw); 0 does not",
+        group=LARGE,
+    )
+    save_stages: bool = option(
+        False, "also write each stage's picture, as soon as it is done", needs="grow", group=LARGE
+    )
+    circular: bool = option(
+        False, "the picture continues at its opposite sides, as a tile or a panorama of 360 degrees", group=LARGE
+    )
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
         "auto",
         "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece",
@@ -278,13 +308,15 @@ class GenerateConfig:
         at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
         between(self, 0, 1e3, "cfg_scale")
         between(self, 0, 1, "strength")
+        between(self, 0, 1, "grow_strength")
+        between(self, 0, NOISE_LEVELS, "grow_steps")
+        self._check_growing()
         check_seed(self.seed)
         check_format(self.name_format, "nhbi")
         check_text(self, "prompt", "negative_prompt")
         check_constructs(self, "prompt", "negative_prompt")
         for needy, needed in (
             ("mask", "init_image"),
-            ("noise_inversion", "init_image"),
             ("control_image", "controlnet"),
             ("controlnet", "control_image"),
         ):
@@ -310,6 +342,22 @@ class GenerateConfig:
             raise BadInput("optimize=qkv and int8 replace the weights that a LoRA changes; leave them out, or the LoRA")
         if "bf16" in self.optimizations and self.dtype not in ("auto", "bfloat16"):
             raise BadInput(f"optimize=bf16 and dtype={self.dtype} contradict each other; leave one away")
+
+    def _check_growing(self) -> None:
+        """What does not go together with a picture that grows. Raises BadInput."""
+        if self.hires:
+            between(self, 1, 16, "hires", open_low=True)
+            if self.grow not in ("auto", "off", "redraw"):
+                raise BadInput(f"hires={self.hires:g} is grow=redraw, not grow={self.grow}; leave one away")
+            limit = ABSURD_SIDE if self.allow_huge else LARGEST_SIDE
+            if max(self.width, self.height) * self.hires > limit:
+                raise BadInput(
+                    f"hires={self.hires:g} x {self.width}x{self.height} is larger than {limit} pixels a side"
+                )
+        if self.mask and (self.hires or self.grow not in ("auto", "off")):
+            raise BadInput(f"mask={self.mask!r} keeps what is not white, growing draws all of it again; use --grow off")
+        if self.noise_inversion and not (self.init_image or self.hires or self.grow in ("redraw", "diffusehigh")):
+            raise BadInput(f"noise_inversion={self.noise_inversion} needs --init_image too, or --grow redraw")
 
     @property
     def controls(self) -> list[tuple[str, float]]:
