@@ -189,26 +189,32 @@ class _Dilated:
 
     def _distant(self, arguments: dict[str, Any], blur: float) -> Tensor:
         """What the samples predict, each where it was taken, (B, C, H, W)."""
-        sample, s = arguments["sample"], self.options.dilation
-        canvas, channels = tuple(sample.shape[-2:]), self.pipe.unet.config.out_channels
-        latents = blurred(sample[:, :channels], 2 * s - 1, blur, self.options.circular)
-        arguments = arguments | {"sample": torch.cat([latents, sample[:, channels:]], 1)}
+        s, canvas = self.options.dilation, tuple(arguments["sample"].shape[-2:])
+        arguments, control = self._soft(arguments, blur), self._control and self._soft(self._control, blur)
         alike: dict[Size, list[Offset]] = {}
         for top in range(min(s, canvas[0])):
             for left in range(min(s, canvas[1])):
                 size = -(-(canvas[0] - top) // s), -(-(canvas[1] - left) // s)
                 alike.setdefault(size, []).append((top, left))
         work = [batch for group in alike.values() for batch in batches(group, self.options.tile_batch_size)]
-        predicted = self.options.map(functools.partial(self._predictions, arguments), work)
-        distant = torch.empty_like(latents)
+        predicted = self.options.map(functools.partial(self._predictions, arguments, control), work)
+        distant = torch.empty_like(arguments["sample"][:, : self.pipe.unet.config.out_channels])
         for batch, predictions in zip(work, predicted, strict=True):
             for (top, left), prediction in zip(batch, predictions, strict=True):
                 distant[..., top::s, left::s] = prediction.to(distant)
         return distant
 
-    def _predictions(self, arguments: dict[str, Any], offsets: Sequence[Offset]) -> Tensor:
+    def _soft(self, arguments: dict[str, Any], blur: float) -> dict[str, Any]:
+        """Arguments of a UNet or ControlNet with the latents blurred; an inpainting's mask and picture stay as they are."""
+        latents, rest = arguments["sample"].tensor_split([self.pipe.unet.config.out_channels], 1)
+        latents = blurred(latents, 2 * self.options.dilation - 1, blur, self.options.circular)
+        return arguments | {"sample": torch.cat([latents, rest], 1)}
+
+    def _predictions(
+        self, arguments: dict[str, Any], control: dict[str, Any] | None, offsets: Sequence[Offset]
+    ) -> Tensor:
         """Of samples of one size, in one call of the UNet: (samples, B, C, h, w)."""
-        rows, control = len(arguments["sample"]), self._control
+        rows = len(arguments["sample"])
         alone = control is not None and arguments.get("mid_block_additional_residual") is not None
         if alone:
             arguments = {name: value for name, value in arguments.items() if name not in MAPS[:2]}
@@ -269,14 +275,15 @@ def taken(x: Tensor, offset: Offset, step: int, canvas: Size) -> Tensor:
 
 def blurred(x: Tensor, size: int, sigma: float, circular: bool = False) -> Tensor:
     """(B, C, H, W) under a Gaussian of `size` cells, zero beyond the border; each image's mean and deviation stay its own."""
-    i = torch.arange(size, device=x.device, dtype=torch.float32) - (size - 1) / 2
+    wide = torch.promote_types(x.dtype, torch.float32)
+    i = torch.arange(size, device=x.device, dtype=wide) - (size - 1) / 2
     kernel = torch.exp(-(i**2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
-    y, half = x.float(), size // 2
+    y, half = x.to(wide), size // 2
     mode = "circular" if circular else "constant"
     y = F.conv2d(F.pad(y, (half, half, 0, 0), mode), kernel[:, :, None], groups=x.shape[1])
     y = F.conv2d(F.pad(y, (0, 0, half, half), mode), kernel[..., None], groups=x.shape[1])
     whole = dict(dim=(1, 2, 3), keepdim=True)
-    deviation, mean = torch.std_mean(x.float(), **whole)
+    deviation, mean = torch.std_mean(x.to(wide), **whole)
     blurred_deviation, blurred_mean = torch.std_mean(y, **whole)
     return ((y - blurred_mean) / blurred_deviation.clamp(min=1e-12) * deviation + mean).to(x.dtype)
