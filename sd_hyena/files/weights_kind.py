@@ -48,6 +48,11 @@ INVERSION = Kind(
     "a textual inversion", "give it as --embeddings FILE beside -m MODEL", r"^(emb_params|clip_[gl]|string_to_param.*)$"
 )
 REFINER = Kind("SDXL's refiner", "give SDXL's base", r"^conditioner\.embedders\.0\.model\.")
+UPSCALER = Kind(
+    "an upscaler model",
+    "give it as --upscaler FILE",
+    r"^((module|netG)\.)?(model\.1\.sub\.0\.RDB1\.|body\.0\.rdb1\.|RRDB_trunk\.0\.RDB1\.|body\.0\.weight$|conv_after_body\.)",
+)
 CONTROLNETS_ALONE = "of what steers by a picture ControlNets alone are read"
 CONTROLNET = Kind(
     "a ControlNet",
@@ -77,6 +82,7 @@ KINDS = (  # the first whose pattern is met: what holds a UNet's first convoluti
     Kind("the UNet alone of a model", "give a whole one", r"^(diffusion_model\.)?input_blocks\.0\.0\."),
     VAE,
     INVERSION,
+    UPSCALER,
     Kind("a text encoder", "give a whole model", r"(^|\.)text_model\.|^(embeddings\.token|token)_embedding\."),
 )
 NOTHING_KNOWN = Kind("no file of weights that is known here", UNKNOWN, "")

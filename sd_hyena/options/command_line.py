@@ -207,7 +207,8 @@ def _mended(said: str, typed: list[str], config_class: type) -> str:
             return unrecognized([flag.partition("=")[0] for flag in flags], names)
         return f"unrecognized {' '.join(strange)}; an option has a name in front, and spaces need quotes; see --help"
     if wrong := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', said):
-        return _must_be(wrong[1], repr(wrong[2]), typing.get_type_hints(config_class)[wrong[1]])
+        kind = typing.get_type_hints(config_class).get(wrong[1]) or config_class.former_type(wrong[1])
+        return _must_be(wrong[1], repr(wrong[2]), kind)
     return f"{said}; see --help"
 
 

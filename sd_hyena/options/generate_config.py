@@ -177,6 +177,15 @@ class GenerateConfig:
         needs="init_image",
         group=WHAT,
     )
+    upscaler: str = option(
+        "",
+        "a model that enlarges INIT_IMAGE before it is drawn again, and what grows; of ESRGAN, Real-ESRGAN, SwinIR, DAT and the like; "
+        "default: Lanczos",
+        path=given_path.upscaler,
+        beside="upscalers",
+        needs="init_image|grow",
+        group=LARGE,
+    )
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image", group=WHAT, common=True)
     noise_inversion: int = option(
         0,

@@ -102,7 +102,7 @@ TOLD = {  # what has its effect on the command line
     "vae_dir": ["--from", "old.png", "--vae_dir", "."],
     "embedding_dir": ["--from", "old.png", "--embedding_dir", "."],
 }
-ALONE = ("controlnet", "debug")  # tests of their own, below
+ALONE = ("controlnet", "debug", "upscaler")  # tests of their own, below; generate/test_upscaled_start.py
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ IN_VAIN = {
     "resize": "fit", "strength": 0.9, "retouch": 2.0, "renoise_strength": 0.5, "renoise_kernel": 32, "control_scale": 0.5, "tile_width": 32,
     "tile_height": 32, "overlap": 8, "tile_batch_size": 2, "tile_weights": "uniform", "draw_background": True, "compare": True,
     "encoder_tile_size": 512, "decoder_tile_size": 64, "color_fix": True, "hypertile_swap": 3, "hypertile_depth": 1,
-    "keep_attention": "IN01", "target": "OUT11",
+    "keep_attention": "IN01", "target": "OUT11", "upscaler": "x.pth",
 }  # fmt: skip
 
 

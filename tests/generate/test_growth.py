@@ -13,10 +13,11 @@ from sd_hyena.files.picture import read_metadata, write_image
 from sd_hyena.generate import engine
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.generation import generate
-from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, larger, method_of, sizes_of
+from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, larger, sizes_of
 from sd_hyena.generate.watch import Cancelled, Watch
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.growing import method_of
 from sd_hyena.options.infotext import options
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
