@@ -17,7 +17,7 @@ from sd_hyena.options.sampler import SAMPLERS, set_scheduler
 def test_the_taps_are_orthonormal_to_their_shifts_and_their_high_pass_has_vanishing_moments(moments):
     taps = torch.tensor(daubechies(moments), dtype=torch.float64)
     for shift in range(moments):
-        assert abs((taps[2 * shift :] * taps[: len(taps) - 2 * shift]).sum() - (shift == 0)) < 1e-9
+        assert abs((taps[2 * shift :] * taps[: len(taps) - 2 * shift]).sum() - float(shift == 0)) < 1e-9
     high = taps.flip(0) * torch.tensor([(-1.0) ** k for k in range(2 * moments)], dtype=torch.float64)
     places = torch.arange(2 * moments, dtype=torch.float64)
     assert all(abs((high * places**power).sum()) < 1e-4 for power in range(moments)) and taps.sum() > 0
