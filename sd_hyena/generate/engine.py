@@ -200,6 +200,10 @@ class Engine:
         stages = [stage.told(config.seed, prompt) for stage in order.stages]
         by_stage = [joined_students(config.hyena, one) or [Alternative({})] for one in stored]
         check_target(config.target, stored[-1])
+        texts = (prompt, config.negative_prompt, *arrangement.prompts)
+        for embedding in order.embeddings:
+            if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
+                watch.note(f"note: no prompt says {embedding.word!r}, the word of embeddings={str(embedding.path)!r}")
         for alternative in by_stage[-1]:
             if any(hash_ and hash_ != model.sha256 for hash_ in alternative.teacher_sha256):
                 watch.note(
