@@ -26,7 +26,7 @@ from sd_hyena.large.progress import Progress
 from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
 
-STRENGTH = {"redraw": 0.4, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
+STRENGTH = {"redraw": 0.3, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
 SHRINKS = 2.0  # as published; a canvas of four times the model's own size is shrunk by four
 BEHIND = 16  # pixels that a circular picture goes on behind its borders while it is enlarged
