@@ -13,6 +13,7 @@ VERBS = {  # what is typed -> the module whose `command` answers it, and what th
     "train": ("sd_hyena.distil.__main__", "distil self-attentions of a checkpoint into Hyena operators"),
     "recipe": ("sd_hyena.recipe", "stages of a distillation in turn"),
     "generate": ("sd_hyena.generate.__main__", "draw images with trained students swapped in"),
+    "upscale": ("sd_hyena.upscale", "enlarge pictures by an upscaler model"),
     "evaluate": ("sd_hyena.evaluate.__main__", "measure students against their teacher"),
     "describe": ("sd_hyena.students.checkpoint", "say what a file of students is"),
     "card": ("sd_hyena.evaluate.card", "write the model card of students, and upload both if asked"),

@@ -22,7 +22,10 @@ from examples.tiny_sd.train import MAX_TOKENS
 from sd_hyena.distil import previews, training
 from sd_hyena.generate import engine
 from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.models.upscaler import load_upscaler
 from sd_hyena.options.shipped import SHIPPED_MODEL
+from tests import upscalers
+from tests.fetched import NotToBeHad
 
 ROOT = Path(__file__).resolve().parent.parent
 IN01 = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -67,6 +70,25 @@ def own_pipe(shared_pipe):
 def loaded_once(monkeypatch, own_pipe):
     """Every generate() of the test draws with the same fresh copy; loading is tested elsewhere."""
     monkeypatch.setattr(engine, "load_pipeline", lambda *_: own_pipe)
+
+
+@pytest.fixture(scope="session")
+def spandrel():
+    """The package that knows upscaler models."""
+    try:
+        return upscalers.spandrel()
+    except NotToBeHad as error:
+        pytest.skip(f"no spandrel to test with: {error}")
+
+
+@pytest.fixture(scope="session")
+def dat(spandrel):
+    """A real upscaler model, twice as large."""
+    try:
+        path = upscalers.real_dat()
+    except NotToBeHad as error:
+        pytest.skip(f"no real upscaler model to test with: {error}")
+    return load_upscaler(path, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ LAYERS = {  # of wings (folders) and of single files; what stands higher may imp
     "demo": 10,
     "doctor": 10,
     "recipe": 10,
+    "upscale": 10,
     "ui": 9,
     "evaluate": 8,
     "generate": 7,

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sd_hyena.distil.run_folder import newest_first
+from sd_hyena.distil.run_folder import exported, newest_first
 from sd_hyena.errors import BadInput
 from sd_hyena.files.names import free_path
 from sd_hyena.files.weights import read_pickle
@@ -80,7 +80,7 @@ class Resumable:
     @property
     def exported(self) -> Path | None:
         """The run's newest file of students."""
-        return max(self.run.glob("**/*.safetensors"), key=lambda file: file.stat().st_mtime_ns, default=None)
+        return next(iter(exported(self.run)), None)
 
     def check_seed(self, asked: int) -> None:
         """Raises BadInput."""

@@ -99,7 +99,7 @@ class Checkpoints(L.Callback):
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:05d}.ckpt")
         if trainer.is_global_zero:
-            for old in newest_first(self.folder)[self.config.keep :]:
+            for old in (*newest_first(self.folder)[self.config.keep :], *exported(self.folder)[self.config.keep :]):
                 old.unlink(missing_ok=True)
 
     def on_exception(self, trainer, module, exception) -> None:
@@ -166,6 +166,11 @@ def newest_first(run: Path) -> list[Path]:
     return sorted(checkpoints, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
 
 
+def exported(run: Path) -> list[Path]:
+    """The students of a run's folder, the newest first."""
+    return sorted(run.glob("**/*.safetensors"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+
+
 def new_run_folder(config: TrainConfig, stamp: str) -> Path:
     """Make OUT_DIR/STAMP-TARGET-OPERATOR, or with a number behind it if two runs start in the same second."""
     name = f"{stamp}-{''.join(c if c.isalnum() else '-' for c in config.target)[:40]}-{config.operator}"
@@ -178,9 +183,14 @@ def new_run_folder(config: TrainConfig, stamp: str) -> Path:
             continue
 
 
-def discard(folder: Path, config: TrainConfig) -> None:
-    """Take away a run that never began, and its empty curves."""
-    for place in (folder, Path(config.log_dir) / folder.name):
+def holds_something(folder: Path) -> bool:
+    """Whether a run has saved anything."""
+    return any(folder.glob("checkpoints/*.ckpt")) or any(folder.glob("**/*.safetensors"))
+
+
+def discard(folder: Path, config: TrainConfig | None) -> None:
+    """Take away a run that saved nothing, and, unless they are to tell what failed (None), its curves."""
+    for place in (folder, *([Path(config.log_dir) / folder.name] if config else [])):
         shutil.rmtree(place, ignore_errors=True)
 
 

@@ -22,7 +22,7 @@ from sd_hyena.distil.placement import own_device, teacher_dtype
 from sd_hyena.distil.previews import PICTURES, Previews
 from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_estimate
-from sd_hyena.distil.run_folder import Checkpoints, Stopped, discard, new_run_folder, write_config
+from sd_hyena.distil.run_folder import Checkpoints, Stopped, discard, holds_something, new_run_folder, write_config
 from sd_hyena.distil.sources import Source, make_bank, pictures_of
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.distil.start import start_from
@@ -139,9 +139,10 @@ def train(config: TrainConfig) -> Outcome:
             raise SystemExit(0) from None
         say(f"saved at step {step}; go on with --resume {for_a_shell(folder)}")
         raise _signalled(checkpoints) from None
-    except BaseException:
-        if checkpoints.step is None and not resumed and not ranks.rank():
-            discard(folder, config)
+    except BaseException as error:
+        if not (resumed or ranks.rank() or holds_something(folder)):
+            failed = checkpoints.step is not None and isinstance(error, Exception)
+            discard(folder, None if failed else config)
         raise
     if checkpoints.validated_step != trainer.global_step:
         alone = lambda: config.processes == 1  # of several ranks one cannot repeat it by itself

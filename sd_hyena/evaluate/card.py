@@ -31,6 +31,7 @@ class CardConfig:
 
     students: str = option("", "the .safetensors file of train.py, also as a plain argument")
     report: str = option("", "report.json of python -m sd_hyena.evaluate, whose tables the card shows")
+    name: str = option("", "the students' name, the card's title; default: the file's")
     base_model: str = option("", "the base model's name on the Hub, USER/NAME")
     license: str = option("other", "the Hub's word for the base model's licence, e.g. creativeml-openrail-m")
     push: str = option("", "USER/NAME: upload to that repository, made if it is not there; nothing is uploaded without")
@@ -68,6 +69,7 @@ def main(config: CardConfig) -> None:
         text = card_of(
             file,
             path.name,
+            title=config.name,
             license=config.license,
             base_model=config.base_model,
             tables=_read_report(config.report, path, file.training),
@@ -79,7 +81,9 @@ def main(config: CardConfig) -> None:
         print(_pushed(config, card, path))
 
 
-def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "", tables: str = "") -> str:
+def card_of(
+    file: Any, name: str, *, title: str = "", license: str = "other", base_model: str = "", tables: str = ""
+) -> str:
     """The card of a StudentFile called `name`, as Markdown behind the Hub's YAML header."""
     import yaml
 
@@ -87,7 +91,7 @@ def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "
     options, metrics = _mapping(training.get("config")), _mapping(training.get("metrics"))
     hash_ = _plain(training.get("teacher_sha256", "not recorded"))
     header = {"license": license, "library_name": "sd_hyena", "tags": TAGS}
-    header |= {"base_model": base_model} if base_model else {}
+    header |= {"base_model": base_model, "base_model_relation": "adapter"} if base_model else {}
     base = base_model or _plain(training.get("teacher", "not recorded"))
     rows = [
         f"| {_plain(s.spec.short)} | {_plain(s.spec.operator)} | {s.spec.channels} | {_size(s.spec.size)} | "
@@ -97,19 +101,19 @@ def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "
     measured = [
         f"| {_plain(key.removeprefix('val/'))} | {value:.4g} |" for key, value in metrics.items() if _number(value)
     ]
-    size = f"-W {options.get('width', 512)} -H {options.get('height') or options.get('width', 512)}"
     lines = [
         "---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "",
-        f"# {_plain(Path(name).stem)}: Hyena in place of self-attention", "",
-        f"Trained with sd_hyena to stand in for self-attentions of the UNet of **{base}** (sha256 `{hash_}`, short "
-        f"`{hash_[:10]}`) at a cost below quadratic in the number of pixels. No model by itself: it works inside that one, and "
-        "adds its change to the projections of models that were made from it.", "",
+        f"# {_plain(title or Path(name).stem)}: Hyena in place of self-attention", "",
+        "**sd_hyena** draws large Stable Diffusion images without the quadratic cost of self-attention: it puts sub-quadratic "
+        "operators, *students*, in the place of chosen self-attentions of a model's UNet, which taught them.", "",
+        f"These students stand in for self-attentions of the UNet of **{base}** (sha256 `{hash_}`, short `{hash_[:10]}`). "
+        "They are no model by themselves: they work inside that one, and add their change to the projections of models that "
+        "were made from it.", "",
         "## Sites", "",
         "| site | operator | channels | sizes | parameters |", "|---|---|---|---|---|", *rows, "",
         "## How to use", "",
-        "```bash", f"sd-hyena generate -m MODEL -y {_plain(name)} {_plain(size)} -p \"...\"", "```", "",
-        "`MODEL` is the base model, as a diffusers folder, `.safetensors` or `.ckpt` file. "
-        f"`python -m sd_hyena.students.checkpoint {_plain(name)}` tells everything that the file says of itself.", "",
+        *_use(_plain(name), options, _plain(training.get("teacher", "MODEL"))), "",
+        f"`sd-hyena describe {_plain(name)}` tells everything that the file says of itself.", "",
         "## Training", "",
         f"{_plain(training.get('step', 'an unknown number of'))} steps of batch {_plain(options.get('batch_size', '?'))}, "
         f"stage {_plain(options.get('stage', '?'))}, data {_plain(options.get('data', '?'))}, "
@@ -133,6 +137,32 @@ def card_of(file: Any, name: str, *, license: str = "other", base_model: str = "
         "forbids, holds for them too.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _use(name: str, options: dict[str, Any], teacher: str) -> list[str]:
+    """How to install it, a command, and the same from Python; of students of the shipped model nothing is to be named."""
+    shipped = options.get("teacher_model") == ""
+    prompt = "a red circle on blue" if shipped else "a lighthouse on a rocky coast at sunset"
+    width = options.get("width") if _number(options.get("width")) else 512
+    height = options.get("height") if _number(options.get("height")) else 0
+    size = f"-W {width}" + (f" -H {height}" if height and height != width else "")
+    model = "" if shipped else f"-m {teacher} "
+    where = (
+        "it comes with sd_hyena"
+        if shipped
+        else f"`{teacher}` is the base model: a diffusers folder, a `.safetensors` or a `.ckpt` file"
+    )
+    return [
+        f"With Python 3.11 or newer, in a copy of sd_hyena's repository, `pip install .`; then, beside this file ({where}):", "",
+        "```bash", f'sd-hyena generate {model}-y {name} {size} -p "{prompt}"', "```", "",
+        "or", "",
+        "```python",
+        "from sd_hyena import load_pipeline, load_students, swapped", "",
+        f"pipe = load_pipeline({'' if shipped else repr(teacher)})",
+        f'with swapped(pipe.unet, load_students("{name}", pipe.unet)):',
+        f'    pipe("{prompt}", width={width}, height={height or width}).images[0].save("picture.png")',
+        "```",
+    ]  # fmt: skip
 
 
 def _read_report(path: str, students: Path, training: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.comparison import side_by_side
 from sd_hyena.files.names import for_a_shell
+from sd_hyena.options.typed import portable_command
 from sd_hyena.processes.ranks import say
 from sd_hyena.students.checkpoint import versions
 
@@ -31,7 +31,7 @@ class Report:
         if torch.cuda.is_available():
             machine += f", {torch.cuda.get_device_name()}"
         self.content: dict[str, Any] = {
-            **facts, "command": " ".join(sys.argv), "machine": machine, "versions": versions(), "students": {}
+            **facts, "command": portable_command(), "machine": machine, "versions": versions(), "students": {}
         }  # fmt: skip
         self.sheets: dict[str, np.ndarray] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import shlex
 import tempfile
@@ -36,6 +37,20 @@ def check_format(name_format: str, fields: str, option: str = "name_format") -> 
     if any(RESERVED.match(part) or UNUSABLE.search(part) for part in names) or len(sample.encode()) > LONGEST:
         raise BadInput(f"{option}={name_format!r} is no portable file name of at most {LONGEST} characters; {rule}")
     return name_format
+
+
+def next_number(folder: Path, name_format: str, field: str = "n") -> int:
+    """The first value of a field above those that the names of this format have in the folder; 0 if there are none."""
+    wanted, found = "", ""
+    for text, name, *_ in Formatter().parse(name_format):
+        wanted += glob.escape(text) + ("*" if name else "")
+        once = rf" *(?P<{field}>\d+)" if name == field and "?P" not in found else ".+"
+        found += re.escape(text) + (once if name else "")
+    pattern = re.compile(rf"{found}(-\d+|-compare)*\.\w+")
+    if "?P" not in found:
+        return 0
+    names = (path.relative_to(folder).as_posix() for path in folder.glob(f"{wanted}.*"))
+    return max((int(match[field]) + 1 for name in names if (match := pattern.fullmatch(name))), default=0)
 
 
 def free_path(folder: Path, name: str, suffix: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ from sd_hyena.files.pixels import read_pixels
 
 
 def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
-    """Write a PIL image as PNG, all or nothing, at `path` or where that is taken at the next free number."""
+    """Write a PIL image as PNG with what repeats it, as `write_png`."""
+    return write_png(path, image, {"parameters": text, "sd_hyena": json.dumps(metadata)})
+
+
+def write_png(path: Path, image: Any, texts: Mapping[str, str]) -> Path:
+    """Write a PIL image with texts by name, all or nothing, at `path` or where that is taken at the next free number."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
-    chunks.add_itxt("parameters", text.replace("\0", ""))
-    chunks.add_itxt("sd_hyena", json.dumps(metadata))
+    for name, text in texts.items():
+        chunks.add_itxt(name, text.replace("\0", ""))
     placed: list[Path] = []
     with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)

@@ -10,6 +10,7 @@ import numpy as np
 from sd_hyena.errors import BadInput
 
 RANGES = 1, 255, 65535, 2**31 - 1  # what white is where a mode does not say: the first that holds all pixels
+ORIENTATION, TURNED = 0x0112, range(5, 9)  # of EXIF: by a quarter, mirrored or not
 ROUNDED = 1e-3  # by how much floats reach over their range
 
 
@@ -27,6 +28,19 @@ def read_pixels(path: str | Path) -> Any:
         raise
     except Exception as error:  # Pillow's readers of formats raise whatever they stumble over
         raise BadInput(f"{str(path)!r} is no readable image ({' '.join(str(error).split())[:120]})") from None
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of what `read_pixels` gives, its pixels not read where that is not needed. Raises BadInput."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION) in TURNED
+    except Exception as error:  # as above
+        raise BadInput(f"{str(path)!r} is no readable image ({' '.join(str(error).split())[:120]})") from None
+    return (height, width) if turned else (width, height)
 
 
 def _eight_bits(image: Any) -> Any:

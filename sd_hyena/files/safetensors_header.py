@@ -19,6 +19,16 @@ def tensor_names(path: str | Path) -> list[str]:
 
     Raises BadInput for a header that is none: cut, too long, no JSON object, a key twice.
     """
+    return [name for name in _header(path) if name != "__metadata__"]
+
+
+def notes(path: str | Path) -> dict[str, str]:
+    """What the header says beside its tensors. Raises BadInput."""
+    found = _header(path).get("__metadata__")
+    return {name: text for name, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
+
+
+def _header(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     check_packed(path)
     size = path.stat().st_size
@@ -35,9 +45,12 @@ def tensor_names(path: str | Path) -> list[str]:
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_without_duplicates)
-        return [name for name in header.keys() if name != "__metadata__"]  # noqa: SIM118, a list has none
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise BadInput(f"not a valid safetensors file: {str(path)!r} ({str(error)[:200]})") from None
+        if isinstance(header, dict):
+            return header
+        error: Exception = ValueError("no JSON object")
+    except (ValueError, RecursionError) as damage:
+        error = damage
+    raise BadInput(f"not a valid safetensors file: {str(path)!r} ({str(error)[:200]})")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,7 @@ INERT = (  # what old checkpoints pickle beside their tensors; it becomes an obj
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
 )
+WITHIN = ("state_dict", "tensors")  # Lightning's, ours
 MAPPING = "torch.nn.modules.container.ParameterDict"  # of the original textual inversion
 
 
@@ -45,10 +46,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _read_safetensors(path) if is_safetensors(path) else _read_pt(path)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, within: Sequence[str] = WITHIN) -> dict[str, Tensor]:
     """The tensors of whatever `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` a user has.
 
-    They stay on disk until they are used. Of a pickle the state dict alone is taken. Raises BadInput.
+    They stay on disk until they are used. Of a pickle the state dict alone is taken, which may lie `within` others by
+    these names. Raises BadInput.
     """
     path = Path(path)
     check_packed(path)
@@ -56,7 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         return _read_safetensors(path)[0]
     content = read_pickle(path, path.stat().st_size, mmap=True)
     content = content if isinstance(content, dict) else {}
-    for name in ("state_dict", "tensors"):  # Lightning's, ours
+    for name in within:
         if isinstance(content.get(name), dict):
             content = content[name]
     tensors = {
@@ -161,6 +163,8 @@ def _check_archive(path: Path, largest: int) -> None:
             infos = archive.infolist()
     except Exception as error:  # of a damaged archive zipfile raises whatever it stumbles over
         raise BadInput(f"{str(path)!r} is a damaged archive ({str(error)[:160]})") from None
+    if any(info.filename.endswith("/constants.pkl") for info in infos):
+        raise BadInput(f"{str(path)!r} is a program of TorchScript, which was not executed; give the weights alone")
     unpacked = sum(info.file_size for info in infos)
     if unpacked > largest or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise BadInput(f"{str(path)!r} would unpack to {unpacked} bytes or is compressed; torch.save writes neither")

@@ -48,6 +48,11 @@ INVERSION = Kind(
     "a textual inversion", "give it as --embeddings FILE beside -m MODEL", r"^(emb_params|clip_[gl]|string_to_param.*)$"
 )
 REFINER = Kind("SDXL's refiner", "give SDXL's base", r"^conditioner\.embedders\.0\.model\.")
+UPSCALER = Kind(
+    "an upscaler model",
+    "give it as --upscaler FILE",
+    r"^((module|netG)\.)?(model\.1\.sub\.0\.RDB1\.|body\.0\.rdb1\.|RRDB_trunk\.0\.RDB1\.|body\.0\.weight$|conv_after_body\.)",
+)
 CONTROLNETS_ALONE = "of what steers by a picture ControlNets alone are read"
 CONTROLNET = Kind(
     "a ControlNet",
@@ -77,6 +82,7 @@ KINDS = (  # the first whose pattern is met: what holds a UNet's first convoluti
     Kind("the UNet alone of a model", "give a whole one", r"^(diffusion_model\.)?input_blocks\.0\.0\."),
     VAE,
     INVERSION,
+    UPSCALER,
     Kind("a text encoder", "give a whole model", r"(^|\.)text_model\.|^(embeddings\.token|token)_embedding\."),
 )
 NOTHING_KNOWN = Kind("no file of weights that is known here", UNKNOWN, "")
@@ -105,14 +111,22 @@ def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if channels not in (4, 9):
         known = {5: " (depth to image)", 7: " (an upscaler)", 8: " (InstructPix2Pix)"}.get(channels, "")
         raise BadInput(f"its UNet takes {channels} channels{known}; known are 4, and 9 for inpainting")
-    both = TEXTS["sdxl", "text_encoder"], TEXTS["sdxl", "text_encoder_2"]
-    first, second = (any(name.startswith(prefixes) for name in shapes) for prefixes in both)
-    if second:
-        return "sdxl"
-    if first and any(name.startswith(f"{UNET}label_emb.") for name in shapes):
+    layout = layout_of_names(shapes)
+    first = any(name.startswith(TEXTS["sdxl", "text_encoder"]) for name in shapes)
+    if layout != "sdxl" and first and any(name.startswith(f"{UNET}label_emb.") for name in shapes):
         raise BadInput("it holds no second text encoder, which SDXL needs; give a whole model")
+    if not layout:
+        raise BadInput("it holds no text encoder; give a whole model")
+    return layout
+
+
+def layout_of_names(names: Iterable[str]) -> str:
+    """The same by names alone, of a whole model; empty if there is no text encoder among them."""
+    names = list(names)
+    if any(name.startswith(TEXTS["sdxl", "text_encoder_2"]) for name in names):
+        return "sdxl"
     prefixes = TEXTS["sd21", "text_encoder"] + TEXTS["sd15", "text_encoder"]
-    if texts := [name for name in shapes if name.startswith(prefixes)]:
-        open_clip = any(".resblocks." in name or name.startswith("text_encoders.clip_h.") for name in texts)
-        return "sd21" if open_clip else "sd15"
-    raise BadInput("it holds no text encoder; give a whole model")
+    if not (texts := [name for name in names if name.startswith(prefixes)]):
+        return ""
+    open_clip = any(".resblocks." in name or name.startswith("text_encoders.clip_h.") for name in texts)
+    return "sd21" if open_clip else "sd15"

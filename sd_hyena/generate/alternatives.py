@@ -12,6 +12,7 @@ from sd_hyena.cost.crossover import speedup
 from sd_hyena.cost.operations import attention_flops, student_flops
 from sd_hyena.errors import BadInput
 from sd_hyena.options import given_path
+from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import StudentFile, load_students
@@ -95,6 +96,17 @@ def joined_students(files: str, loaded: Mapping[str, StudentFile]) -> list[Alter
             hashes.append(file.training.get("teacher_sha256", ""))
         result.append(Alternative(together, entry, stems, tuple(hashes)))
     return result
+
+
+def check_target(target: str, loaded: Mapping[str, StudentFile]) -> None:
+    """Raise BadInput for a site beside files that name their own, none of which it is."""
+    own = {student.spec.short for file in loaded.values() for student in file.students.values()}
+    asked = target != GenerateConfig.target and target.upper() not in own
+    if asked and loaded and all(file.names_its_sites for file in loaded.values()):
+        raise BadInput(
+            f"target={target!r}: the files say which sites their students are of ({', '.join(sorted(own))}); "
+            "leave -t away, it is for files that do not"
+        )
 
 
 def keep_attention(

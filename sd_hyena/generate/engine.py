@@ -23,6 +23,7 @@ from torch import Tensor
 from sd_hyena.generate.alternatives import (
     Alternative,
     check_sizes,
+    check_target,
     files_of,
     joined_students,
     keep_attention,
@@ -30,24 +31,26 @@ from sd_hyena.generate.alternatives import (
     students_of,
 )
 from sd_hyena.generate.drawing import denoising_steps
-from sd_hyena.generate.growth import Stage, Standing, grown, method_of
+from sd_hyena.generate.growth import Stage, Standing, grown
 from sd_hyena.generate.job import Drawn, Job, shares
 from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.lora.applied import Given
-from sd_hyena.models.own_size import own_side
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noise_levels
+from sd_hyena.models.upscaler import Upscaler, load_upscaler
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.effect import in_vain
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.growing import method_of, own_side
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
@@ -87,7 +90,7 @@ class Order:
         check_sampler(config.scheduler, noise_levels(path))
         if config.vae:
             check_vae(config.vae)
-        own = own_side(path)
+        own = own_side(config.model)
         stages = tuple(Stage.all_of(config, own, method_of(config, own)))
         embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in stages[-1].task.loras))
         device = pick_device(own_device(config.device))
@@ -114,11 +117,17 @@ class Order:
             "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.loras),
             "controlnets": tuple(stamp(path) for path, _ in config.controls),
         }
+        upscaler = config.upscaler and stamp(config.upscaler), self.dtype, str(self.device)
         parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
         model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
         if config.offload != "off":  # its hooks stand around all that was there when they were set
             model += tuple(parts.values())
-        return {"pipeline": ("pipeline", model)} | {name: (name, key, model) for name, key in parts.items()}
+        alone = {"pipeline": ("pipeline", model), "upscaler": ("upscaler", upscaler)}
+        return alone | {name: (name, key, model) for name, key in parts.items()}
+
+    def upscaler(self) -> Upscaler | None:
+        """Raises BadInput."""
+        return load_upscaler(self.config.upscaler, self.device, self.dtype) if self.config.upscaler else None
 
 
 @dataclass(frozen=True)
@@ -187,11 +196,7 @@ class Engine:
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         stages = [stage.told(config.seed, prompt) for stage in order.stages]
         by_stage = [joined_students(config.hyena, one) or [Alternative({})] for one in stored]
-        files = [file for one in stored for file in one.values()]
-        if files and config.target != GenerateConfig.target and all(file.names_its_sites for file in files):
-            watch.note(
-                f"note: target={config.target!r} has no effect, for the files say which sites their students are of"
-            )
+        check_target(config.target, stored[-1])
         texts = (prompt, config.negative_prompt, *arrangement.prompts)
         for embedding in order.embeddings:
             if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
@@ -219,7 +224,12 @@ class Engine:
         students = [student for ones in alternatives for one in ones for student in one.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
-        advance = Advance(watch, Job.steps(stages, alternatives, rows))
+        watch.note(summary(config, order.device, order.dtype, [ones[-1] for ones in alternatives], total))
+        advance = Advance(watch, Job.steps(stages, alternatives, rows) + stages[0].task.enlarges)
+        upscaler = self._upscaler(order)
+        if config.upscaler and config.init_image:
+            stages[0] = stages[0].enlarged(upscaler, advance.within)
+            advance.to(float(order.stages[0].task.enlarges))
 
         @contextmanager
         def standing(i: int) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -233,7 +243,8 @@ class Engine:
                 yield own, given
 
         around = Standing(standing)
-        job = Job(config, stages, around, order.model.name, model.sha256, rows, together, advance)
+        facts = order.model.name, model.sha256, rows, together, advance
+        job = Job(config, stages, around, upscaler, *facts)
         with (
             _attention_backend(config.attention_backend),
             optimized(pipe.unet, config.optimizations, students),
@@ -256,6 +267,7 @@ class Engine:
         self._kept.only(
             [*keys.values(), *(key for one in students for key in one.values()), ("offload", on), ("colours", on)]
         )
+        self._upscaler(order)  # what is wrong with it is said before the model is loaded
         model = self._kept.get(on, lambda: _pipeline(order))
         self._model = on, model
         pipe = model.pipe
@@ -275,6 +287,9 @@ class Engine:
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)
         return model, nets, stored
+
+    def _upscaler(self, order: Order) -> Upscaler | None:
+        return self._kept.get(order.keys()["upscaler"], lambda: nullcontext(order.upscaler()))
 
     def _keeping(
         self, group: Group, alternative: Alternative, unet: Any, wanted: str, tile: tuple, batch: int

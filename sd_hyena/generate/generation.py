@@ -12,7 +12,7 @@ from PIL import Image
 
 from sd_hyena.files.comparison import side_by_side
 from sd_hyena.files.hashes import file_sha256, lora_sha256
-from sd_hyena.files.names import writable_folder
+from sd_hyena.files.names import next_number, writable_folder
 from sd_hyena.files.picture import write_image
 from sd_hyena.generate.bar import Bar
 from sd_hyena.generate.engine import Engine, NotDrawn
@@ -44,10 +44,11 @@ def generate(config: GenerateConfig, engine: Engine | None = None, watch: Watch 
     ):
         watch = watch or bar
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)))
+        first = group.agreed(next_number(folder, config.name_format))
         try:
             for drawn in engine.draw(config, watch, group):
                 at = inf if drawn.stage is None else drawn.stage
-                written.append(((drawn.h, drawn.n, at), write(drawn, config, folder, watch)))
+                written.append(((drawn.h, drawn.n, at), write(drawn, config, folder, watch, first)))
         except NotDrawn as error:
             failed = error.failures
         everywhere = zip(*group.gathered((written, failed)), strict=True)
@@ -57,14 +58,17 @@ def generate(config: GenerateConfig, engine: Engine | None = None, watch: Watch 
     return [path for _, paths in sorted(written) for path in paths] if group.rank == 0 else []
 
 
-def write(drawn: Drawn, config: GenerateConfig, folder: Path, watch: Watch) -> list[Path]:
-    """A picture with what repeats it, and the comparison with the teacher's beside it; `config` counts the pictures."""
+def write(drawn: Drawn, config: GenerateConfig, folder: Path, watch: Watch, first: int = 0) -> list[Path]:
+    """A picture with what repeats it, and the comparison with the teacher's beside it.
+
+    `config` counts the pictures, and their names from `first` on.
+    """
     one, n = to_dict(drawn.config), drawn.n
     vae_hash = file_sha256(config.vae) if Path(config.vae).is_file() else ""
     used = [UsedLora(path, weight, lora_sha256(path)) for path, weight in given_path.loras(drawn.config.lora)]
     text = parameters(one, drawn.model, drawn.model_sha256, drawn.students, used, vae_hash)
     metadata = {"config": one, "model_sha256": drawn.model_sha256, "students": drawn.students} | drawn.regions
-    name = config.name_format.format(h=drawn.h, n=n, b=n // config.num_images, i=n % config.num_images)
+    name = config.name_format.format(h=drawn.h, n=first + n, b=n // config.num_images, i=n % config.num_images)
     if drawn.stage is not None:
         name, metadata = f"{name}-stage{drawn.stage + 1}", metadata | {"stage": drawn.stage + 1}
     (folder / name).parent.mkdir(parents=True, exist_ok=True)

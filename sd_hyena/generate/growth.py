@@ -15,29 +15,22 @@ from torch.nn import functional as F
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.drawing import Picture, denoising_steps
 from sd_hyena.generate.task import Task
+from sd_hyena.generate.watch import Advance
+from sd_hyena.large.enlargement import enlarge
 from sd_hyena.large.growing.deep_shrink import deep_shrink
 from sd_hyena.large.growing.demofusion import demofusion
 from sd_hyena.large.growing.diffusehigh import diffusehigh, sharpened
 from sd_hyena.large.growing.hidiffusion import hidiffusion, switches
 from sd_hyena.large.growing.stages import STEP, Canvas, sizes, times
+from sd_hyena.large.progress import Progress
+from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
 
-AUTO = "redraw"  # the best by `python -m benchmarks grow`
-GROWS_FROM = 1.5  # times the model's own size
 STRENGTH = {"redraw": 0.4, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
 SHRINKS = 2.0  # as published; a canvas of four times the model's own size is shrunk by four
+BEHIND = 16  # pixels that a circular picture goes on behind its borders while it is enlarged
 HELD = 1 / 3  # of diffusehigh's steps: 5 of 15 are published
-
-
-def method_of(config: GenerateConfig, own: int) -> str:
-    """The method by which a config's picture grows on a model of `own` pixels a side; off if it does not."""
-    if config.hires:
-        return "redraw"
-    if config.grow != "auto":
-        return config.grow
-    large = times((config.width, config.height), own) > GROWS_FROM
-    return AUTO if large and not (config.init_image or config.regions) else "off"
 
 
 def sizes_of(config: GenerateConfig, own: int, method: str) -> list[Canvas]:
@@ -98,19 +91,33 @@ class Stage:
             canvas = self.config.height, self.config.width
             return hidiffusion(pipe, **switches(canvas, (self.own, self.own)))
         if self.i and self.method == "diffusehigh":
-            return diffusehigh(pipe, steps=max(1, round(HELD * denoising_steps(self.config))))
+            held = max(1, round(HELD * denoising_steps(self.config)))
+            return diffusehigh(pipe, steps=held, circular=self.config.circular)
         if self.i and self.method == "demofusion":
             return demofusion(pipe, dilation=max(2, round(self.times)), circular=self.config.circular, map=map)
         return nullcontext()
 
-    def start(self, before: Sequence[Picture]) -> Any:
+    @property
+    def enlarges(self) -> bool:
+        """Whether an upscaler has work to do between the stage before and this one."""
+        return bool(self.i and self.config.upscaler and self.method != "demofusion")
+
+    def enlarged(self, upscaler: Enlarging, progress: Progress) -> Stage:
+        """With the picture to start from as the canvas has it."""
+        return replace(self, task=self.task.enlarged(upscaler, progress))
+
+    def start(self, before: Sequence[Picture], upscaler: Enlarging | None, advance: Advance) -> Any:
         """What the pipeline's call takes as its picture: those of the stage before, enlarged."""
         width, height = self.config.width, self.config.height
         if self.method == "demofusion":
             latents = [F.interpolate(one.latents.float(), (height // 8, width // 8), mode="bicubic") for one in before]
             return torch.cat(latents).to(before[0].latents)
-        enlarged = [larger(one.pixels, (width, height), self.config.circular) for one in before]
-        return [sharpened(one) for one in enlarged] if self.method == "diffusehigh" else enlarged
+        enlarged, advance.worth = [], 1.0
+        for one in before:
+            found = larger(one.pixels, (width, height), self.config.circular, upscaler, advance.within)
+            enlarged.append(sharpened(found) if self.method == "diffusehigh" else found)
+            advance.to(advance.done + self.enlarges)
+        return enlarged
 
 
 def grown(stages: Sequence[Stage]) -> str:
@@ -130,14 +137,23 @@ def again(config: GenerateConfig, method: str) -> dict[str, Any]:
     return {"strength": strength, "steps": min(1000, max(1, -int(-config.grow_steps // strength)))}
 
 
-def larger(pixels: np.ndarray, size: Canvas, circular: bool = False) -> Image.Image:
-    """A picture (H, W, 3) at another size, by Lanczos; a circular one goes on behind its borders."""
-    picture = Image.fromarray(pixels)
+def larger(
+    pixels: np.ndarray,
+    size: Canvas,
+    circular: bool = False,
+    upscaler: Enlarging | None = None,
+    progress: Progress | None = None,
+) -> Image.Image:
+    """A picture (H, W, 3) at another size, by an upscaler and Lanczos; a circular one goes on behind its borders."""
     if not circular:
-        return picture.resize(size, Image.Resampling.LANCZOS)
-    margin = [min(16, side) for side in picture.size]
-    wide = Image.fromarray(np.pad(pixels, ((margin[1],) * 2, (margin[0],) * 2, (0, 0)), mode="wrap"))
-    box = (margin[0], margin[1], margin[0] + picture.width, margin[1] + picture.height)
+        return enlarge(Image.fromarray(pixels), size, upscaler, progress)
+    margins = [min(BEHIND, side) for side in pixels.shape[1::-1]]
+    wide = Image.fromarray(np.pad(pixels, ((margins[1],) * 2, (margins[0],) * 2, (0, 0)), mode="wrap"))
+    if upscaler:
+        wide = enlarge(wide, tuple(scale * upscaler.scale for scale in wide.size), upscaler, progress)
+    times = wide.width / (pixels.shape[1] + 2 * margins[0])
+    start = [times * margin for margin in margins]
+    box = (*start, *(from_ + times * side for from_, side in zip(start, pixels.shape[1::-1], strict=True)))
     return wide.resize(size, Image.Resampling.LANCZOS, box)
 
 

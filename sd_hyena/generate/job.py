@@ -19,6 +19,7 @@ from sd_hyena.generate.drawing import Picture, draw, steps_of_image
 from sd_hyena.generate.growth import Stage, Standing
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.large.tiled_unet import tiled_diffusion
+from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.large.tiling import batches
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.processes.group import Group
@@ -60,7 +61,8 @@ Pair = tuple[Picture, Picture | None]  # with students, and the teacher's if it 
 class Job:
     """What all images of one config share.
 
-    `stages` are drawn one after the other; `standing` gives the pipeline of each, and what its call needs for its task.
+    `stages` are drawn one after the other; `standing` gives the pipeline of each, and what its call needs for its task,
+    `upscaler` enlarges from one to the next.
     `rows` are the images that are drawn here, `group` the processes that draw each of them together, `failed` what went
     wrong with some.
     """
@@ -68,6 +70,7 @@ class Job:
     config: GenerateConfig
     stages: Sequence[Stage]
     standing: Standing
+    upscaler: Enlarging | None
     model: str
     model_sha256: str
     rows: Sequence[int]
@@ -83,7 +86,7 @@ class Job:
             passes = 1
             for stage, one in zip(stages, ones, strict=True):
                 passes = 2 if stage.config.compare and one.students else passes
-                total += passes * len(rows) * steps_of_image(stage.config)
+                total += passes * len(rows) * (steps_of_image(stage.config) + stage.enlarges)
         return total
 
     def images(self, h: int, alternatives: Sequence[Alternative]) -> Iterator[Drawn]:
@@ -98,7 +101,8 @@ class Job:
                     own = dict(
                         hyena=alternatives[-1].entry, seed=(self.config.seed + n) % 2**32, num_images=1, iteration=1
                     )
-                    own |= dict(keep_attention=kept if kept.strip(";") else "", grow=self.stages[-1].method)
+                    own["keep_attention"] = kept if kept.strip(";") else ""
+                    own |= {"grow": method} if (method := self.stages[-1].method) != "off" else {}
                     own |= {"grow_strength": self.stages[-1].config.strength} if len(self.stages) > 1 else {}
                     own |= {"tiled_diffusion": tiled} if tiled else {}
                     yield Drawn(h, n, replace(self.config, **own), image, teacher, *facts, stage)
@@ -148,7 +152,8 @@ class Job:
         tiles = tile_fusion(config) if config != stage.config else None
 
         def drawn(which: int) -> list[Picture]:
-            start = {"image": stage.start([pair[which] or pair[0] for pair in before])} if before else {}
+            pictures = [pair[which] or pair[0] for pair in before or ()]
+            start = {"image": stage.start(pictures, self.upscaler, self.advance)} if before else {}
             return draw(pipe, config, given | start, rows, self.advance)
 
         with tiled_diffusion(pipe, **vars(tiles) | {"map": self.map}) if tiles else nullcontext():

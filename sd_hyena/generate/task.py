@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 from torch import nn
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.framed import framed, same_shape
 from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
+from sd_hyena.files.pixels import picture_size
+from sd_hyena.large.enlargement import enlarge
+from sd_hyena.large.progress import Progress
+from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.models.controlnet import check_controlnet, load_controlnet
 from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.models.lora.applied import Given, loras_in
@@ -29,7 +34,8 @@ class Task:
     """The pictures, as the canvas has them, and the LoRAs with their weights that a config names."""
 
     config: GenerateConfig
-    pictures: dict[str, Image.Image | None]  # by option: init_image, mask; None for one that the stage before gives
+    pictures: dict[str, Image.Image | None]  # by option: init_image, mask; the former as it is if an upscaler is to
+    # enlarge it, None if the stage before gives it
     hints: tuple[Image.Image, ...]  # one for each ControlNet
     loras: tuple[Given, ...]
     notes: tuple[str, ...] = ()  # how the pictures are read
@@ -43,12 +49,24 @@ class Task:
         if config.init_image == BEFORE:
             pictures["init_image"] = None
         elif config.init_image:
-            pictures["init_image"] = _picture(config, "init_image", config.init_image)
+            pictures["init_image"] = _start(config, notes)
         if config.mask:
             pictures["mask"] = _mask(config, notes)
         hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
         loras = (Given(read_lora(path), weight) for path, weight in given_path.loras(config.lora))
         return cls(config, pictures, tuple(hints), tuple(loras), tuple(notes))
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether an upscaler has work to do."""
+        given = self.pictures.get("init_image") if self.config.upscaler else None
+        return given is not None and (given.width < self.config.width or given.height < self.config.height)
+
+    def enlarged(self, upscaler: Enlarging, progress: Progress) -> Task:
+        """With the picture to start from as the canvas has it."""
+        size = (self.config.width, self.config.height)
+        larger = enlarge(self.pictures["init_image"], size, upscaler if self.enlarges else None, progress)
+        return replace(self, pictures=self.pictures | {"init_image": larger})
 
     @contextmanager
     def prepared(self, pipe: Any, nets: Sequence[nn.Module]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -77,21 +95,45 @@ class Task:
             yield pipe, given
 
 
-def _picture(
-    config: GenerateConfig, name: str, path: str, read: Callable[[str], Image.Image] = read_picture
-) -> Image.Image:
-    """A picture at the canvas's size, as `read` gives it, RGB. Raises BadInput."""
-    size = (config.width, config.height)
+def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
+    """A picture of the canvas's shape at its size. Raises BadInput."""
+    size, image = (config.width, config.height), _read(name, path, read_picture)
+    if not same_shape(image.size, size):
+        raise BadInput(f"{name}={path!r} is {_size(image)}, of another shape than the {_size(size)} picture; crop it")
+    return framed(image, size, "stretch")
+
+
+def _start(config: GenerateConfig, notes: list[str]) -> Image.Image:
+    """The picture to start from at the canvas's size; of its shape alone, if an upscaler is to enlarge it. Raises BadInput."""
+    size, image = (config.width, config.height), _read("init_image", config.init_image, read_picture)
+    if config.resize == "crop" and not same_shape(image.size, size):
+        notes.append(
+            f"note: init_image is {_size(image)}, of another shape than {_size(size)}, and its middle is drawn again; "
+            "-W or -H alone keeps the shape, --resize fit or stretch all of it"
+        )
+    if not config.upscaler:
+        return framed(image, size, config.resize)
+    if image.width >= size[0] and image.height >= size[1]:
+        notes.append(
+            f"note: upscaler={config.upscaler!r} has no effect here: init_image is {_size(image)}, the picture {_size(size)}"
+        )
+        return framed(image, size, config.resize)
+    if config.resize == "stretch" or same_shape(image.size, size):
+        return image
+    shares = image.width / size[0], image.height / size[1]
+    share = min(shares) if config.resize == "crop" else max(shares)
+    return framed(image, tuple(max(1, round(share * side)) for side in size), config.resize)
+
+
+def _read(name: str, path: str, read: Callable[[str], Image.Image]) -> Image.Image:
     try:
-        image = read(path)
+        return read(path)
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from None
-    if name != "init_image" and abs(image.width * size[1] - image.height * size[0]) > max(*image.size, *size):
-        raise BadInput(
-            f"{name}={path!r} is {image.width}x{image.height}, of another shape than the {size[0]}x{size[1]} picture; "
-            "crop it"
-        )
-    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _size(size: Image.Image | tuple[int, int]) -> str:
+    return "{}x{}".format(*(size if isinstance(size, tuple) else size.size))
 
 
 def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
@@ -102,7 +144,13 @@ def _mask(config: GenerateConfig, notes: list[str]) -> Image.Image:
         notes.extend(filter(None, [said]))
         return mask
 
-    mask = _picture(config, "mask", config.mask, read)
+    size, mask = (config.width, config.height), _read("mask", config.mask, read)
+    if not same_shape(mask.size, size) and not same_shape(mask.size, picture_size(config.init_image)):
+        raise BadInput(
+            f"mask={config.mask!r} is {_size(mask)}, of another shape than the {_size(size)} picture and than init_image; "
+            "crop it"
+        )
+    mask = framed(mask, size, config.resize, rest=255)
     brightest = mask.getextrema()[1]
     if brightest < HALF:
         raise BadInput(

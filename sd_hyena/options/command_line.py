@@ -13,14 +13,17 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import field
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.names import for_a_shell
-from sd_hyena.options import from_image, given_path, help, named_files
+from sd_hyena.options import drawn_again, from_image, given_path, help, named_files
+from sd_hyena.options.canvas import canvas, scaled
 from sd_hyena.options.found import Found
 from sd_hyena.options.meant import unrecognized
+from sd_hyena.options.rules import LARGEST_SCALE, between
 from sd_hyena.options.shipped import shipped_file
 
 Config = typing.TypeVar("Config")
@@ -36,6 +39,7 @@ def option(
     needs: str = "",
     group: str = "",
     common: bool = False,
+    shown: str | None = None,
 ) -> Any:
     """A config field; `flags` are further spellings beside `--its_name`. A resumed run may change a `free` one.
 
@@ -43,12 +47,14 @@ def option(
     group: under which of the config's GROUPS it is shown; `common` ones are in `--help`, up to the first semicolon of
     their help, see help.py.
 
+    shown: what help says in place of the default.
+
     `path(value, name)` raises BadInput for what names nothing that can be used; it is asked of the command line, once
     all files and flags have had their say, and not of an empty value. `beside` is the folder beside the model where bare
     names are looked up before.
     """
     metadata = {"help": help, "flags": flags, "free": free, "path": path, "beside": beside, "needs": needs}
-    metadata |= {"group": group, "common": common}
+    metadata |= {"group": group, "common": common, "shown": shown}
     return field(default=default, metadata=metadata)
 
 
@@ -60,12 +66,16 @@ def parse(
 
     Raises BadInput.
     """
-    typed = sys.argv[1:] if arguments is None else arguments
+    return _parsed(config_class, list(sys.argv[1:] if arguments is None else arguments), given or {})
+
+
+def _parsed(config_class: type[Config], typed: list[str], given: dict[str, Any], lent: Found | None = None) -> Config:
+    """`lent` are the words of the picture to start from, where nothing else says what to draw."""
     arguments = [_spelled(argument) for argument in typed]
     if asked := help.asked_for(arguments):
         print(help.text(config_class, asked == help.ALL), end="")
         raise SystemExit(0)
-    stored: dict[str, Any] = dict(given or {})
+    stored: dict[str, Any] = given | (lent.options if lent else {})
     for value in _taken(arguments, "--config", keep=False):
         stored |= _read_yaml(value)
     pictures = _pictures(arguments) if any(f.name == "from_image" for f in dataclasses.fields(config_class)) else []
@@ -76,13 +86,19 @@ def parse(
     former = _former(config_class)
     parser = build_parser(config_class)
     parser.set_defaults({name: value for name, value in stored.items() if name not in former})
+    if pictures:
+        parser.set_defaults({"height": 0})  # until a flag says more
     try:
         values = parser.parse_args(arguments)
     except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
         raise BadInput(_mended(yaml_file.first_line(error), typed, config_class)) from None
     chosen = {f.name: values[f.name] for f in dataclasses.fields(config_class)}
+    if chosen.get("init_image") and chosen["prompt"] is None:
+        return _parsed(config_class, typed, given, drawn_again.own_words(chosen["init_image"]))
     untouched = {f.name: stored.get(f.name, f.default) for f in dataclasses.fields(config_class)}
-    for found in pictures:
+    if pictures:
+        chosen |= _size_like(stored, chosen)
+    for found in (*pictures, *filter(None, [lent])):
         chosen |= named_files.of_picture(found, chosen, untouched)
     flags = {name: values[name] for name in former if name in values}
     old = {name: stored[name] for name, new in former.items() if name in stored and values[new] == stored.get(new, "")}
@@ -92,7 +108,26 @@ def parse(
     config = with_paths(config)
     for found in pictures:
         _say_what_is_left(found, chosen, untouched)
+    if lent:
+        left = [text for text, option in lent.left if not option or chosen[option] == untouched[option]]
+        words = "its own words" + (f", but for {'; '.join(left)}" if left else "")
+        print(f"note: {lent.source} is drawn again with {words} ({lent.program}); -p says others")
     return config
+
+
+def _size_like(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Width and height in the shape of a picture behind --from, unless a flag gives both. Raises BadInput."""
+    if not (width := stored.get("width")):
+        return {}
+    size = width, stored.get("height") or width
+    if scale := chosen["scale"]:
+        if chosen["width"] != width or chosen["height"]:
+            raise BadInput(f"scale={scale:g} and --width or --height contradict each other; leave one away")
+        between(SimpleNamespace(scale=scale), 0, LARGEST_SCALE, "scale")
+        return dict(zip(("width", "height"), scaled(size, scale), strict=True)) | {"scale": 0.0}
+    if chosen["height"] or not chosen["width"]:
+        return {}
+    return {"height": size[1] if chosen["width"] == width else canvas(chosen["width"], 0, size, size)[1]}
 
 
 def _pictures(arguments: list[str]) -> list[Found]:
@@ -111,7 +146,7 @@ def _say_what_is_left(found: Found, chosen: dict[str, Any], untouched: dict[str,
 
 def with_paths(config: Config) -> Config:
     """The config with the paths of what it names: beside its model, or among the files that ship; once all of it was looked
-    at, without torch. Raises BadInput."""
+    at, without torch; and with the numbers that it leaves to its model. Raises BadInput."""
     if hasattr(config, "lora_dir"):
         config = dataclasses.replace(config, **named_files.resolved(vars(config)))
     paths = {}
@@ -122,7 +157,8 @@ def with_paths(config: Config) -> Config:
         if value and look:
             value = paths[f.name] = shipped_file(value)
             look(value, f.name)
-    return dataclasses.replace(config, **paths)
+    config = dataclasses.replace(config, **paths)
+    return config.filled() if hasattr(config, "filled") else config
 
 
 def _model(config: Any) -> str:
@@ -171,7 +207,8 @@ def _mended(said: str, typed: list[str], config_class: type) -> str:
             return unrecognized([flag.partition("=")[0] for flag in flags], names)
         return f"unrecognized {' '.join(strange)}; an option has a name in front, and spaces need quotes; see --help"
     if wrong := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', said):
-        return _must_be(wrong[1], repr(wrong[2]), typing.get_type_hints(config_class)[wrong[1]])
+        kind = typing.get_type_hints(config_class).get(wrong[1]) or config_class.former_type(wrong[1])
+        return _must_be(wrong[1], repr(wrong[2]), kind)
     return f"{said}; see --help"
 
 
@@ -212,7 +249,8 @@ def from_dict(config_class: type[Config], values: dict[str, Any]) -> Config:
     types = _check_types(config_class, values)
     if any(name in values for name in _former(config_class)):
         values = config_class.translated(values)
-    return config_class(**{name: float(v) if types[name] is float else v for name, v in values.items()})
+    floats = {name for name, kind in types.items() if kind in (float, float | None)}
+    return config_class(**{name: float(v) if name in floats and v is not None else v for name, v in values.items()})
 
 
 def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -229,12 +267,13 @@ def _check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
 
 def to_dict(config) -> dict[str, Any]:
     """The options as they would be given: what lies beside the model by its name, a height that is the width "as the
-    width"."""
+    width", but for a picture that is drawn again in its own shape."""
     values = dataclasses.asdict(config) | getattr(config, "in_full", dict)()
     for f in dataclasses.fields(config):
         if kind := f.metadata["beside"]:
             values[f.name] = given_path.named(values[f.name], _model(config), kind)
-    return values | {"height": 0} if values.get("height") == values["width"] else values
+    square = values.get("height") == values["width"] and not values.get("init_image")
+    return values | {"height": 0} if square else values
 
 
 def _is_of_type(value: Any, expected: Any) -> bool:

@@ -30,9 +30,9 @@ OTHERS = {  # texts that tell of a program whose parameters are not read
 OTHERS_IN_JSON = {"sui_image_params": "SwarmUI", "fooocus_version": "Fooocus", "metadata_scheme": "Fooocus"}
 
 
-def read(path: str) -> Found:
-    """What it says. Of our own pictures everything but where to write. Raises BadInput."""
-    source = f"from_image={path!r}"
+def read(path: str, option: str = "from_image") -> Found:
+    """What it says. Of our own pictures everything but where to write. Raises BadInput, which names the `option`."""
+    source = f"{option}={path!r}"
     texts = read_texts(path)
     if metadata := metadata_of(texts, path):
         return _own(metadata, path, source)
@@ -61,6 +61,8 @@ def _own(metadata: dict[str, Any], path: str, source: str) -> Found:
     if metadata.get("regions"):  # they travel in the picture, whatever became of their file
         stored = stored | {"regions": path}
     stored = {"grow": "off"} | stored  # those of before there was such an option
+    if stored.get("init_image") and "resize" not in stored:  # of a version that drew the start in the canvas's shape
+        stored = {"resize": "stretch"} | stored | {"height": stored.get("height") or stored.get("width", 512)}
     options = {name: value for name, value in stored.items() if name not in OURS_ALONE}
     return Found("sd_hyena", source, options)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from sd_hyena.errors import BadInput
+from sd_hyena.files.framed import Resize
 from sd_hyena.files.names import check_format
+from sd_hyena.files.pixels import picture_size
 from sd_hyena.options import given_path
+from sd_hyena.options.canvas import canvas, scaled
 from sd_hyena.options.command_line import option
+from sd_hyena.options.own_defaults import own_defaults
 from sd_hyena.options.prompt_constructs import check_constructs
 from sd_hyena.options.rules import (
     ABSURD_SIDE,
+    LARGEST_SCALE,
     LARGEST_SIDE,
     NOISE_LEVELS,
     DType,
@@ -38,6 +43,7 @@ OPTIMIZATIONS = (
 )  # in the order of taking
 
 
+MODELS = "the model's"
 WHAT, SIZE, WHERE, LARGE, BESIDE, SPEED, EXPERT = GROUPS = (
     "what",
     "size and steps",
@@ -55,6 +61,7 @@ class GenerateConfig:
 
     GROUPS: ClassVar[tuple[str, ...]] = GROUPS
 
+    # What is shown as "the model's" is 0 or None until `filled` looks there.
     model: str = option(
         "",
         "diffusers folder, .safetensors or .ckpt file; default: the small one that ships",
@@ -85,7 +92,8 @@ class GenerateConfig:
     )
     prompt: str | None = option(
         None,
-        "what to draw: (more:1.2) [less] BREAK, of any length; default: the model's first example prompt",
+        "what to draw: (more:1.2) [less] BREAK, of any length; default: the model's example; beside --init_image that "
+        "picture's own prompt",
         "-p",
         group=WHAT,
         common=True,
@@ -103,23 +111,48 @@ class GenerateConfig:
         beside="embeddings",
         group=BESIDE,
     )
-    width: int = option(512, "image width in pixels, a multiple of 8", "-W", group=SIZE, common=True)
-    height: int = option(0, "image height, 0: as the width", "-H", group=SIZE, common=True)
+    width: int = option(
+        0,
+        "image width in pixels, a multiple of 8; beside --init_image in that picture's shape",
+        "-W",
+        group=SIZE,
+        common=True,
+        shown=MODELS,
+    )
+    height: int = option(
+        0,
+        "image height, 0: as the width; beside --init_image in that picture's shape",
+        "-H",
+        group=SIZE,
+        common=True,
+        shown="",
+    )
+    scale: float = option(
+        0.0,
+        "in place of both: the size as a multiple of the picture's behind --init_image or --from, e.g. 2",
+        group=SIZE,
+        shown="",
+    )
     num_images: int = option(4, "images in an iteration", "-n", group=SIZE, common=True)
     batch_size: int = option(
         1, "images at once; image i does not depend on it, to the last bit only at 1", "-b", group=SIZE
     )
-    steps: int = option(30, "denoising steps", "-s", group=SIZE, common=True)
-    cfg_scale: float = option(7.0, "guidance, 0 turns it off", "-c", group=SIZE, common=True)
+    steps: int = option(0, "denoising steps", "-s", group=SIZE, common=True, shown=MODELS)
+    cfg_scale: float | None = option(None, "guidance, 0 turns it off", "-c", group=SIZE, common=True, shown=MODELS)
     iteration: int = option(1, "how often; NUM_IMAGES x ITERATION images in all", "-i", group=SIZE)
     seed: int = option(
         -1, "of the first image, -1 draws one and records it; image i has seed + i", "-k", group=SIZE, common=True
     )
     scheduler: Scheduler = option("ddim", "sampler", group=SIZE, common=True)
     karras: bool = option(False, "Karras' noise levels (euler, heun, lms, dpm++, unipc)", group=SIZE)
-    out_dir: str = option("./", "where the images go", "-o", path=given_path.folder, group=WHERE, common=True)
+    out_dir: str = option(
+        "outputs", "where the images go; made if need be", "-o", path=given_path.folder, group=WHERE, common=True
+    )
     name_format: str = option(
-        "image_{n:03d}", "{h} hyena file, {n} image, {b} iteration, {i} image in the iteration", "-f", group=WHERE
+        "image_{n:03d}",
+        "{h} hyena file, {n} image, on from those in OUT_DIR, {b} iteration, {i} image in the iteration",
+        "-f",
+        group=WHERE,
     )
     compare: bool = option(
         False, "also write teacher | student | difference, with PSNR and SSIM", needs="hyena", group=WHERE, common=True
@@ -132,7 +165,26 @@ class GenerateConfig:
         common=True,
     )
     init_image: str = option(
-        "", "picture to start from, resized to WIDTH x HEIGHT", path=given_path.plain_file, group=WHAT, common=True
+        "",
+        "picture to start from; without -p by its own prompt, without -W and -H in its shape",
+        path=given_path.plain_file,
+        group=WHAT,
+        common=True,
+    )
+    resize: Resize = option(
+        "crop",
+        "where it has another shape than -W and -H: its middle; fit: all, its edges drawn out; or stretch",
+        needs="init_image",
+        group=WHAT,
+    )
+    upscaler: str = option(
+        "",
+        "a model that enlarges INIT_IMAGE before it is drawn again, and what grows; of ESRGAN, Real-ESRGAN, SwinIR, DAT and the like; "
+        "default: Lanczos",
+        path=given_path.upscaler,
+        beside="upscalers",
+        needs="init_image|grow",
+        group=LARGE,
     )
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image", group=WHAT, common=True)
     noise_inversion: int = option(
@@ -301,12 +353,21 @@ class GenerateConfig:
     debug: bool = option(False, "show the traceback of an error", group=EXPERT)
 
     def __post_init__(self):
-        object.__setattr__(self, "height", self.height or self.width)
-        check_size(self)
+        if not self.init_image and not self.scale:
+            object.__setattr__(self, "height", self.height or self.width)
+        if given := [name for name in ("width", "height") if getattr(self, name)]:
+            check_size(self, *given)
+            if self.scale:
+                raise BadInput(
+                    f"scale={self.scale:g} and {given[0]}={getattr(self, given[0])} contradict each other; leave one away"
+                )
         at_least(self, 1, "num_images", "batch_size", "iteration", "clip_skip")
-        between(self, 1, NOISE_LEVELS, "steps")
+        if self.steps:
+            between(self, 1, NOISE_LEVELS, "steps")
+        between(self, 0, LARGEST_SCALE, "scale")
         at_least(self, 0, "tile_width", "tile_height", "encoder_tile_size", "decoder_tile_size", "hypertile")
-        between(self, 0, 1e3, "cfg_scale")
+        if self.cfg_scale is not None:
+            between(self, 0, 1e3, "cfg_scale")
         between(self, 0, 1, "strength")
         between(self, 0, 1, "grow_strength")
         between(self, 0, NOISE_LEVELS, "grow_steps")
@@ -322,7 +383,7 @@ class GenerateConfig:
         ):
             if getattr(self, needy) and not getattr(self, needed):
                 raise BadInput(f"{needy}={getattr(self, needy)!r} needs --{needed} too")
-        if self.init_image and not int(self.steps * self.strength):
+        if self.init_image and self.steps and not int(self.steps * self.strength):
             raise BadInput(f"strength={self.strength:g} of steps={self.steps} leaves no step; raise one of them")
         if self.karras and self.scheduler not in KARRAS:
             raise BadInput(f"karras: {self.scheduler} has no Karras noise levels; use {', '.join(KARRAS)}")
@@ -350,14 +411,46 @@ class GenerateConfig:
             if self.grow not in ("auto", "off", "redraw"):
                 raise BadInput(f"hires={self.hires:g} is grow=redraw, not grow={self.grow}; leave one away")
             limit = ABSURD_SIDE if self.allow_huge else LARGEST_SIDE
-            if max(self.width, self.height) * self.hires > limit:
+            if self.width and max(self.width, self.height) * self.hires > limit:
                 raise BadInput(
                     f"hires={self.hires:g} x {self.width}x{self.height} is larger than {limit} pixels a side"
                 )
+        if self.grow in ("deep_shrink", "hidiffusion") and "graphs" in self.optimizations:
+            raise BadInput(
+                f"grow={self.grow} changes the UNet from step to step, optimize=graphs does not see it; leave one"
+            )
         if self.mask and (self.hires or self.grow not in ("auto", "off")):
             raise BadInput(f"mask={self.mask!r} keeps what is not white, growing draws all of it again; use --grow off")
         if self.noise_inversion and not (self.init_image or self.hires or self.grow in ("redraw", "diffusehigh")):
             raise BadInput(f"noise_inversion={self.noise_inversion} needs --init_image too, or --grow redraw")
+
+    def filled(self) -> GenerateConfig:
+        """With what was left to the model, or to the picture to start from, as numbers. Raises BadInput.
+
+        The prompt alone may stay None: the first of the model's example prompts.
+        """
+        values: dict[str, Any] = {}
+        own = own_defaults(self.model)
+        if not (self.width and self.height):
+            values |= zip(("width", "height"), self._size((own.width, own.height)), strict=True)
+            values["scale"] = 0.0
+        if not self.steps:
+            values["steps"] = own.steps
+        for name in ("cfg_scale", "prompt"):
+            if getattr(self, name) is None:
+                values[name] = getattr(own, name)
+        if self.prompt is None and self.init_image:
+            raise BadInput(f"init_image={self.init_image!r} has no prompt beside it; say with -p what is to be drawn")
+        return replace(self, **values) if values else self
+
+    def _size(self, own: tuple[int, int]) -> tuple[int, int]:
+        try:
+            start = picture_size(self.init_image) if self.init_image else None
+        except BadInput as error:
+            raise BadInput(f"init_image: {error}") from None
+        if self.scale and start is None:
+            raise BadInput(f"scale={self.scale:g} is of a picture; give it with --init_image or --from, or -W and -H")
+        return scaled(start, self.scale) if self.scale else canvas(self.width, self.height, own, start)
 
     @property
     def controls(self) -> list[tuple[str, float]]:

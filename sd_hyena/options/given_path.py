@@ -1,7 +1,7 @@
 """What options name on disk, told without torch: whether it is there, of a form that is read, of the right kind.
 
-A bare name is looked up beside the model: NAME in students/, vae/, loras/ or embeddings/ of the folder that the model's folder
-or file lies in. A path that exists wins over a name. What takes tensors to tell is told where they are read.
+A bare name is looked up beside the model: NAME in students/, vae/, loras/, embeddings/ or upscalers/ of the folder that the model's
+folder or file lies in. A path that exists wins over a name. What takes tensors to tell is told where they are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from sd_hyena.errors import BadInput
 from sd_hyena.files.container import PICKLED, SAFETENSORS, check_packed, is_safetensors
 from sd_hyena.files.safetensors_header import tensor_names
-from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, VAE, Kind, is_controlnet, kind_of
+from sd_hyena.files.weights_kind import LORA, MODEL, NOTHING_KNOWN, UPSCALER, VAE, Kind, is_controlnet, kind_of
 from sd_hyena.options.landmarks import WORD, Landmarks
 from sd_hyena.options.shipped import SHIPPED_MODEL
 
@@ -40,8 +40,15 @@ BESIDE = {  # the folders beside a model -> endings of what is known there by it
     "vae": (*SAFETENSORS, *PICKLED, ""),
     "loras": (*SAFETENSORS, *PICKLED),
     "embeddings": EMBEDDINGS,
+    "upscalers": (*SAFETENSORS, *PICKLED),
 }
-SEPARATORS = {"students": ",+", "vae": "", "loras": ",", "embeddings": ","}  # of the names in the value of an option
+SEPARATORS = {
+    "students": ",+",
+    "vae": "",
+    "loras": ",",
+    "embeddings": ",",
+    "upscalers": "",
+}  # of the names in the value of an option
 
 
 def beside(model: str, kind: str) -> dict[str, Path]:
@@ -186,6 +193,18 @@ def _controlnet(given: str, option: str) -> Path:
     check_packed(path, "a .safetensors or .pth file")
     if is_safetensors(path) and not is_controlnet(names := tensor_names(path)):
         raise BadInput(f"{option}={given!r} looks like {kind_of(names)}")
+    return path
+
+
+def upscaler(given: str, option: str = "upscaler") -> Path:
+    """A file that is not of another kind; what its network is takes spandrel to tell."""
+    path = plain_file(given, option)
+    try:
+        kind = _kind(path, UPSCALER)
+    except BadInput as error:
+        raise BadInput(f"{option}: {error}") from None
+    if kind not in (UPSCALER, NOTHING_KNOWN, VAE):  # a restorer of faces has a VAE's names: it is told by itself
+        raise BadInput(f"{option}={given!r} looks like {kind}")
     return path
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import textwrap
 import typing
 from dataclasses import Field
-from pathlib import Path
 from typing import Any, Literal
+
+from sd_hyena.options.typed import command_name
 
 WIDTH = 100  # columns
 SHORT, ALL = ("-h", "--help"), "--help_all"
@@ -54,7 +54,7 @@ def text(config_class: type, everything: bool, usage: str = "") -> str:
         ("    --print_config", "write such a file"),
     ]
     column = 4 + max(len(flags) for group in rows.values() for flags, _ in group)
-    lines = [f"usage: {usage or as_typed()} [options]", "", *textwrap.wrap(config_class.__doc__ or "", WIDTH)]
+    lines = [f"usage: {usage or command_name()} [options]", "", *textwrap.wrap(config_class.__doc__ or "", WIDTH)]
     for name, group in rows.items():
         lines += ["", *([name] if name else [])]
         for flags, said in group:
@@ -62,24 +62,6 @@ def text(config_class: type, everything: bool, usage: str = "") -> str:
             lines += textwrap.wrap(said, WIDTH, initial_indent=lead, subsequent_indent=" " * column) or [lead]
     end = getattr(config_class, "epilog", str)() if not common else ""
     return "\n".join([*lines, *(["", end] if end else [])]) + "\n"
-
-
-def as_typed() -> str:
-    """How this command was called, with its verb."""
-    called = Path(sys.argv[0])
-    if called.name == "__main__.py":
-        package = (
-            ".".join(called.parts[called.parts.index("sd_hyena") : -1])
-            if "sd_hyena" in called.parts
-            else called.parent.name
-        )
-        name = f"python -m {package}"
-    elif called.parent.name == "sd_hyena":
-        name = f"python -m sd_hyena.{called.stem}"
-    else:
-        name = f"python {called.name}" if called.suffix == ".py" else called.name
-    verb = sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
-    return f"{name} {verb}" if verb.isalpha() and name in ("sd-hyena", "python -m sd_hyena") else name
 
 
 def _flags(field: Field, kind: Any) -> str:
@@ -96,6 +78,8 @@ def _said(field: Field, kind: Any, in_full: bool) -> str:
     said = field.metadata["help"] if in_full else field.metadata["help"].partition("; ")[0]
     if in_full and typing.get_origin(kind) is Literal:
         said += f"; one of {', '.join(typing.get_args(kind))}"
+    if (shown := field.metadata["shown"]) is not None:
+        return f"{said} [{shown}]" if shown else said
     if field.default in (None, "") or isinstance(field.default, bool):
         return said + (f"; --no_{field.name} turns it off" if field.default is True else "")
     return f"{said} [{field.default}]"

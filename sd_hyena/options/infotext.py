@@ -90,6 +90,7 @@ def parameters(
         pairs["VAE"] = Path(config["vae"]).name
     if config["init_image"]:
         pairs["Denoising strength"] = f"{config['strength']:g}"
+        pairs |= {"Upscaler": Path(config["upscaler"]).stem} if config["upscaler"] else {}
     pairs |= infotext_hires.written(config)
     if config["clip_skip"] != 1:
         pairs["Clip skip"] = config["clip_skip"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from sd_hyena.options.found import Found, quoted
@@ -22,7 +23,7 @@ def written(config: dict[str, Any]) -> dict[str, Any]:
         STRENGTH: f"{strength:g}",
         SCALE: f"{config['hires']:g}",
         STEPS: config["grow_steps"] or int(config["steps"] * strength),
-        UPSCALER: "Lanczos",
+        UPSCALER: Path(config["upscaler"]).stem if config.get("upscaler") else "Lanczos",
     }
 
 
@@ -43,7 +44,7 @@ def read(found: Found, pairs: dict[str, str]) -> bool:
     found.options["grow_steps"] = steps or found.options.get("steps", 0)
     upscaler = pairs.pop(UPSCALER, "")
     if upscaler not in OURS:
-        found.leave(f"{UPSCALER} {quoted(upscaler)!r}, Lanczos takes its place", "init_image")
+        found.leave(f"{UPSCALER} {quoted(upscaler)!r}; give --upscaler, else Lanczos takes its place", "upscaler")
     return True
 
 

@@ -35,8 +35,7 @@ def find(option: str, name: str, hash: str, folders: str) -> Path | None:
 
 
 def _below(folders: str) -> Iterable[Path]:
-    entries = [folders] if os.path.isdir(folders) else [part.strip() for part in folders.split(",") if part.strip()]
-    for folder in entries:
+    for folder in given_path.several(folders, os.path.isdir):
         yield from sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in WEIGHTS and path.is_file())
 
 
@@ -122,6 +121,4 @@ def _file_of(lora: NamedLora, given: Iterable[Path], folders: str, hash_: str) -
         raise BadInput(
             f"prompt: the LoRA {lora.name!r} {where}; give --lora_dir FOLDER or --lora FILE, or take it out of the prompt (-p)"
         )
-    if "," in str(file):
-        raise BadInput(f"prompt: the LoRA's file {str(file)!r} has a comma in its name, which parts lists; rename it")
     return file

@@ -10,14 +10,15 @@ from sd_hyena.errors import BadInput
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 LARGEST_SIDE = 16384
+LARGEST_SCALE = 64  # of a picture that is drawn again
 ABSURD_SIDE = 1 << 20  # with allow_huge
 NOISE_LEVELS = 1000  # that models are trained with: so many steps can be told apart
 
 
-def check_size(config) -> None:
-    """Width and height in pixels."""
+def check_size(config, *names: str) -> None:
+    """Width and height in pixels, or those sides of them that are named."""
     limit = ABSURD_SIDE if config.allow_huge else LARGEST_SIDE
-    for name in ("width", "height"):
+    for name in names or ("width", "height"):
         value = getattr(config, name)
         if not 64 <= value <= limit or value % 8:
             nearest = min(max(64, round(value / 8) * 8), limit)

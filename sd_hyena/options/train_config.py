@@ -122,7 +122,7 @@ class TrainConfig:
     ema: float = option(0.0, "decay of the averaged weights, e.g. 0.99; 0 turns averaging off", group=EXPERT)
     n_steps: int = option(200, "training steps", "-n", free=True, group=SIZE, common=True)
     save_every_n_steps: int = option(40, "0 saves only at the end", "-s", free=True, group=WHERE)
-    keep: int = option(3, "how many checkpoints stay", free=True, group=WHERE)
+    keep: int = option(3, "how many checkpoints stay, and as many students in the run's folder", free=True, group=WHERE)
     validate_every_n_steps: int = option(50, "0 validates only at the start and the end", free=True, group=SIZE)
     data: Source = option(
         "samples",

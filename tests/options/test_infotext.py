@@ -46,7 +46,7 @@ def test_a1111_reads_what_we_write():
     assert (read["Steps"], read["Sampler"], read["CFG scale"], read["Seed"]) == ("31", "DPM++ 2M Karras", "6.5", "42")
     assert (read["Size"], read["Model hash"], read["Model"]) == ("768x512", "0123456789", 'tiny, "sd"')
     assert read["Hyena"] == "IN01:hyena, OUT11:hyena" and read["Clip skip"] == "2"
-    square = a1111(parameters(to_dict(GenerateConfig(width=640)), "m", "0" * 64))
+    square = a1111(parameters(to_dict(GenerateConfig(width=640).filled()), "m", "0" * 64))
     assert square["Size"] == "640x640" and "Clip skip" not in square
 
 

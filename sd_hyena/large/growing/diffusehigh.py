@@ -25,11 +25,13 @@ class DiffuseHigh:
     steps: the first denoising steps, which are held.
     levels: of the wavelet transform; the band that is held has a 2 ** levels-th of the resolution.
     moments: of Daubechies' wavelet; 4 is db4.
+    circular: the band goes round the picture's borders.
     """
 
     steps: int = 5
     levels: int = 1
     moments: int = 4
+    circular: bool = False
 
     def __post_init__(self):
         for name, (low, high) in {"steps": (0, 1000), "levels": (1, 6), "moments": (1, 10)}.items():
@@ -99,7 +101,7 @@ class _Held:
         for i, one in enumerate(latents):
             drawn = vae.decode((one[None] / vae.config.scaling_factor).to(vae.dtype)).sample.float()
             picture = self._picture[i % len(self._picture)][None].to(drawn)
-            drawn = drawn + low_band(picture - drawn, settings.levels, settings.moments)
+            drawn = drawn + low_band(picture - drawn, settings.levels, settings.moments, settings.circular)
             found.append(vae.encode(drawn.clamp(-1, 1).to(vae.dtype)).latent_dist.mean.float())
         return torch.cat(found) * vae.config.scaling_factor
 

@@ -26,16 +26,17 @@ def daubechies(moments: int) -> tuple[float, ...]:
     return tuple((taps * math.sqrt(2) / taps.sum()).tolist())
 
 
-def low_band(x: Tensor, levels: int = 1, moments: int = 4) -> Tensor:
+def low_band(x: Tensor, levels: int = 1, moments: int = 4, circular: bool = False) -> Tensor:
     """The part of pictures (B, C, H, W) that lies in the approximation of `levels` levels, at their own size.
 
-    Borders are mirrored. It is a projection but for the borders, and keeps constants and ramps.
+    Borders are mirrored, or go round. It is a projection but for the borders, and keeps constants and ramps.
     """
     taps = torch.tensor(daubechies(moments), dtype=x.dtype, device=x.device)
     size = x.shape[-2:]
     margin = min(len(taps) * 2**levels, *(side - 1 for side in size))
     far = [margin + -(side + 2 * margin) % 2**levels for side in size]
-    x = F.pad(x, (margin, far[1], margin, far[0]), mode="replicate" if min(size) <= max(far) else "reflect")
+    inside = "circular" if circular else "reflect"
+    x = F.pad(x, (margin, far[1], margin, far[0]), mode=inside if min(size) > max(far) else "replicate")
     down = x
     for _ in range(levels):
         down = _halved(_halved(down, taps).mT, taps).mT
