@@ -13,6 +13,7 @@ VERBS = {  # what is typed -> the module whose `command` answers it, and what th
     "train": ("sd_hyena.distil.__main__", "distil self-attentions of a checkpoint into Hyena operators"),
     "recipe": ("sd_hyena.recipe", "stages of a distillation in turn"),
     "generate": ("sd_hyena.generate.__main__", "draw images with trained students swapped in"),
+    "ui": ("sd_hyena.ui.__main__", "the same in a browser: draw, drag regions, compare, distil"),
     "upscale": ("sd_hyena.upscale", "enlarge pictures by an upscaler model"),
     "evaluate": ("sd_hyena.evaluate.__main__", "measure students against their teacher"),
     "describe": ("sd_hyena.students.checkpoint", "say what a file of students is"),

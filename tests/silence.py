@@ -1,7 +1,7 @@
-"""python -m tests.silence [NAME ...]: how long each command of the README is silent, at a pipe and at a terminal.
+"""python -m tests.silence [SECONDS] [NAME ...]: how long each command of the README is silent, at a pipe and a terminal.
 
-A command is watched for a minute, or to its end if that comes first, and must never say nothing for longer than 15 s.
-Exit 1 if one does. What installs or downloads is not here.
+A command is watched for so many seconds, a minute if none are given (more on a machine that others load), or to its end if
+that comes first, and must never say nothing for longer than 15 s. Exit 1 if one does. What installs or downloads is not here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMANDS = {
 }
 
 
-def longest_silence(arguments: list[str], terminal: bool) -> tuple[float, str]:
+def longest_silence(arguments: list[str], terminal: bool, watched: float = WATCHED) -> tuple[float, str]:
     """Seconds, and the last line before it."""
     ours, theirs = pty.openpty() if terminal else os.pipe()
     child = subprocess.Popen(
@@ -39,7 +39,7 @@ def longest_silence(arguments: list[str], terminal: bool) -> tuple[float, str]:
     begun = spoken = time.monotonic()
     longest, said = (0.0, ""), b""
     try:
-        while time.monotonic() - begun < WATCHED:
+        while time.monotonic() - begun < watched:
             ready, _, _ = select.select([ours], [], [], 0.2)
             chunk = b""
             if ready:
@@ -62,12 +62,12 @@ def longest_silence(arguments: list[str], terminal: bool) -> tuple[float, str]:
     return longest
 
 
-def main(names: list[str]) -> int:
-    worst = 0.0
-    for name in names or COMMANDS:
+def main(given: list[str]) -> int:
+    worst, watched = 0.0, next((float(one) for one in given if one.isdecimal()), WATCHED)
+    for name in [one for one in given if not one.isdecimal()] or COMMANDS:
         for terminal in (False, True):
             with tempfile.TemporaryDirectory() as folder:
-                seconds, line = longest_silence(COMMANDS[name].format(folder).split(), terminal)
+                seconds, line = longest_silence(COMMANDS[name].format(folder).split(), terminal, watched)
             print(f"{name:<10}{'terminal' if terminal else 'pipe':<10}{seconds:6.1f} s  after: {line[:90]}", flush=True)
             worst = max(worst, seconds)
     return int(worst > LONGEST)

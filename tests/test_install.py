@@ -65,6 +65,7 @@ def test_the_wheel_holds_every_module_and_what_it_needs_and_is_small(wheel):
     data |= {
         f"sd_hyena/tiny_sd/model/{path.relative_to(model).as_posix()}" for path in model.rglob("*") if path.is_file()
     }
+    data |= {f"sd_hyena/ui/{path.name}" for path in tree.glob("sd_hyena/ui/*.[jc]s*")}
     data |= {"sd_hyena/py.typed", "safari/py.typed"}
     assert len(modules) > 60 and len(data) > 20 and modules | data <= inside
     assert not [

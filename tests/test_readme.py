@@ -25,6 +25,7 @@ SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhe
     "python train.py": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 2",
     "bash examples/generate.sh": "-W 64 -s 2 -n 1",
     "python generate.py": "-W 64 -s 2 -n 1",
+    "bash examples/ui.sh": None,  # a server; tests/ui
     "python -m sd_hyena.students.checkpoint": "",
     "python -m sd_hyena.evaluate": "--images 1 --states 1 --steps 1 --sizes 64 --guidance 1",
     "python -m sd_hyena.recipe": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 2 --validate_every_n_steps 0",
@@ -53,7 +54,7 @@ def test_every_command_is_of_a_known_kind():
 @pytest.fixture(scope="module")
 def environment_made():
     """The markers of an environment that the scripts find complete."""
-    markers = [Path(sys.prefix) / f"installed-requirements{name}.txt" for name in ("", "-dev")]
+    markers = [Path(sys.prefix) / f"installed-requirements{name}.txt" for name in ("", "-ui", "-dev")]
     if not all(marker.exists() for marker in markers):
         pytest.skip("not in the environment that tests/run.sh makes")
     return markers
@@ -80,7 +81,7 @@ def test_the_commands_run_in_order_as_typed(tmp_path, environment_made, shared_p
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("script", ["demo", "generate", "train"])
+@pytest.mark.parametrize("script", ["demo", "generate", "train", "ui"])
 def test_the_scripts_start_the_python_of_their_environment(tmp_path, environment_made, script):
     (tmp_path / "venv").symlink_to(sys.prefix)
     given = ["bash", ROOT / "examples" / f"{script}.sh", "--help"]

@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 
 from sd_hyena.cost.crossover import speedup
-from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
+from sd_hyena.distil.candidates import counted
 from sd_hyena.distil.placement import own_device, teacher_dtype
-from sd_hyena.distil.selection import Candidate, choose, table, useful
+from sd_hyena.distil.selection import choose, table, useful
 from sd_hyena.models.location import model_path
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.progress import work
 from sd_hyena.sites import find_sites
-from sd_hyena.students.student import build_student, cast, spec_for
+from sd_hyena.students.student import build_student, cast
 
 STEPS = 50  # at least
 
@@ -28,15 +28,14 @@ def with_chosen_sites(config: TrainConfig, train: Callable) -> TrainConfig:
     device = own_device(config)
     with work(f"{path.name}: counting and timing every site"):
         unet = load_pipeline(path, torch.device("cpu"), torch.float32, config.vae).unet
-        latent_size = (config.height // 8, config.width // 8)
-        total, candidates = unet_flops(unet, latent_size), []
-        for site in find_sites(unet):
-            size = site.size(*latent_size)
-            spec = spec_for(site, config.operator, config.options_of_operator(), latent_size)
-            candidate = Candidate(site.short, attention_flops(site, size), student_flops(spec, size), error=math.inf)
+        total, found = counted(unet, config)
+        sites, candidates = {site.short: site for site in find_sites(unet)}, []
+        for candidate, spec in found:
             if candidate.saved > 0:
+                site = sites[candidate.short]
                 attention = unet.get_submodule(site.name).to(device, teacher_dtype(config, device))
                 student = cast(build_student(spec), attention.to_q.weight).eval()
+                size = site.size(config.height // 8, config.width // 8)
                 faster = speedup(site, attention, student, size, batch=2)  # one image with guidance
                 candidate = dataclasses.replace(candidate, speedup=faster)
             candidates.append(candidate)

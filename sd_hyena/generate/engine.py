@@ -56,9 +56,10 @@ from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
+from sd_hyena.processes.progress import work
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings, with_bundled
+from sd_hyena.text.textual_inversion import Embedding, check_asked, embedded, read_embeddings, with_bundled
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -93,6 +94,8 @@ class Order:
         own = own_side(config.model)
         stages = tuple(Stage.all_of(config, own, method_of(config, own)))
         embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in stages[-1].task.loras))
+        prompts = config.prompt or "", config.negative_prompt, *stages[-1].arrangement.prompts
+        check_asked(prompts, embeddings)
         device = pick_device(own_device(config.device))
         check_offload(config.offload, device)
         check_optimize(config.optimizations, device)
@@ -197,10 +200,6 @@ class Engine:
         stages = [stage.told(config.seed, prompt) for stage in order.stages]
         by_stage = [joined_students(config.hyena, one) or [Alternative({})] for one in stored]
         check_target(config.target, stored[-1])
-        texts = (prompt, config.negative_prompt, *arrangement.prompts)
-        for embedding in order.embeddings:
-            if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
-                watch.note(f"note: no prompt says {embedding.word!r}, the word of embeddings={str(embedding.path)!r}")
         for alternative in by_stage[-1]:
             if any(hash_ and hash_ != model.sha256 for hash_ in alternative.teacher_sha256):
                 watch.note(
@@ -319,8 +318,10 @@ def _of_one_size(stored: Sequence[dict[str, StudentFile]]) -> bool:
 @contextmanager
 def _pipeline(order: Order) -> Iterator[Model]:
     at_first = order.device if order.config.offload == "off" else torch.device("cpu")
-    pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
-    yield Model(pipe, order.model, model_sha256(order.model), pipe.scheduler)
+    with work(f"loading {order.model.name}", announced=False):
+        pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
+        sha256 = model_sha256(order.model)
+    yield Model(pipe, order.model, sha256, pipe.scheduler)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import BEFORE, GenerateConfig
 from sd_hyena.processes.ranks import say
 
+CELL = 8  # pixels
 HALF = 128  # of 255: what a mask has to be to be white
 
 
@@ -106,7 +107,8 @@ def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
 def _start(config: GenerateConfig, notes: list[str]) -> Image.Image:
     """The picture to start from at the canvas's size; of its shape alone, if an upscaler is to enlarge it. Raises BadInput."""
     size, image = (config.width, config.height), _read("init_image", config.init_image, read_picture)
-    if config.resize == "crop" and not same_shape(image.size, size):
+    cut = abs(image.width * size[1] - image.height * size[0])
+    if config.resize == "crop" and cut > CELL // 2 * sum(image.size):  # more than rounding to cells
         notes.append(
             f"note: init_image is {_size(image)}, of another shape than {_size(size)}, and its middle is drawn again; "
             "-W or -H alone keeps the shape, --resize fit or stretch all of it"

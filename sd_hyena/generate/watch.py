@@ -35,6 +35,22 @@ class Watch:
         say(line)
 
 
+class Part(Watch):
+    """Tells another watch of one of several drawings, which count alike."""
+
+    def __init__(self, whole: Watch, number: int, of: int):
+        self._whole, self._number, self._of = whole, number, of
+
+    def step(self, done: float, total: int, latents: Tensor | None) -> None:
+        self._whole.step((self._number + done / total) * 100, self._of * 100, latents)
+
+    def cancelled(self) -> bool:
+        return self._whole.cancelled()
+
+    def note(self, line: str) -> None:
+        self._whole.note(line)
+
+
 class Advance:
     """Counts the steps of one drawing for a watch. Raises Cancelled where it is told what happens."""
 

@@ -88,7 +88,7 @@ def check_network(model: Path, name: str, folder: Path, kind: str = "") -> None:
 def _misfit(name: str, folder: Path, _config: str, files: tuple[tuple[str, int, int], ...]) -> str:
     """What a network's tensors lack, by the sizes that its config says; empty if nothing."""
     try:
-        expected = {_short(key): value for key, value in _hollow(name, folder).state_dict().items()}
+        expected = {_short(key): value for key, value in hollow(name, folder).state_dict().items()}
     except Exception as error:  # whatever the libraries stumble over
         return f"{name}/config.json is damaged ({' '.join(str(error).split())[:160]})"
     shapes = {_short(key): shape for file, *_ in files for key, shape in shapes_of(file).items()}
@@ -101,7 +101,8 @@ def _misfit(name: str, folder: Path, _config: str, files: tuple[tuple[str, int, 
     return ""
 
 
-def _hollow(name: str, folder: Path) -> nn.Module:
+def hollow(name: str, folder: Path) -> nn.Module:
+    """A network as the config in its folder says, on the meta device."""
     import diffusers
     import transformers
 

@@ -12,7 +12,16 @@ from sd_hyena.files.picture_text import read_texts
 from sd_hyena.options import comfyui, infotext, invokeai
 from sd_hyena.options.found import Found
 
-OURS_ALONE = ("out_dir", "from_image", "debug", "lora_dir", "model_dir", "vae_dir", "embedding_dir")  # of a machine
+OURS_ALONE = (
+    "out_dir",
+    "grid",
+    "from_image",
+    "debug",
+    "lora_dir",
+    "model_dir",
+    "vae_dir",
+    "embedding_dir",
+)  # of a machine
 READERS: dict[str, Callable[[str, str], Found]] = {  # by the name of their text; the first that is there is read
     "parameters": infotext.options,
     "invokeai_metadata": invokeai.options,

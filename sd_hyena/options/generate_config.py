@@ -43,6 +43,7 @@ OPTIMIZATIONS = (
 )  # in the order of taking
 
 
+LARGEST_WEBP = 16383
 MODELS = "the model's"
 WHAT, SIZE, WHERE, LARGE, BESIDE, SPEED, EXPERT = GROUPS = (
     "what",
@@ -92,7 +93,8 @@ class GenerateConfig:
     )
     prompt: str | None = option(
         None,
-        "what to draw: (more:1.2) [less] BREAK, of any length; default: the model's example; beside --init_image that "
+        "what to draw: (more:1.2) [less] BREAK, of any length; @FILE draws each line of a text file, flags behind -- in it; "
+        "default: the model's example; beside --init_image that "
         "picture's own prompt",
         "-p",
         group=WHAT,
@@ -152,6 +154,14 @@ class GenerateConfig:
         "image_{n:03d}",
         "{h} hyena file, {n} image, on from those in OUT_DIR, {b} iteration, {i} image in the iteration",
         "-f",
+        group=WHERE,
+    )
+    format: Literal["png", "webp", "jpg"] = option(
+        "png", "of the files; webp and jpg lose a little (quality 95), but no parameters", group=WHERE
+    )
+    grid: bool = option(
+        False,
+        "also write all pictures in a labelled grid: a row for each prompt, a column for each of -y a,b",
         group=WHERE,
     )
     compare: bool = option(
@@ -373,6 +383,10 @@ class GenerateConfig:
         between(self, 0, NOISE_LEVELS, "grow_steps")
         self._check_growing()
         check_seed(self.seed)
+        if self.format == "webp" and max(self.width, self.height) > LARGEST_WEBP:
+            raise BadInput(
+                f"format=webp ends at {LARGEST_WEBP} px a side; take png or jpg for {self.width}x{self.height}"
+            )
         check_format(self.name_format, "nhbi")
         check_text(self, "prompt", "negative_prompt")
         check_constructs(self, "prompt", "negative_prompt")

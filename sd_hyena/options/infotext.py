@@ -33,6 +33,7 @@ HASH = re.compile(r"\s*([^:,]+?)\s*:\s*([0-9a-fA-F]{6,})\s*")
 MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 NEGATIVE = "Negative prompt:"
 KARRAS = " Karras"
+LONGEST_BLOCK = 100_000  # characters of Tiled Diffusion's; 64 regions with prompts are a fifth of it
 TRUE = ("True", "true", "1")
 METHODS = {"MultiDiffusion": "multidiffusion", "Mixture of Diffusers": "mixture", "SpotDiffusion": "spot"}
 TILES = {  # of Tiled Diffusion's block
@@ -245,7 +246,9 @@ def _tiles(found: Found, pairs: dict[str, str]) -> None:
 
 
 def tiled_diffusion_block(block: str) -> dict[str, Any] | None:
-    """The values of such a block; None if it is damaged."""
+    """The values of such a block; None if it is damaged, or longer than any block is."""
+    if len(block) > LONGEST_BLOCK:
+        return None
     try:
         values = ast.literal_eval(block)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):

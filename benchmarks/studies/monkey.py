@@ -1,0 +1,114 @@
+"""python -m benchmarks.studies.monkey --minutes 30: who clicks at random on the page, and what becomes of its memory.
+
+Up to three tabs; wrong and right sizes, draws, cancels, regions dragged, tabs closed and reloaded in the middle of drawing,
+every button that is in sight but those that start a training. The server's resident memory is read every ten seconds; the
+last quarter's median is held to the second's, after everything has been used once. A traceback on the server ends it. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+from benchmarks.harness.page import browser, served
+
+TABS = ("Draw", "Regions", "Redraw", "Compare", "Distil")
+LEFT_ALONE = ("#train-start", "#train-resume")
+SIDES = (64, 64, 72, 96, 128, 0, 63, 100000)
+GROWTH = 1.05
+
+
+def act(page, source: random.Random) -> str:
+    """One thing that a visitor might do; its name."""
+    kind = source.choices(
+        ("draw", "cancel", "size", "tab", "button", "drag", "keys", "reload", "number"), (6, 4, 5, 4, 5, 3, 2, 1, 3)
+    )[0]
+    if kind in ("draw", "cancel"):
+        page.locator(f"#{kind}").click(timeout=2000)
+    elif kind == "size":
+        for name in ("width", "height"):
+            field = page.locator(f"#draw-{name} input").first
+            if field.is_visible():
+                field.fill(str(source.choice(SIDES)), timeout=2000)
+    elif kind == "number":
+        for name, values in dict(steps=(1, 2, 3), num_images=(1, 2), seed=(-1, 5), cfg_scale=(0, 4)).items():
+            field = page.locator(f"#draw-{name} input").first
+            if field.is_visible():
+                field.fill(str(source.choice(values)), timeout=2000)
+    elif kind == "tab":
+        page.get_by_role("tab", name=source.choice(TABS)).click(timeout=2000)
+    elif kind == "button":
+        aloof = "".join(f":not({one})" for one in LEFT_ALONE)
+        buttons = page.locator(f"button{aloof}:visible")
+        buttons.nth(source.randrange(max(1, buttons.count()))).click(timeout=2000)
+    elif kind == "drag":
+        box = page.locator("#regions .stage, #painter canvas").first.bounding_box(timeout=1000)
+        if box:
+            at = lambda: (box["x"] + source.random() * box["width"], box["y"] + source.random() * box["height"])
+            page.mouse.move(*at())
+            page.mouse.down()
+            page.mouse.move(*at(), steps=3)
+            page.mouse.up()
+    elif kind == "keys":
+        for _ in range(4):
+            page.keyboard.press(source.choice(("Tab", "Delete", "ArrowLeft", "ArrowDown", "Enter", "Escape")))
+    else:
+        page.reload(timeout=60_000)
+    return kind
+
+
+def main(given: argparse.Namespace) -> int:
+    source, done, rows = random.Random(given.seed), Counter(), []
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as page, browser() as one:
+        began, looked = time.monotonic(), 0.0
+        pages: list = []
+        while (passed := time.monotonic() - began) < 60 * given.minutes and "Traceback" not in page.said:
+            if not pages or (len(pages) < 3 and source.random() < 0.05):
+                pages.append(one.new_page(viewport={"width": source.choice((390, 1280)), "height": 900}))
+                pages[-1].goto(page.address, timeout=120_000)
+                done["tab opened"] += 1
+            elif source.random() < 0.03:
+                pages.pop(source.randrange(len(pages))).close()
+                done["tab closed"] += 1
+            else:
+                try:
+                    done[act(source.choice(pages), source)] += 1
+                except Exception as error:  # what is not in sight cannot be clicked
+                    done[f"missed ({type(error).__name__})"] += 1
+            if passed - looked > 10:
+                looked = passed
+                rows.append(
+                    (round(passed), round(page.resident_mib, 1), len(list((page.folder / "outputs").glob("*.png"))))
+                )
+                print(*rows[-1], sep=" s, MiB ", flush=True)
+        for tab in pages:
+            tab.close()
+        said, alive = page.said, page.process.poll() is None
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with open(given.out, "w", newline="") as file:
+        csv.writer(file).writerows([("second", "resident_MiB", "pictures"), *rows])
+    quarter = len(rows) // 4
+    before, after = (median(row[1] for row in part) for part in (rows[quarter : 2 * quarter], rows[3 * quarter :]))
+    print(", ".join(f"{name} {count}" for name, count in done.most_common()))
+    print(
+        f"{rows[-1][0]} s, {rows[-1][2]} pictures, resident memory {before:.0f} -> {after:.0f} MiB ({after / before:.3f})"
+    )
+    faults = ["the server stumbled:\n" + said] * ("Traceback" in said) + ["the server went away"] * (not alive)
+    faults += [f"memory grew by more than {GROWTH:.2f}"] * (after > GROWTH * before)
+    print("\n".join(faults) or "no traceback, no growth")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/monkey.csv"))
+    sys.exit(main(parser.parse_args()))

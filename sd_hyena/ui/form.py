@@ -1,0 +1,192 @@
+"""A form made from a config's fields: a component for each option, and the way from their values to a config and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import gradio as gr
+
+from sd_hyena.errors import BadInput
+from sd_hyena.options.help import grouped
+from sd_hyena.options.own_defaults import own_defaults
+from sd_hyena.ui.library import SEPARATORS, SHIPPED, Library, kind_of
+
+LINES = {"prompt": 3, "negative_prompt": 2}
+REST = "more options"
+PICTURES = ("init_image", "mask", "control_image")  # of the options that are uploads
+
+
+class Form:
+    """The components of a config's options by name. Build them inside gr.Blocks, where they are to stand."""
+
+    def __init__(self, config_class: type, library: Library, prefix: str, left_out: Iterable[str] = ()):
+        self.config_class, self.library, self.prefix = config_class, library, prefix
+        self.types = typing.get_type_hints(config_class)
+        self.fields = {f.name: f for f in dataclasses.fields(config_class) if f.name not in set(left_out)}
+        self.fields = {name: f for name, f in self.fields.items() if kind_of(f) != "place"}
+        self.components: dict[str, gr.components.Component] = {}
+
+    def add(self, *names: str, **given: Any) -> list[gr.components.Component]:
+        """Components for those of the options that there are and that have none yet."""
+        made = []
+        for name in names:
+            if name in self.fields and name not in self.components:
+                self.components[name] = self._component(self.fields[name], given)
+                made.append(self.components[name])
+        return made
+
+    def add_groups(self, left_out: Iterable[str] = ()) -> None:
+        """All that have no component yet, folded away by groups."""
+        left_out = {*left_out, *self.components}
+        for group, fields in grouped(self.config_class).items():
+            names = [f.name for f in fields if f.name in self.fields and f.name not in left_out]
+            if names:
+                with gr.Accordion(group or REST, open=False):
+                    self.add_in_pairs(*names)
+
+    def add_in_pairs(self, *names: str) -> None:
+        """Two beside each other, below each other on a narrow screen."""
+        names = [name for name in names if name in self.fields and name not in self.components]
+        for i in range(0, len(names), 2):
+            with gr.Row():
+                self.add(*names[i : i + 2])
+
+    def needing(self, *names: str) -> list[str]:
+        """These, and the options that have no effect without one of them."""
+        found = [name for name in names if name in self.fields]
+        for name, field in self.fields.items():
+            if field.metadata["needs"] in found and name not in found:
+                found.append(name)
+        return found
+
+    def values(self, given: Mapping[Any, Any]) -> dict[str, Any]:
+        """Options from the components' values. Raises BadInput."""
+        values = {}
+        for name, component in self.components.items():
+            values[name] = self._value(name, given[component])
+        return values
+
+    def _value(self, name: str, value: Any) -> Any:
+        field, kind = self.fields[name], kind_of(self.fields[name])
+        expected = self.types[name]
+        if kind == "upload":
+            return value or ""
+        if kind:
+            return self.library.value(name, kind, value)
+        if value is None and _is_left_open(field):
+            return field.default
+        if value is None or (value == "" and type(None) in typing.get_args(expected)):
+            if field.default is None or isinstance(field.default, str):
+                return field.default
+            raise BadInput(f"{name} is empty; give a number, e.g. {field.default}")
+        kinds = typing.get_args(expected) or (expected,)
+        if int in kinds and isinstance(value, float) and float not in kinds:
+            if not value.is_integer():
+                raise BadInput(f"{name}={value:g} must be a whole number")
+            return int(value)
+        if float in kinds and str in kinds and isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                return value
+        return value
+
+    def shown(self, options: Mapping[str, Any]) -> tuple[dict[Any, Any], list[str]]:
+        """Updates, by component, that show these options, and what of them is in none of the page's folders."""
+        updates, strange = {}, []
+        for name, value in options.items():
+            if name not in self.components:
+                continue
+            kind = kind_of(self.fields[name])
+            if kind == "upload":
+                continue
+            if kind:
+                names, unknown = self.library.names(kind, value or "")
+                strange += [f"{name} {one!r}" for one in unknown]
+                single = names[0] if names else SHIPPED if kind == "models" else None
+                value = names if kind in SEPARATORS else single
+                updates[self.components[name]] = gr.update(value=value, choices=self.library.choices(kind))
+            else:
+                left = _is_left_open(self.fields[name]) and value in (0, None)
+                updates[self.components[name]] = gr.update(value=None if left else _shown(value, self.types[name]))
+        return updates, strange
+
+    def own(self, model: str) -> dict[Any, Any]:
+        """Updates that show, in the fields that are left open, what the model itself is best drawn with."""
+        try:
+            own = vars(own_defaults(model))
+        except BadInput:
+            return {}
+        return {
+            self.components[name]: gr.update(placeholder=f"the model's: {own[name]:g}")
+            for name, field in self.fields.items()
+            if name in self.components and _is_left_open(field) and own.get(name)
+        }
+
+    def with_choices(self) -> dict[Any, Any]:
+        """Updates with the files that are there now."""
+        kinds = {name: kind_of(self.fields[name]) for name in self.components}
+        return {
+            self.components[name]: gr.update(choices=self.library.choices(kind))
+            for name, kind in kinds.items()
+            if kind not in ("", "upload")
+        }
+
+    def faulty(self, message: str) -> str:
+        """The option that a fault is of, empty if none is named."""
+        names = self.fields.keys()
+        first = re.match(r"(\w+)", message)
+        if first and first[1] in names:
+            return first[1]
+        return next((word for word in re.findall(r"\w+", message) if word in names and "_" in word), "")
+
+    def element(self, name: str) -> str:
+        """The id of its component in the page."""
+        return f"{self.prefix}-{name}"
+
+    def _component(self, field: dataclasses.Field, given: dict[str, Any]) -> gr.components.Component:
+        name, expected, kind = field.name, self.types[field.name], kind_of(field)
+        told = dict(label=name.replace("_", " "), info=field.metadata["help"], elem_id=self.element(name)) | given
+        if kind == "upload":
+            told.pop("info")
+            if name not in PICTURES:
+                return gr.File(type="filepath", file_types=[".txt"], height=90, **told)
+            return gr.Image(type="filepath", sources=["upload", "clipboard"], height=240, **told)
+        if kind:
+            several = kind in SEPARATORS
+            value = [] if several else SHIPPED if kind == "models" else None
+            told |= dict(choices=self.library.choices(kind), allow_custom_value=True, multiselect=several)
+            return gr.Dropdown(value=value, **told)
+        if expected is bool:
+            return gr.Checkbox(value=field.default, **told)
+        if typing.get_origin(expected) is Literal:
+            return gr.Dropdown(choices=list(typing.get_args(expected)), value=field.default, **told)
+        kinds = typing.get_args(expected) or (expected,)
+        if str in kinds:
+            lines = LINES.get(name, 1)
+            given = dict(placeholder="as the model's first example") if field.default is None else {}
+            return gr.Textbox(value=_shown(field.default, expected), lines=lines, max_lines=3 * lines, **given, **told)
+        if _is_left_open(field):
+            return gr.Number(
+                value=None,
+                placeholder=field.metadata["shown"] or "open",
+                precision=None if float in kinds else 0,
+                **told,
+            )
+        return gr.Number(value=field.default, precision=None if float in kinds else 0, **told)
+
+
+def _is_left_open(field: dataclasses.Field) -> bool:
+    """Whether a number's default stands for one that the model, or a picture, decides."""
+    return field.metadata.get("shown") is not None and not field.default and not isinstance(field.default, str)
+
+
+def _shown(value: Any, expected: Any) -> Any:
+    """A value as its component has it."""
+    if str in (typing.get_args(expected) or (expected,)):
+        return "" if value is None else f"{value:g}" if isinstance(value, float) else value
+    return value

@@ -1,0 +1,76 @@
+"""The tab in which rectangles get prompts of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sd_hyena.errors import BadInput
+from sd_hyena.ui.draw_tab import QUICK
+from sd_hyena.ui.form import Form
+from sd_hyena.ui.region_editor import region_editor, value_of
+from sd_hyena.ui.session import Session, served
+
+SAVE = """value => {
+  const link = document.createElement("a"), controls = {bbox_controls: JSON.parse(value || "[]")};
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(controls, null, 2)], {type: "application/json"}));
+  link.download = "regions.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+FILES = [".json", ".png", ".jpg", ".jpeg", ".webp"]
+
+
+@dataclass
+class RegionsTab:
+    """Its components."""
+
+    editor: gr.HTML
+    below: gr.Button
+    bare: gr.Button
+    loaded: gr.UploadButton
+    saved: gr.Button
+    notice: gr.Markdown
+
+    @classmethod
+    def build(cls, session: Session, form: Form) -> RegionsTab:
+        gr.Markdown(
+            "Drag on the canvas to draw a region, drag it to move it, drag its edge to resize it; Del deletes, arrows move, "
+            "Shift with arrows resizes, Enter goes to its prompt."
+        )
+        with gr.Row():
+            loaded = gr.UploadButton("load: JSON or picture", file_types=FILES, size="sm", elem_id="regions-load")
+            saved = gr.Button("save as JSON", size="sm", elem_id="regions-save")
+            below = gr.Button("last picture below", size="sm")
+            bare = gr.Button("nothing below", size="sm")
+        notice = gr.Markdown("", elem_classes="quiet")
+        editor = region_editor(elem_id="regions")
+        form.add_in_pairs("draw_background")
+        tab = cls(editor, below, bare, loaded, saved, notice)
+        tab._wire(session)
+        return tab
+
+    def _wire(self, session: Session) -> None:
+        self.loaded.upload(read, [self.loaded], [self.editor, self.notice], **QUICK)
+        self.saved.click(None, [self.editor], None, js=SAVE, **QUICK)
+        self.below.click(lambda: _underlay(session), None, [self.editor], **QUICK)
+        self.bare.click(lambda: gr.HTML(src=""), None, [self.editor], **QUICK)
+
+
+def read(path: str) -> tuple[Any, str]:
+    """The regions of an uploaded file, and what is said of them."""
+    from sd_hyena.large.regions import read_regions
+
+    try:
+        regions = read_regions(path)
+    except BadInput as error:
+        return gr.skip(), str(error).replace(path, Path(path).name)
+    return value_of(regions), f"{len(regions)} regions of {Path(path).name}"
+
+
+def _underlay(session: Session) -> Any:
+    pictures = session.album.pictures
+    return gr.HTML(src=served(session.album.shown(pictures[0].path))) if pictures else gr.skip()

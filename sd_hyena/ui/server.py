@@ -1,0 +1,343 @@
+"""The page as a whole: its tabs put together, and served."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.names import writable_folder
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.own_defaults import own_defaults
+from sd_hyena.processes.ranks import say
+from sd_hyena.ui.compare_tab import CompareTab
+from sd_hyena.ui.distil_tab import DistilTab
+from sd_hyena.ui.draw_tab import QUICK, DrawTab
+from sd_hyena.ui.dropped import dropped
+from sd_hyena.ui.form import Form
+from sd_hyena.ui.library import SEPARATORS, kind_of
+from sd_hyena.ui.page_config import PageConfig
+from sd_hyena.ui.redraw_tab import RedrawTab
+from sd_hyena.ui.region_editor import script
+from sd_hyena.ui.regions_tab import RegionsTab
+from sd_hyena.ui.result_panel import ResultPanel
+from sd_hyena.ui.session import HIDDEN, Session
+
+TITLE = "sd_hyena"
+DARK = "() => { document.body.classList.toggle('dark'); }"
+OPENED = "() => { document.body.dataset.opened = 'yes'; }"  # what is typed from here on stays
+KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
+
+
+class Page:
+    """The components of the page and what happens between its tabs."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.form = Form(GenerateConfig, session.library, "draw", HIDDEN)
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT, fill_width=True) as self.blocks:
+            self._build()
+            self._wire()
+
+    def _build(self) -> None:
+        session, form = self.session, self.form
+        elsewhere = [*RedrawTab.options(form), "draw_background"]
+        with gr.Row():
+            gr.Markdown(f"## {TITLE}", elem_id="title")
+            self.dark = gr.Button("dark / light", size="sm", scale=0, min_width=110)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320), gr.Tabs(elem_id="tabs") as self.tabs:
+                with gr.Tab("Draw", id="draw"):
+                    self.draw = DrawTab.build(session, form, elsewhere)
+                with gr.Tab("Regions", id="regions", render_children=True):
+                    self.regions = RegionsTab.build(session, form)
+                with gr.Tab("Redraw", id="redraw", render_children=True):
+                    self.redraw = RedrawTab.build(session, form)
+                with gr.Tab("Compare", id="compare", render_children=True):
+                    self.compare = CompareTab.build(session)
+                with gr.Tab("Distil", id="distil", render_children=True):
+                    self.faults = gr.HTML("{}", html_template="", js_on_load=script("faults.js"), elem_id="faults")
+                    self.distil = DistilTab.build(session, self.faults)
+            with gr.Column(scale=2, min_width=300, elem_id="panel"):
+                self.panel = ResultPanel.build(session)
+
+    @property
+    def settings(self) -> list[Any]:
+        """All components that say what is drawn."""
+        return [*self.form.components.values(), self.regions.editor, self.redraw.painter]
+
+    def _wire(self) -> None:
+        panel, form = self.panel, self.form
+        self.dark.click(None, None, None, js=DARK, **QUICK)
+        begun = [panel.job, panel.timer, panel.stage, self.faults]
+        panel.draw.click(self.begin, set(self.settings), begun, **QUICK)
+        shown = [*form.components.values(), self.regions.editor]
+        gr.api(self.generate, api_name="generate", concurrency_limit=None)
+        opened = self.blocks.load(self.open, None, [*shown, *begun[:3], panel.gallery, panel.seen], **QUICK)
+        opened.then(None, None, None, js=OPENED, **QUICK)
+        filled = [*shown, self.redraw.notice]
+        form.components["init_image"].upload(self.take, [form.components["init_image"]], filled, **QUICK)
+        panel.to_form.click(self.take, [panel.chosen], filled, **QUICK)
+        panel.to_regions.click(self.take_regions, [panel.chosen], [self.regions.editor, self.tabs], **QUICK)
+        sent = [form.components["init_image"], self.redraw.painter, self.tabs]
+        panel.to_redraw.click(self.start_from, [panel.chosen], sent, **QUICK)
+        self.draw.presets.input(self.load_preset, [self.draw.presets], [*shown, self.redraw.notice], **QUICK)
+        saved = [self.draw.presets, self.faults]
+        named = {self.draw.preset_name, *self.settings}
+        self.draw.save_preset.click(self.save_preset, named, saved, **QUICK)
+        self.compare.wire(panel, form, self.settings, self.order, self.faults, self.tabs)
+        distil = [*self.distil.form.components.values(), *self.distil.followed]
+        self.blocks.load(self.distil.open, None, distil, **QUICK)
+        parts = form.components
+        tried = [parts["hyena"], parts["model"], self.tabs]
+        self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
+        changes = [one.input if hasattr(one, "input") else one.change for one in parts.values()]
+        changes += [self.regions.editor.change, parts["hyena"].change, parts["width"].change, parts["height"].change]
+        sized = ("model", "width", "height", "scale", "init_image")
+        sizes = [parts[name].change for name in sized if name in parts]
+        measured = [self.regions.editor, *parts.values()]
+        gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
+        told = [panel.forecast, self.faults]
+        gr.on(changes, self.foretell, set(self.settings), told, trigger_mode="always_last", **QUICK)
+
+    def generate(self, config: dict) -> list[str]:
+        """Draw what a config says, as one JSON: options by name, files by the names that the page shows, regions as
+        {"bbox_controls": [...]}. Returns the files of the pictures."""
+        try:
+            job = self.session.draw(self._asked(config), "drawing by API")
+        except BadInput as error:
+            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+        job.over.wait()
+        if job.state != "done":
+            raise gr.Error(job.fault or "ended before it was done", print_exception=False)
+        return [str(path) for path in job.result]
+
+    def _asked(self, config: dict[str, Any]) -> GenerateConfig:
+        if not isinstance(config, dict):
+            raise BadInput("config must be one JSON object of options")
+        options, regions = dict(config), config.get("regions")
+        if isinstance(regions, dict):
+            regions = json.dumps(regions.get("bbox_controls"))
+            del options["regions"]
+        for name, value in options.items():
+            field = self.form.fields.get(name)
+            kind = kind_of(field) if field else ""
+            if kind not in ("", "upload") and isinstance(value, str):
+                entries = value.split(SEPARATORS[kind]) if kind in SEPARATORS else value
+                with suppress(BadInput):  # a path, then, which is looked at below
+                    options[name] = self.session.library.value(name, kind, entries)
+        return self.session.order(options, regions if isinstance(regions, str) else "")
+
+    def order(self, given: dict[Any, Any]) -> GenerateConfig:
+        """What the page's settings ask for. Raises BadInput."""
+        options = self.form.values(given)
+        return self.session.order(options, given[self.regions.editor], given[self.redraw.painter])
+
+    def begin(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Draw; or say, at its field, what is wrong."""
+        panel = self.panel
+        try:
+            config = self.order(given)
+        except BadInput as error:
+            return {self.faults: self.fault(error), panel.stage: _refused(error)}
+        self.session.remember(self.form.values(given), given[self.regions.editor])
+        followed = panel.follow(self.session.draw(config))
+        return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
+
+    def measure(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """The canvas of the regions at the size of the picture, and what the model decides where nothing is said."""
+        try:
+            options = self.form.values(given)
+            config = self.session.order(options, "[]")
+        except BadInput:
+            return {}
+        updates = self.form.own(options["model"])
+        return updates | {self.regions.editor: gr.HTML(width=config.width, height=config.height)}
+
+    def foretell(self, given: dict[Any, Any]) -> list[str]:
+        """What the settings would do and cost, or what is wrong with them; they are remembered."""
+        from sd_hyena.generate.forecast import forecast
+
+        try:
+            config = self.order(given)
+            self.session.remember(self.form.values(given), given[self.regions.editor])
+            return [escape(forecast(config).line(self.session.rate(config))), "{}"]
+        except BadInput as error:
+            return ["", self.fault(error)]
+
+    def try_it(self, name: str | None) -> dict[Any, Any]:
+        """The newest students of a training, in Draw."""
+        parts = self.form.components
+        if not (found := self.distil.newest(name)):
+            gr.Warning("this training has no students yet")
+            return {}
+        updates = self.form.with_choices()
+        students, model = updates[parts["hyena"]], updates[parts["model"]]
+        students |= {"value": [found[0]]}
+        return {
+            parts["hyena"]: students,
+            parts["model"]: model | {"value": found[1]},
+            self.tabs: gr.Tabs(selected="draw"),
+        }
+
+    def fault(self, error: BadInput) -> str:
+        """For the component that puts it at its field."""
+        name = self.form.faulty(str(error))
+        return json.dumps({self.form.element(name): " ".join(str(error).split())} if name else {})
+
+    def open(self) -> dict[Any, Any]:
+        """What a page that is opened shows: last time's settings, the pictures, and what is being drawn."""
+        panel, (options, regions) = self.panel, self.session.last()
+        updates = self.form.with_choices() | self.form.shown({"device": self.session.config.device} | options)[0]
+        updates[self.regions.editor] = _editor(regions, _size(options))
+        for component, update in self.form.own(options.get("model", "")).items():
+            updates[component] = updates.get(component, {}) | update
+        gallery, seen = panel.pictures(-1)
+        updates |= {panel.gallery: gallery, panel.seen: seen}
+        if job := self.session.worker.newest():
+            updates |= dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
+        return updates
+
+    def take(self, path: str | None) -> dict[Any, Any]:
+        """Fill the form with what a picture was drawn with."""
+        if not path or not Path(path).is_file():
+            return {self.redraw.notice: ""}
+        found = dropped(path, self.session.own)
+        if found is None:
+            return {self.redraw.notice: _notice("This picture does not say what it was drawn with.", [])}
+        updates, strange = self.form.shown(found.options)
+        left = [*found.left, *(f"{one}: in none of the page's folders" for one in strange)]
+        updates[self.regions.editor] = _editor(found.regions, found.options)
+        what = f"filled in from a picture of {found.program}" if found.program else "not read"
+        updates[self.redraw.notice] = _notice(what, left)
+        return updates
+
+    def take_regions(self, path: str) -> dict[Any, Any]:
+        """The regions of the chosen picture."""
+        found = dropped(path, self.session.own) if path else None
+        if found is None:
+            return {}
+        return {self.regions.editor: _editor(found.regions, found.options), self.tabs: gr.Tabs(selected="regions")}
+
+    def start_from(self, path: str) -> dict[Any, Any]:
+        """The chosen picture as the one to start from."""
+        if not path or not (picture := self.session.album.find(path)):
+            return {}
+        copy = self.session.uploads / picture.path.name
+        shutil.copyfile(picture.path, copy)
+        return {self.form.components["init_image"]: str(copy), self.tabs: gr.Tabs(selected="redraw")}
+
+    def load_preset(self, name: str) -> dict[Any, Any]:
+        """Fill the form with a preset; what it does not say is as it was."""
+        try:
+            options = self.session.preset(name)
+        except BadInput as error:
+            return {self.redraw.notice: _notice(str(error), [])}
+        updates, strange = self.form.shown(options)
+        if options.get("regions"):
+            from sd_hyena.large.regions import read_regions
+            from sd_hyena.options.shipped import shipped_file
+            from sd_hyena.ui.region_editor import value_of
+
+            try:
+                regions = value_of(read_regions(shipped_file(options["regions"])))
+                updates[self.regions.editor] = _editor(regions, options)
+            except BadInput as error:
+                strange.append(str(error))
+        updates[self.redraw.notice] = _notice(f"preset {name}", strange)
+        return updates
+
+    def save_preset(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Save the settings under a name."""
+        try:
+            self.session.save_preset(given[self.draw.preset_name], self.order(given))
+        except BadInput as error:
+            gr.Warning(str(error))
+            return {self.faults: self.fault(error)}
+        return {self.draw.presets: gr.Dropdown(choices=list(self.session.presets()))}
+
+
+def _size(options: dict[str, Any]) -> dict[str, int]:
+    """Of the canvas, as far as the options tell."""
+    with suppress(BadInput):
+        own = own_defaults(options.get("model", ""))
+        width = options.get("width") or own.width
+        return {"width": width, "height": options.get("height") or options.get("width") or own.height}
+    return {}
+
+
+def _editor(regions: str, options: dict[str, Any]) -> Any:
+    """The editor with these regions on a canvas of these options' size, if they say one."""
+    size = {}
+    if options.get("width"):
+        size = dict(width=options["width"], height=options.get("height") or options["width"])
+    return gr.HTML(value=regions, **size)
+
+
+def _notice(line: str, left: list[str]) -> str:
+    items = "".join(f"<li>{escape(one)}</li>" for one in left)
+    return f"<p class='quiet'>{escape(line)}</p>" + (f"<p class='quiet'>not taken:</p><ul>{items}</ul>" if left else "")
+
+
+def _refused(error: BadInput) -> str:
+    return f"<div class='stage-box'><p class='fault' role='alert'>{escape(' '.join(str(error).split()))}</p></div>"
+
+
+def launched(session: Session) -> tuple[Page, str]:
+    """The page, served; and where. Raises BadInput for a port that is taken."""
+    config = session.config
+    gr.set_static_paths([os.path.abspath(config.out_dir), os.path.abspath(session.state)])
+    page = Page(session)
+    port = config.port or _free_port(config.address)
+    try:
+        _, address, _ = page.blocks.launch(
+            server_name=config.address, server_port=port, auth=config.credentials, share=False, quiet=True,
+            prevent_thread_lock=True, run_history=False, footer_links=[], mcp_server=False, enable_monitoring=False,
+            max_file_size=f"{config.max_upload}mb", theme=_theme(), css=script("page.css"), pwa=False,
+            ssr_mode=False, show_error=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise BadInput(f"port={config.port} cannot be used ({error}); give another one with --port") from None
+    return page, address
+
+
+def serve(config: PageConfig) -> None:
+    """Until a signal ends the command."""
+    for name in ("out_dir", "state_dir"):
+        writable_folder(getattr(config, name), name)
+    session = Session(config)
+    try:
+        page, address = launched(session)
+        session.worker.start()  # what it imports would keep the page waiting
+        say(f"the page is at {address}")
+        try:
+            threading.Event().wait()
+        finally:
+            page.blocks.close(verbose=False)
+    finally:
+        session.close()
+
+
+def _theme() -> gr.themes.Base:
+    """The plain one, with small print that can be read."""
+    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_title_text_color="*neutral_800", block_title_text_color_dark="*neutral_100",
+    )  # fmt: skip
+
+
+def _free_port(address: str) -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]

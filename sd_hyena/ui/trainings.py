@@ -1,0 +1,165 @@
+"""Trainings that the page starts: processes of their own, which outlive it, and are found again by their records."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.atomic import replacing
+from sd_hyena.options.command_line import to_dict
+from sd_hyena.options.train_config import TrainConfig
+
+TAIL = 1 << 16  # bytes of a log that are read
+_children: dict[int, subprocess.Popen] = {}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One, as its record tells: its process, when that began, what it was told, and where its lines go."""
+
+    name: str
+    pid: int
+    began: str  # of the process, as the system has it: a number that was given again is of another one
+    arguments: tuple[str, ...]
+    log: str
+    log_dir: str
+    out_dir: str
+    model: str
+
+    @property
+    def alive(self) -> bool:
+        child = _children.get(self.pid)
+        if child is not None and child.poll() is not None:
+            return False
+        return _began(self.pid) == self.began
+
+    @property
+    def lines(self) -> list[str]:
+        """The end of what it said."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(0, os.path.getsize(self.log) - TAIL))
+                return file.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return []
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of its run, once it has one; of a recipe the newest."""
+        found = [match[1] for line in self.lines if (match := re.match(r"run (.+)$", line))]
+        return Path(found[-1]) if found else None
+
+    @property
+    def students(self) -> Path | None:
+        """The newest file of its students."""
+        files = list(self.run.glob("*.safetensors")) if self.run else []
+        return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+
+    def cancel(self) -> None:
+        """End it after the step in progress, with a checkpoint."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGTERM)
+
+
+class Trainings:
+    """All that were started from pages with this folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def all(self) -> dict[str, Training]:
+        """By name, the newest first."""
+        found = {}
+        for path in sorted(self.folder.glob("*.json"), reverse=True):
+            try:
+                stored = json.loads(path.read_text("utf-8"))
+                found[path.stem] = Training(**stored | {"arguments": tuple(stored["arguments"])})
+            except (OSError, ValueError, TypeError, LookupError):
+                continue
+        return found
+
+    def running(self) -> Training | None:
+        """The newest that has not ended."""
+        return next((one for one in self.all().values() if one.alive), None)
+
+    def start(self, config: TrainConfig) -> Training:
+        """Train as a config says. Raises BadInput while another training runs."""
+        return self._start(config.name or config.target, config, self._config_file(config))
+
+    def start_recipe(self, recipe: Path, config: TrainConfig) -> Training:
+        """The stages of a recipe, with the machine, the teacher and the folders of a config."""
+        own = ("device", "log_dir", "out_dir", "teacher_model", "vae")
+        flags = [f"--{name}={value}" for name in own if (value := getattr(config, name))]
+        return self._start(recipe.stem, config, ["recipe", str(recipe), *flags])
+
+    def resume(self, name: str | None, n_steps: int = 0) -> Training:
+        """Go on with one that has ended, from its newest checkpoint. Raises BadInput."""
+        training = self.all().get(name or "")
+        if training is None or training.alive:
+            raise BadInput("resume: choose a training that has ended")
+        if training.arguments[0] == "recipe":
+            config = TrainConfig(log_dir=training.log_dir, out_dir=training.out_dir, teacher_model=training.model)
+            return self._start(Path(training.arguments[1]).stem, config, list(training.arguments))
+        if training.run is None or not (training.run / "config.yaml").is_file():
+            raise BadInput("resume: this training has no run to go on with; start it anew")
+        stored = yaml.safe_load((training.run / "config.yaml").read_text("utf-8"))
+        more = {"n_steps": n_steps} if n_steps else {}
+        config = TrainConfig(**TrainConfig.translated(stored) | more | {"resume": str(training.run)})
+        return self._start(f"{config.target}-resumed", config, self._config_file(config))
+
+    def _config_file(self, config: TrainConfig) -> list[str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{_stamp()}.yaml"
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
+        return ["train", "--config", str(path)]
+
+    def _start(self, title: str, config: TrainConfig, arguments: Sequence[str]) -> Training:
+        if running := self.running():
+            raise BadInput(f"training {running.name} is running; cancel it, or wait until it is done")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{_stamp()}-{''.join(c if c.isalnum() else '-' for c in title)[:40]}"
+        log = self.folder / f"{name}.log"
+        with open(log, "wb") as file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "sd_hyena", *arguments],
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        _children[child.pid] = child
+        places = str(log), str(config.log_dir), str(config.out_dir), config.teacher_model
+        training = Training(name, child.pid, _began(child.pid), tuple(arguments), *places)
+        with replacing(self.folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(asdict(training)), "utf-8")
+        return training
+
+
+def _stamp() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+
+
+def _began(pid: int) -> str:
+    """When a process began, in the system's ticks; empty if there is none, or it has ended and nobody has asked."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+        state, *rest = text.rpartition(")")[2].split()
+        return "" if state == "Z" else rest[18]
+    except (OSError, IndexError):
+        pass
+    if os.path.isdir("/proc/self"):
+        return ""
+    try:  # a system without /proc
+        os.kill(pid, 0)
+        return "running"
+    except OSError:
+        return ""
