@@ -19,8 +19,13 @@ class Bar(Watch):
         self._open = ExitStack()
         self._shown: Work | None = None
 
+    def begin(self, total: int) -> None:
+        self.close()
+        self._shown = self._open.enter_context(work("drawing", total, announced=False))
+
     def step(self, done: float, total: int, latents) -> None:
-        self._shown = self._shown or self._open.enter_context(work("drawing", total, announced=False))
+        if self._shown is None:
+            self.begin(total)
         self._shown.to(done)
 
     def note(self, line: str) -> None:

@@ -20,6 +20,9 @@ class Watch:
     Both happen at every denoising step, every batch of tiles and every tile of the VAE.
     """
 
+    def begin(self, total: int) -> None:
+        """So many steps are to come, the first of which may take long."""
+
     def step(self, done: float, total: int, latents: Tensor | None) -> None:
         """`done` of `total` steps, in fractions where a step has tiles; latents (B, 4, h, w) as the last step left them.
 
@@ -59,6 +62,7 @@ class Advance:
         self.done, self.worth = 0.0, 1.0  # steps that are done; what the piece of work at hand is worth
         self._told = 0.0
         self.latents: Tensor | None = None
+        watch.begin(total)
 
     def within(self, done: int, total: int) -> None:
         """So much of the piece of work at hand is done; one whose parts have parts is never told to go back."""

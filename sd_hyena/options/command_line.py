@@ -253,10 +253,10 @@ def _mended(said: str, typed: list[str], config_class: type) -> str:
 
 def _must_be(name: str, value: str, kind: Any) -> str:
     """What an option takes, in words."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "nothing"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if typing.get_origin(kind) is Literal:
         return f"{name}={value} must be one of {', '.join(typing.get_args(kind))}"
-    return f"{name}={value} must be {' or '.join(words[part] for part in typing.get_args(kind) or (kind,))}"
+    return f"{name}={value} must be {' or '.join(words[part] for part in typing.get_args(kind) or (kind,) if part in words)}"
 
 
 def _former(config_class: type) -> Mapping[str, str]:

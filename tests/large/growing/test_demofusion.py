@@ -20,13 +20,11 @@ def blurred_by_hand(x, s, sigma):
     """The definition: a Gaussian over 2s-1 cells on each side, zeros beyond the border, then each image's own moments."""
     reach, (height, width) = s - 1, x.shape[2:]
     weight = {d: math.exp(-(d**2) / (2 * sigma**2)) for d in range(-reach, reach + 1)}
-    total, y = sum(weight.values()) ** 2, torch.zeros_like(x)
-    for row in range(height):
-        for column in range(width):
-            for dy in weight:
-                for dx in weight:
-                    if 0 <= row + dy < height and 0 <= column + dx < width:
-                        y[:, :, row, column] += weight[dy] * weight[dx] / total * x[:, :, row + dy, column + dx]
+    around, y = torch.nn.functional.pad(x, (reach,) * 4), torch.zeros_like(x)
+    for dy in weight:
+        for dx in weight:
+            beside = around[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+            y += weight[dy] * weight[dx] / sum(weight.values()) ** 2 * beside
     for image, own in zip(y, x, strict=True):
         image.copy_((image - image.mean()) / image.std() * own.std() + own.mean())
     return y
