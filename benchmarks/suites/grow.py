@@ -7,6 +7,7 @@ as the seed. A picture is a row of its own, written as it is done, so the same c
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.harness.record import RESULTS, commit, hardware
+from benchmarks.harness.record import RESULTS, commit, facts, hardware
 from examples.tiny_sd.checker import is_right
 from examples.tiny_sd.measure import is_single
 from examples.tiny_sd.scenes import Scene, draw, numbered_scene
@@ -185,4 +186,5 @@ def measure(images: int, folder: Path = RESULTS, kept: Path = Path("runs/grow"))
         for row in rows(Pictures(kept), images, done):
             writer.writerow(row)
             file.flush()
+            path.with_suffix(".json").write_text(json.dumps(facts(CPU), indent=1) + "\n")
             print(*(row[key] for key in COLUMNS[:11]), flush=True)
