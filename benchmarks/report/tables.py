@@ -246,6 +246,13 @@ def grow(rows: Rows) -> str:
     return _markdown(["px", "way", "by", "right", "sharpness", "CPU time", "to attention"], lines)
 
 
+def operations(rows: Rows) -> str:
+    """Of a plain drawing and of a grown one, with attention and with students."""
+    names = [name for name in rows[0] if name not in ("layout", "px")]
+    lines = [[row["layout"], row["px"], *(row[name] for name in names)] for row in rows]
+    return _markdown(["layout", "px", *names], lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the table's form, the plot below it
     "speed": ("cpu", speed, "time"),
     "methods": ("cpu", methods, ""),
@@ -262,6 +269,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "options_tiny_sd": ("large_images_tiny_sd", options, ""),
     "options_sd15": ("large_images_sd15", options, ""),
     "grow": ("grow", grow, ""),
+    "growing_operations": ("growing_operations", operations, ""),
     "inversion": ("noise_inversion", inversion, ""),
 }
 
