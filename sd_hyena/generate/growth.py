@@ -25,6 +25,7 @@ from sd_hyena.large.growing.stages import STEP, Canvas, sizes, times
 from sd_hyena.large.progress import Progress
 from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
+from sd_hyena.options.rules import NOISE_LEVELS
 
 STRENGTH = {"redraw": 0.3, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
@@ -130,11 +131,11 @@ def grown(stages: Sequence[Stage]) -> str:
 
 
 def again(config: GenerateConfig, method: str) -> dict[str, Any]:
-    """Strength and steps of the stages but the first."""
+    """Strength and steps of the stages but the first: at least one is taken."""
     strength = config.grow_strength or STRENGTH[method]
-    if not config.grow_steps:
+    if not config.grow_steps and int(config.steps * strength):
         return {"strength": strength}
-    return {"strength": strength, "steps": min(1000, max(1, -int(-config.grow_steps // strength)))}
+    return {"strength": strength, "steps": min(NOISE_LEVELS, -int(-max(config.grow_steps, 1) // strength))}
 
 
 def larger(
