@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -77,6 +78,7 @@ def fork(body: Callable[[], int], folder: Path, outputs: tuple[int, ...] = ()) -
             os.close(file)
         return Child(pid, folder)
     code = 70
+    gc.freeze()  # what is garbage here was the parent's, and some of it would join threads that a fork does not have
     try:
         for number, stream, file in zip((1, 2), ("stdout", "stderr"), files, strict=True):
             os.dup2(file, number)

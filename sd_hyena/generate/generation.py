@@ -67,9 +67,14 @@ def generate(
             one = replace(one, seed=group.agreed(drawn_seed(one.seed)))
             first = group.agreed(next_number(folder, one.name_format))
             try:
+                stages: dict[tuple[int, int], list[Path]] = {}
                 for drawn in engine.draw(one, part, group):
-                    done = drawn.config
-                    paths = write(drawn, one, folder, part, first)
+                    done, paths = drawn.config, write(drawn, one, folder, part, first)
+                    before = stages.setdefault((drawn.h, drawn.n), [])
+                    if drawn.stage is not None:
+                        before += paths
+                        continue
+                    paths += before
                     written.append(
                         Written(c, drawn.h, drawn.n, paths, to_dict(done)["hyena"], done.prompt or "", done.seed)
                     )
@@ -117,11 +122,13 @@ def write(drawn: Drawn, config: GenerateConfig, folder: Path, watch: Watch, firs
     text = parameters(one, drawn.model, drawn.model_sha256, drawn.students, used, vae_hash)
     metadata = {"config": one, "model_sha256": drawn.model_sha256, "students": drawn.students} | drawn.regions
     name = config.name_format.format(h=drawn.h, n=first + n, b=n // config.num_images, i=n % config.num_images)
+    if drawn.stage is not None:
+        name, metadata = f"{name}-stage{drawn.stage + 1}", metadata | {"stage": drawn.stage + 1}
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     path = write_image(folder / f"{name}.{config.format}", drawn.image, text, metadata)
     if path.suffix != f".{config.format}":
         watch.note(f"note: {path} is no {config.format}, which has no room for what repeats it")
-    if drawn.teacher is None:
+    if drawn.teacher is None or drawn.stage is not None:
         return [path]
     psnr, ssim = drawn.similarity
     picture = Image.fromarray(side_by_side(np.array(drawn.teacher), np.array(drawn.image)))

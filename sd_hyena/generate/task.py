@@ -23,7 +23,7 @@ from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.models.lora.applied import Given, loras_in
 from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.options import given_path
-from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.generate_config import BEFORE, GenerateConfig
 from sd_hyena.processes.ranks import say
 
 CELL = 8  # pixels
@@ -35,7 +35,8 @@ class Task:
     """The pictures, as the canvas has them, and the LoRAs with their weights that a config names."""
 
     config: GenerateConfig
-    pictures: dict[str, Image.Image]  # by option: init_image, mask; the former as it is if an upscaler is to enlarge it
+    pictures: dict[str, Image.Image | None]  # by option: init_image, mask; the former as it is if an upscaler is to
+    # enlarge it, None if the stage before gives it
     hints: tuple[Image.Image, ...]  # one for each ControlNet
     loras: tuple[Given, ...]
     notes: tuple[str, ...] = ()  # how the pictures are read
@@ -46,7 +47,9 @@ class Task:
         for path, _ in config.controls:
             check_controlnet(path)
         pictures, notes = {}, []
-        if config.init_image:
+        if config.init_image == BEFORE:
+            pictures["init_image"] = None
+        elif config.init_image:
             pictures["init_image"] = _start(config, notes)
         if config.mask:
             pictures["mask"] = _mask(config, notes)

@@ -60,16 +60,18 @@ class Advance:
     def __init__(self, watch: Watch, total: int):
         self.watch, self.total = watch, total
         self.done, self.worth = 0.0, 1.0  # steps that are done; what the piece of work at hand is worth
+        self._told = 0.0
         self.latents: Tensor | None = None
         watch.begin(total)
 
     def within(self, done: int, total: int) -> None:
-        """So much of the piece of work at hand is done."""
-        self._tell(self.done + self.worth * done / total)
+        """So much of the piece of work at hand is done; one whose parts have parts is never told to go back."""
+        self._told = max(self._told, self.done + self.worth * done / total)
+        self._tell(self._told)
 
     def to(self, done: float, latents: Tensor | None = None) -> None:
         """So many steps are done in all; what comes next is worth what this piece was, until told otherwise."""
-        self.done = done
+        self.done = self._told = done
         self.latents = self.latents if latents is None else latents
         self._tell(done)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sd_hyena.errors import BadInput
+from sd_hyena.options import infotext_hires
 from sd_hyena.options.found import Found, quoted
 from sd_hyena.options.infotext_keys import family, is_harmless
 from sd_hyena.options.sampler import SAMPLERS
@@ -91,6 +92,7 @@ def parameters(
     if config["init_image"]:
         pairs["Denoising strength"] = f"{config['strength']:g}"
         pairs |= {"Upscaler": Path(config["upscaler"]).stem} if config["upscaler"] else {}
+    pairs |= infotext_hires.written(config)
     if config["clip_skip"] != 1:
         pairs["Clip skip"] = config["clip_skip"]
     if known := [f"{lora.path.stem}: {lora.hash[:12]}" for lora in loras if lora.hash]:
@@ -307,7 +309,9 @@ def _hypertile(found: Found, pairs: dict[str, str]) -> None:
 
 
 def _start(found: Found, pairs: dict[str, str]) -> None:
-    """What of a second pass or of a picture to start from is told: never the picture."""
+    """The second pass; of one that is not followed, or of a picture to start from, what is told: never the picture."""
+    if infotext_hires.read(found, pairs):
+        return
     strength = pairs.pop("Denoising strength", None)
     if any(key.startswith("Hires ") for key in pairs):
         way = "draw it, then again from it with --init_image, -W, -H and --strength " + (strength or "0.7")

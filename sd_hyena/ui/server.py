@@ -50,6 +50,7 @@ class Page:
     def _build(self) -> None:
         session, form = self.session, self.form
         elsewhere = [*RedrawTab.options(form), "draw_background"]
+        self.faults = gr.HTML("{}", html_template="", js_on_load=script("faults.js"), elem_id="faults")
         with gr.Row():
             gr.Markdown(f"## {TITLE}", elem_id="title")
             self.dark = gr.Button("dark / light", size="sm", scale=0, min_width=110)
@@ -64,7 +65,6 @@ class Page:
                 with gr.Tab("Compare", id="compare", render_children=True):
                     self.compare = CompareTab.build(session)
                 with gr.Tab("Distil", id="distil", render_children=True):
-                    self.faults = gr.HTML("{}", html_template="", js_on_load=script("faults.js"), elem_id="faults")
                     self.distil = DistilTab.build(session, self.faults)
             with gr.Column(scale=2, min_width=300, elem_id="panel"):
                 self.panel = ResultPanel.build(session)
@@ -105,8 +105,9 @@ class Page:
         sizes = [parts[name].change for name in sized if name in parts]
         measured = [self.regions.editor, *parts.values()]
         gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
-        told = [panel.forecast, self.faults]
-        gr.on(changes, self.foretell, set(self.settings), told, trigger_mode="always_last", **QUICK)
+        latest = dict(trigger_mode="always_last", **QUICK)
+        gr.on(changes, self.check, set(self.settings), [self.faults], **latest)
+        gr.on(changes, self.foretell, set(self.settings), [panel.forecast], **latest)
 
     def generate(self, config: dict) -> list[str]:
         """Draw what a config says, as one JSON: options by name, files by the names that the page shows, regions as
@@ -152,33 +153,41 @@ class Page:
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
 
-    def measure(self, given: dict[Any, Any]) -> dict[Any, Any]:
+    def measure(self, given: dict[Any, Any]) -> Any:
         """The canvas of the regions at the size of the picture, and what the model decides where nothing is said."""
         try:
             options = self.form.values(given)
             config = self.session.order(options, "[]")
         except BadInput:
-            return {}
+            return gr.skip()
         updates = self.form.own(options["model"])
         return updates | {self.regions.editor: gr.HTML(width=config.width, height=config.height)}
 
-    def foretell(self, given: dict[Any, Any]) -> list[str]:
-        """What the settings would do and cost, or what is wrong with them; they are remembered."""
+    def check(self, given: dict[Any, Any]) -> str:
+        """What is wrong with the settings, at its field; what is right is remembered."""
+        try:
+            self.order(given)
+        except BadInput as error:
+            return self.fault(error)
+        self.session.remember(self.form.values(given), given[self.regions.editor])
+        return "{}"
+
+    def foretell(self, given: dict[Any, Any]) -> str:
+        """What the settings would do and cost."""
         from sd_hyena.generate.forecast import forecast
 
         try:
             config = self.order(given)
-            self.session.remember(self.form.values(given), given[self.regions.editor])
-            return [escape(forecast(config).line(self.session.rate(config))), "{}"]
-        except BadInput as error:
-            return ["", self.fault(error)]
+            return escape(forecast(config).line(self.session.rate(config)))
+        except BadInput:
+            return ""
 
-    def try_it(self, name: str | None) -> dict[Any, Any]:
+    def try_it(self, name: str | None) -> Any:
         """The newest students of a training, in Draw."""
         parts = self.form.components
         if not (found := self.distil.newest(name)):
             gr.Warning("this training has no students yet")
-            return {}
+            return gr.skip()
         updates = self.form.with_choices()
         students, model = updates[parts["hyena"]], updates[parts["model"]]
         students |= {"value": [found[0]]}
@@ -220,17 +229,17 @@ class Page:
         updates[self.redraw.notice] = _notice(what, left)
         return updates
 
-    def take_regions(self, path: str) -> dict[Any, Any]:
+    def take_regions(self, path: str) -> Any:
         """The regions of the chosen picture."""
         found = dropped(path, self.session.own) if path else None
         if found is None:
-            return {}
+            return gr.skip()
         return {self.regions.editor: _editor(found.regions, found.options), self.tabs: gr.Tabs(selected="regions")}
 
-    def start_from(self, path: str) -> dict[Any, Any]:
+    def start_from(self, path: str) -> Any:
         """The chosen picture as the one to start from."""
         if not path or not (picture := self.session.album.find(path)):
-            return {}
+            return gr.skip()
         copy = self.session.uploads / picture.path.name
         shutil.copyfile(picture.path, copy)
         return {self.form.components["init_image"]: str(copy), self.tabs: gr.Tabs(selected="redraw")}

@@ -89,14 +89,14 @@ def test_a_key_that_nobody_knows_is_named(key, value):
 
 def test_what_is_named_is_one_line_and_what_a_flag_answers_is_not(tmp_path, capsys):
     text = (
-        f"a fox\n{PLAIN}, Hires upscale: 2, Model: any-v4, Denoising strength: 0.5, FreeU Stages: [x], FreeU Version: 2"
+        f"a fox\n{PLAIN}, Hires upscale: 1, Model: any-v4, Denoising strength: 0.5, FreeU Stages: [x], FreeU Version: 2"
     )
     path = picture(tmp_path / "x.png", text)
     parse(GenerateConfig, ["--from", path])
     (line,) = capsys.readouterr().out.splitlines()
     assert all(
         word in line
-        for word in ("Hires (upscale 2)", "model 'any-v4'", "--strength 0.5", "FreeU (Stages [x], Version 2)")
+        for word in ("Hires (upscale 1)", "model 'any-v4'", "--strength 0.5", "FreeU (Stages [x], Version 2)")
     )
     (tmp_path / "any.safetensors").touch()
     with pytest.raises(BadInput):  # an empty file, but it is the user's choice

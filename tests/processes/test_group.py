@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +74,9 @@ def alone(tmp_path):
 def test_two_processes_draw_the_images_of_one_bit_for_bit_and_one_of_them_speaks(tmp_path, drawn, alone):
     first, second = drawn(2, "two", "-n", 3)
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert [line.rsplit("/", 1)[1] for line in first.out.splitlines()] == [f"image_00{n}.png" for n in range(3)]
+    summary, *paths = first.out.splitlines()
+    assert summary.startswith("a red circle on blue · 72x64 · 2 steps of ddim")
+    assert [Path(path).name for path in paths] == [f"image_00{n}.png" for n in range(3)]
     assert second.out == second.err == "" and litter(tmp_path / "two") == []
     assert same(pixels(tmp_path / "two"), alone("-n", 3))
 
