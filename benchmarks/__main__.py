@@ -16,6 +16,7 @@ SUITES = {
     "image": "the shipped model end to end: sampling and VAE",
     "memory": "peak memory of a block, each in a process of its own",
     "cpu": "the block on one thread in float32, with the exponent of its time",
+    "grow": "ways to draw larger than the shipped model was trained: is it still one picture; resumable",
     "ladder": "the steps of --optimize one after another, with and without students",
 }
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--device", default="auto", help="auto, cpu, cuda")
     result.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
     result.add_argument("--quick", action="store_true", help="small sizes, few rounds: 3 minutes on two cores")
+    result.add_argument("--images", type=int, default=12, help="of the suite grow, at 512 px; a third at 1024 px")
     result.add_argument("--out", type=Path, default=None, help="folder of the results; default: benchmarks/results")
     return result
 
@@ -46,6 +48,9 @@ def main(given: argparse.Namespace) -> None:
 
     device = pick_device(given.device)
     suite = importlib.import_module(f"benchmarks.suites.{given.suite}")
+    if given.suite == "grow":
+        suite.measure(given.images, given.out or record.RESULTS)
+        return
     if given.suite == "cpu":
         device = torch.device("cpu")
         torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from sd_hyena.generate.generation import generate
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
 
-COMMON = "-n 1 -s 25 -c 3 -k 7"
+COMMON = "-n 1 -s 25 -c 3 -k 7 --grow off"
 LARGE = "-W 768 -H 512 -p 'a red circle on blue'"
 SMALL_TILES = "--tile_width 32 --tile_height 32 --overlap 16"
 AGAIN = f"-W 512 -p 'a yellow square on green' --init_image {{out}}/start.png --tiled_diffusion mixture {SMALL_TILES}"

@@ -97,6 +97,9 @@ class ClusterAttention(nn.Module):
             missing = answers - own * v_ - of_clusters @ v_
             z = v_ + ridge_solve(of_clusters, missing, ridge + LEAST_RIDGE)
 
+            if q.device.type == "cpu" and not torch.is_grad_enabled():
+                own = (k - middle).mul_(q).sum(dim=-1, keepdim=True) * e**-0.5
+                return _answers(q, v, own, seen.to(q.dtype), n.log(), z.to(v.dtype))
             queries = _queries(q, k.to(k_.dtype) - middle)
             y = attend(queries, _keys(seen, n, q.dtype), _values(z.to(v.dtype), queries.shape[-1]), scale=e**-0.5)
             return torch.addcmul(y[..., :e], y[..., e : e + 1], v)
@@ -105,7 +108,7 @@ class ClusterAttention(nn.Module):
         """q~, k~, v~ (B, heads, M, E), n (B, heads, M, 1), the ridge, and what is taken off keys, in float32 at least."""
         length, m = k.shape[-2], self.landmarks
         chosen = spread(length, min(self.sample, length), k.device)
-        q, k, v = (t[..., chosen, :].to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v))
+        q, k, v = (t.index_select(-2, chosen).to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v))
         middle = k.mean(dim=-2, keepdim=True)  # no softmax sees it, but rounding does
         k = k - middle
         labels = lloyd(k, m, self.steps)
@@ -119,6 +122,17 @@ class ClusterAttention(nn.Module):
             return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
 
         return mix_in_head_groups(mix, streams, self.heads, tokens_first=True)
+
+
+def _answers(q: Tensor, v: Tensor, own: Tensor, k_: Tensor, log_n: Tensor, z: Tensor) -> Tensor:
+    """To q (B, heads, L, E) with the own v, and logits (B, heads, L, 1); k~, z (B, heads, M, E), log n (B, heads, M, 1).
+
+    PyTorch's attention on a CPU tells the logarithm of what it divides by, against which the own weight stands: nothing
+    has to be put beside queries, keys and values. Without gradient.
+    """
+    bias = log_n.mT.expand(*q.shape[:-1], -1)
+    y, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k_, z, attn_mask=bias)
+    return y.lerp_(v, (own - log_sum[..., None]).sigmoid_().to(y.dtype))
 
 
 # One softmax over the clusters and oneself, whose key differs from token to token: its logit comes with the query, as a

@@ -39,9 +39,8 @@ def _quotients(a: int, b: int) -> Iterator[int]:
 
 def nearest(x: Tensor, centers: Tensor) -> Tensor:
     """Which of (B, N, M, E) lies nearest to each of (B, N, L, E); (B, N, L), the first of equally near ones."""
-    half = 0.5 * centers.square().sum(dim=-1).flatten(0, 1)[:, None]
-    closeness = torch.baddbmm(half, x.flatten(0, 1), centers.flatten(0, 1).mT, beta=-1)
-    return closeness.argmax(dim=-1).unflatten(0, x.shape[:2])
+    half = 0.5 * centers.square().sum(dim=-1)[..., None, :]
+    return (x @ centers.mT).sub_(half).argmax(dim=-1)
 
 
 def sizes(labels: Tensor, m: int) -> Tensor:

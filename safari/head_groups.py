@@ -13,37 +13,42 @@ import torch
 from torch import Tensor
 
 Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads (B, C, L), which -> (B, C, L)
-SMALLEST_GROUP = {"cpu": 2**18}  # numbers in a stream of a group: what a core has cache for
+SMALLEST_GROUP = {"cpu": 2**19}  # numbers in a stream of a group: what a core has cache for
+NARROWEST = (
+    64  # channels of a group without a grid: a product of fewer rows is slow (on a grid too much lives beside it)
+)
 SMALLEST_ON_GPU = 2**21  # below it a kernel takes longer to launch than to run
 
 
 class ProjectedStreams(Sequence):
     """The streams `x weight_iᵀ + bias_i` of tokens x (B, L, D), computed when somebody asks for them.
 
-    A sequence of (B, L, D), like the tuple of streams that it stands for; weight (N, D, D), bias (N, D).
+    A sequence of (B, L, D), like the tuple of streams that it stands for; weight (N, D, D), bias (N, D) or none, which
+    saves filling the streams with it first.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor):
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None):
         self.x, self.weight, self.bias = x, weight, bias
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def __getitem__(self, i: int) -> Tensor:
-        return torch.nn.functional.linear(self.x, self.weight[i], self.bias[i])
+        return torch.nn.functional.linear(self.x, self.weight[i], None if self.bias is None else self.bias[i])
 
     def channels(self, part: slice) -> tuple[Tensor, ...]:
         """(B, C, L) each, in one matrix product."""
         weight, bias = self._some(part)
-        product = torch.baddbmm(bias[:, None], weight.expand(len(self.x), -1, -1), self.x.mT)
+        weights, x = weight.expand(len(self.x), -1, -1), self.x.mT
+        product = torch.bmm(weights, x) if bias is None else torch.baddbmm(bias[:, None], weights, x)
         return product.chunk(len(self), dim=1)
 
     def tokens(self, part: slice) -> tuple[Tensor, ...]:
         """(B, L, C) each, in one matrix product."""
         return torch.nn.functional.linear(self.x, *self._some(part)).chunk(len(self), dim=-1)
 
-    def _some(self, part: slice) -> tuple[Tensor, Tensor]:
-        return self.weight[:, part].flatten(0, 1), self.bias[:, part].flatten()
+    def _some(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        return self.weight[:, part].flatten(0, 1), None if self.bias is None else self.bias[:, part].flatten()
 
 
 def mix_in_head_groups(
@@ -55,22 +60,39 @@ def mix_in_head_groups(
     With `tokens_first` the mixing takes and gives (B, L, C).
     """
     x = streams.x if isinstance(streams, ProjectedStreams) else streams[0]
-    parts = list(_parts(x.shape[-1], heads, at_once or heads_at_once(heads, x)))
+    at_once = at_once or heads_at_once(heads, x, NARROWEST if tokens_first else 1)
+    parts = list(_parts(x.shape[-1], heads, at_once))
     dim = 2 if tokens_first else 1
     if isinstance(streams, ProjectedStreams):
         groups = map(streams.tokens if tokens_first else streams.channels, parts)
     else:  # split, not sliced: a slice's gradient is as large as the whole
         whole = streams if tokens_first else [t.mT for t in streams]
         groups = zip(*(t.split([p.stop - p.start for p in parts], dim=dim) for t in whole), strict=True)
-    y = torch.cat([mix(*group, part) for group, part in zip(groups, parts, strict=True)], dim=dim)
+    groups = iter(groups)
+    answers = (mix(*next(groups), part) for part in parts)  # nothing here holds on to a group that is done
+    y = torch.cat(list(answers), dim=dim) if torch.is_grad_enabled() else _in_place(answers, parts, x, dim)
     return y if tokens_first else y.mT
 
 
-def heads_at_once(heads: int, x: Tensor) -> int:
-    """How many heads of tokens x (B, L, D) to mix at once."""
+def _in_place(answers: Iterator[Tensor], parts: Sequence[slice], x: Tensor, dim: int) -> Tensor:
+    """Answers of channels, which lie in `dim`, each put where it belongs at once and not kept."""
+    y = None
+    for part in parts:
+        answer = next(answers)
+        if y is None:
+            shape = list(answer.shape)
+            shape[dim] = x.shape[-1]
+            y = answer.new_empty(shape)
+        y.narrow(dim, part.start, part.stop - part.start).copy_(answer)
+        del answer
+    return y
+
+
+def heads_at_once(heads: int, x: Tensor, narrowest: int = 1) -> int:
+    """How many heads of tokens x (B, L, D) to mix at once, of so many channels at least."""
     smallest = SMALLEST_GROUP.get(x.device.type, SMALLEST_ON_GPU)
     groups = min(heads, -(-x.numel() // smallest))
-    return -(-heads // groups)
+    return max(-(-heads // groups), min(heads, -(-narrowest * heads // x.shape[-1])))
 
 
 def _parts(d_model: int, heads: int, at_once: int) -> Iterator[slice]:

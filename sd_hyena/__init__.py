@@ -16,6 +16,10 @@ if TYPE_CHECKING:  # what a type checker sees; PLACES says the same to Python
     from sd_hyena.generate.watch import Cancelled as Cancelled
     from sd_hyena.generate.watch import Watch as Watch
     from sd_hyena.large.feed_forward import chunk_feed_forward as chunk_feed_forward
+    from sd_hyena.large.growing.deep_shrink import deep_shrink as deep_shrink
+    from sd_hyena.large.growing.demofusion import demofusion as demofusion
+    from sd_hyena.large.growing.diffusehigh import diffusehigh as diffusehigh
+    from sd_hyena.large.growing.hidiffusion import hidiffusion as hidiffusion
     from sd_hyena.large.large_res_patch import LargeResPatch as LargeResPatch
     from sd_hyena.large.noise_inversion import noise_inversion as noise_inversion
     from sd_hyena.large.regions import Region as Region
@@ -45,7 +49,11 @@ PLACES = {
     "Watch": "generate.watch",
     "brick_attention": "large.tiled_attention",
     "chunk_feed_forward": "large.feed_forward",
+    "deep_shrink": "large.growing.deep_shrink",
+    "demofusion": "large.growing.demofusion",
+    "diffusehigh": "large.growing.diffusehigh",
     "find_sites": "sites",
+    "hidiffusion": "large.growing.hidiffusion",
     "load_pipeline": "models.pipeline",
     "load_students": "students.checkpoint",
     "noise_inversion": "large.noise_inversion",

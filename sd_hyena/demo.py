@@ -96,7 +96,14 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     prompts = prompts_of(SHIPPED_MODEL)[-IMAGES:]  # the first ones were trained on
     settings = [
         GenerateConfig(
-            prompt=p, width=config.width, cfg_scale=3.0, steps=config.steps, seed=100 + i, num_images=1, device="cpu"
+            prompt=p,
+            width=config.width,
+            cfg_scale=3.0,
+            steps=config.steps,
+            seed=100 + i,
+            num_images=1,
+            device="cpu",
+            grow="off",
         )
         for i, p in enumerate(prompts)
     ]

@@ -82,7 +82,7 @@ WRONG = {
     "in out.png": "out='out.png' must be a folder",
     "empty out": "picture='empty' holds no picture",
     "in/a.png out.png --scale 0.5": "scale=0.5 must lie between 1 and 16",
-    "in/a.png out.png --scale nan": "Got value: nan",
+    "in/a.png out.png --scale nan": "scale",
     "in/a.png out.png --tile 8": "tile=8 must lie between 32 and 4096",
     "in/a.png out.png --upscaler missing.pth": "upscaler='missing.pth' is no file",
     "in/a.png out.png --upscaler in/a.png": "expected a .safetensors or .ckpt file",

@@ -23,6 +23,7 @@ from benchmarks.harness.setting import Setting
 from sd_hyena.cost.operations import attention_flops, student_flops
 from sd_hyena.large.bricks import edges, grid
 from sd_hyena.large.tiled_attention import Tiled
+from sd_hyena.options.operators import operator_named
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site
 from sd_hyena.students.student import Projections, StudentSpec, build_student, cast, spec_for
@@ -127,7 +128,7 @@ def _students(
         student = (
             cast(student, torch.empty((), device=setting.device, dtype=setting.dtype)).eval().requires_grad_(False)
         )
-        cost = student_flops(spec, size)
+        cost = folded_flops(spec, size)
         reference = _student_reference(student, projections, size)
         yield Method(name, lambda x, s=student: s(x, projections, size), reference, cost)
         if config.operator == "safari" and setting.on_gpu:
@@ -144,7 +145,14 @@ def _untrained(
             spec = StudentSpec(site.name, site.short, site.channels, operator, {"heads": site.heads} | options, None)
             student = Untrained(spec).to(setting.device).eval()
             reference = _student_reference(student, projections, size)
-            yield Method(name, lambda x, s=student: s(x, projections, size), reference, student_flops(spec, size))
+            yield Method(name, lambda x, s=student: s(x, projections, size), reference, folded_flops(spec, size))
+
+
+def folded_flops(spec: StudentSpec, size: Size) -> int:
+    """Of a block as generation computes it: the change of a projection is added to its weight, and no product of its own."""
+    streams = operator_named(spec.operator).count_streams(spec.options)
+    folded = streams + 1 if streams else 0
+    return student_flops(spec, size) - folded * 2 * size[0] * size[1] * spec.channels**2
 
 
 def woken(student: nn.Module) -> nn.Module:

@@ -57,6 +57,19 @@ def command() -> str:
     return " ".join(["python", run, *given])
 
 
+def facts(device: torch.device | None = None) -> dict[str, Any]:
+    """The circumstances of a measurement."""
+    return {
+        "command": command(),
+        "commit": commit(),
+        "date": date.today().isoformat(),
+        "hardware": hardware(device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **(driver() if device is not None and device.type == "cuda" else {}),
+    }
+
+
 def write(
     name: str,
     rows: list[dict],
@@ -75,20 +88,11 @@ def write(
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    facts = {
-        "command": command(),
-        "commit": commit(),
-        "date": date.today().isoformat(),
-        "hardware": hardware(device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **(driver() if device is not None and device.type == "cuda" else {}),
-        **further,
-    }
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    found = facts(device) | further
+    path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     keys = shown or rows[0].keys()
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) + 2 for key in keys}
     for row in [{key: key for key in keys}, *rows]:
         print("".join(str(row[key]).rjust(width) for key, width in widths.items()))
-    print(f"{facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}")
+    print(f"{found['hardware']}, torch {found['torch']}, commit {found['commit']}, {found['date']}")
     return path

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks.harness.record import RESULTS
 from benchmarks.report.plots import pixels, read
@@ -228,6 +229,30 @@ def inversion(rows: Rows) -> str:
     return _markdown(["start", *(f"strength {s}" for s in strengths)], lines)
 
 
+def grow(rows: Rows) -> str:
+    """Of each way to draw a size: how many pictures are right, how sharp, how long, and how near students are."""
+    found: dict[tuple[str, ...], Rows] = {}
+    for row in rows:
+        if row["method"] != "plain" or row["size"] != "256x256":
+            found.setdefault((row["size"], row["method"], row["by"], row["canvas"]), []).append(row)
+    lines = []
+    for (size, method, by, canvas), same in found.items():
+        middle = lambda name, same=same: median([float(row[name]) for row in same if row[name]] or [0.0])
+        share = f"{sum(int(row['right']) for row in same)} of {len(same)}"
+        psnr = middle("psnr_dB")
+        named = f"{method} in tiles" if canvas == "tiles" else method
+        took = f"{middle('seconds'):.0f} s" if by else ""
+        lines.append([size, named, by, share, f"{middle('sharpness'):.2f}", took, f"{psnr:.1f} dB" if psnr else ""])
+    return _markdown(["px", "way", "by", "right", "sharpness", "CPU time", "to attention"], lines)
+
+
+def operations(rows: Rows) -> str:
+    """Of a plain drawing and of a grown one, with attention and with students."""
+    names = [name for name in rows[0] if name not in ("layout", "px")]
+    lines = [[row["layout"], row["px"], *(row[name] for name in names)] for row in rows]
+    return _markdown(["layout", "px", *names], lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the table's form, the plot below it
     "speed": ("cpu", speed, "time"),
     "methods": ("cpu", methods, ""),
@@ -243,6 +268,8 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "vae_memory": ("tiled_vae", vae_memory, "memory"),
     "options_tiny_sd": ("large_images_tiny_sd", options, ""),
     "options_sd15": ("large_images_sd15", options, ""),
+    "grow": ("grow", grow, ""),
+    "growing_operations": ("growing_operations", operations, ""),
     "inversion": ("noise_inversion", inversion, ""),
 }
 

@@ -1,4 +1,5 @@
-"""`landmarks=auto`: how many landmarks each site gets, at no more operations than the default number everywhere.
+"""`landmarks=auto`: how many landmarks each site gets, at no more operations than the default number everywhere, or that
+of `auto:NUMBER`.
 
 A site whose prediction suffers most from few gets many; one that hardly needs any pays for it.
 """
@@ -13,18 +14,24 @@ import torch
 from torch import Tensor
 
 from sd_hyena.cost.operations import student_flops
-from sd_hyena.options.operators import AUTO, operator_named
+from sd_hyena.options.operators import auto_price, operator_named
 from sd_hyena.sites import Site
 from sd_hyena.students.losses import error_and_spread
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.teacher import Condition, Teacher
 
-LADDER = (64, 128, 256, 512)  # that a site may have
+LADDER = (64, 128, 256, 384, 512)  # that a site may have
 CANVAS = 256, 256  # latent cells, 2048 px: where operations are counted, since there they matter
 
 
 def is_left_open(specs: Sequence[StudentSpec]) -> bool:
-    return any(spec.options.get("landmarks") == AUTO for spec in specs)
+    return any(_price(spec) for spec in specs)
+
+
+def _price(spec: StudentSpec) -> int | None:
+    """The number whose operations are not to be exceeded; None where a number is given."""
+    option = operator_named(spec.operator).options.get("landmarks")
+    return option and auto_price(spec.options.get("landmarks"), option.default)
 
 
 def allotted(
@@ -38,7 +45,7 @@ def allotted(
     given = _on_device(states, next(teacher.unet.parameters()).device)
     with torch.no_grad():
         truth = teacher.observe(*given).prediction
-    default = operator_named(specs[0].operator).options["landmarks"].default
+    price = _price(specs[0])
     size_of = {site.name: site.size(*CANVAS) for site in sites}
     errors, costs = {}, {}
     for spec in specs:
@@ -46,7 +53,7 @@ def allotted(
             one = _with(spec, count)
             costs[spec.site, count] = student_flops(one, size_of[spec.site])
             errors[spec.site, count] = _error(teacher, one, given, truth)
-    equal = sum(student_flops(_with(spec, default), size_of[spec.site]) for spec in specs)
+    equal = sum(student_flops(_with(spec, price), size_of[spec.site]) for spec in specs)
     chosen = chosen_counts([spec.site for spec in specs], errors, costs, equal)
     return [_with(spec, chosen[spec.site]) for spec in specs]
 

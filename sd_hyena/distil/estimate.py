@@ -15,7 +15,7 @@ from sd_hyena.cost.timing import wait_for
 from sd_hyena.distil.lessons import VALIDATION_SIZE
 from sd_hyena.distil.previews import STEPS, draws_previews
 from sd_hyena.models.condition import condition
-from sd_hyena.options.operators import AUTO, operator_named
+from sd_hyena.options.operators import auto_price, operator_named
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.memory import peak_gib
 from sd_hyena.processes.progress import Work
@@ -198,11 +198,9 @@ def advice(found: Estimate, estimator: Estimator, device: torch.device) -> list[
 
 def _decided(spec: StudentSpec) -> StudentSpec:
     """The spec with a number where it is left to the teacher's states."""
-    if spec.options.get("landmarks") != AUTO:
-        return spec
-    return replace(
-        spec, options=spec.options | {"landmarks": operator_named(spec.operator).options["landmarks"].default}
-    )
+    option = operator_named(spec.operator).options.get("landmarks")
+    price = option and auto_price(spec.options.get("landmarks"), option.default)
+    return replace(spec, options=spec.options | {"landmarks": price}) if price else spec
 
 
 def _student(spec: StudentSpec, size: Size) -> int:

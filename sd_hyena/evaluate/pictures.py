@@ -68,9 +68,8 @@ class Pictures:
         asked = self.config
         machine = dict(model=asked.model, device=asked.device, dtype=asked.dtype)
         picture = dict(prompt=self.prompts[i], width=size[0], height=size[1], seed=(asked.seed + i) % 2**32)
-        return GenerateConfig(
-            **machine, **picture, steps=asked.steps, cfg_scale=scale, num_images=1, tiled_diffusion="off"
-        )
+        plainly = dict(num_images=1, grow="off", tiled_diffusion="off")
+        return GenerateConfig(**machine, **picture, **plainly, steps=asked.steps, cfg_scale=scale)
 
     def compared(self, teacher: list[np.ndarray], student: list[np.ndarray]) -> dict[str, float]:
         """PSNR, SSIM, and how many of both show their caption."""

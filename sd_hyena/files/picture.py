@@ -1,4 +1,7 @@
-"""PNG files that explain themselves: an A1111 `parameters` chunk for other programs, our whole config for us."""
+"""Pictures that explain themselves: A1111's `parameters` for other programs, our whole config for us.
+
+In PNG both are chunks of text; in JPEG and WebP the first is EXIF's user comment, as A1111 has it, the second its description.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,29 @@ from typing import Any
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.names import free_path
-from sd_hyena.files.picture_text import read_texts
+from sd_hyena.files.picture_text import DESCRIPTION, EXIF, OURS, USER_COMMENT, read_texts
 from sd_hyena.files.pixels import read_pixels
+
+LOSSY = {
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "quality": 95, "method": 4},
+}
+LARGEST_EXIF = 65_533 - len(b"Exif\0\0")  # bytes in a segment of a JPEG
 
 
 def write_image(path: Path, image: Any, text: str, metadata: dict[str, Any]) -> Path:
-    """Write a PIL image as PNG with what repeats it, as `write_png`."""
-    return write_png(path, image, {"parameters": text, "sd_hyena": json.dumps(metadata)})
+    """Write a PIL image with what repeats it, all or nothing, at `path` or where that is taken at the next free number.
+
+    The suffix says how: .png, .webp or .jpg. A JPEG holds 64 KB of text; what has more is written as .png.
+    """
+    texts = {"parameters": text, "sd_hyena": json.dumps(metadata) if metadata else ""}
+    texts = {name: _printable(text) for name, text in texts.items() if text}
+    exif = _exif(texts) if path.suffix in LOSSY else b""
+    if path.suffix == ".jpg" and len(exif) > LARGEST_EXIF:
+        path = path.with_suffix(".png")
+    if path.suffix not in LOSSY:
+        return write_png(path, image, texts)
+    return _placed(path, image, **LOSSY[path.suffix], exif=exif)
 
 
 def write_png(path: Path, image: Any, texts: Mapping[str, str]) -> Path:
@@ -26,11 +45,31 @@ def write_png(path: Path, image: Any, texts: Mapping[str, str]) -> Path:
 
     chunks = PngInfo()
     for name, text in texts.items():
-        chunks.add_itxt(name, text.replace("\0", ""))
+        chunks.add_itxt(name, _printable(text))
+    return _placed(path, image, format="PNG", pnginfo=chunks)
+
+
+def _placed(path: Path, image: Any, **how: Any) -> Path:
     placed: list[Path] = []
     with replacing(path, put=lambda temporary, wanted: placed.append(_put_beside(temporary, wanted))) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
+        image.save(temporary, **how)
     return placed[0]
+
+
+def _printable(text: str) -> str:
+    """Without zeros, and names that are no Unicode spelt out."""
+    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
+
+
+def _exif(texts: Mapping[str, str]) -> bytes:
+    from PIL.Image import Exif
+
+    exif = Exif()
+    if "sd_hyena" in texts:
+        exif[DESCRIPTION] = OURS + texts["sd_hyena"]
+    if "parameters" in texts:
+        exif.get_ifd(EXIF)[USER_COMMENT] = b"UNICODE\0" + texts["parameters"].encode("utf-16-be")
+    return exif.tobytes()
 
 
 def _put_beside(temporary: Path, wanted: Path) -> Path:

@@ -11,6 +11,7 @@ from sd_hyena.errors import BadInput
 
 LARGEST_TEXT = 1 << 22  # bytes of a PNG text chunk that we read
 EXIF, USER_COMMENT = 0x8769, 0x9286
+DESCRIPTION, OURS = 0x010E, "sd_hyena:"  # where our own text is, and how it begins
 MAKER_TAGS = range(
     0x0100, 0x0111
 )  # where ComfyUI puts "prompt:..." and "workflow:..." into a WebP, from Model downwards
@@ -46,6 +47,8 @@ def _of_exif(image: Any) -> dict[str, str]:
         name, colon, value = str(exif.get(tag, "")).partition(":")
         if colon and name in ("prompt", "workflow"):
             texts[name] = value.rstrip("\0")
+    if str(own := exif.get(DESCRIPTION, "")).startswith(OURS):
+        texts["sd_hyena"] = own.removeprefix(OURS).rstrip("\0")
     comment = exif.get_ifd(EXIF).get(USER_COMMENT) or image.info.get("comment")  # of a GIF, or a JPEG without EXIF
     if isinstance(comment, bytes | str) and comment:
         texts["parameters"] = user_comment(comment)

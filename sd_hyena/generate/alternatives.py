@@ -134,6 +134,16 @@ def keep_attention(
     return replace(alternative, students=staying, kept=kept)
 
 
+def kept_in(wanted: str, stages: int) -> list[str]:
+    """What `keep_attention` says for each stage of a picture: one for all, or one for each behind a `;`. Raises BadInput."""
+    parts = wanted.split(";")
+    if len(parts) not in (1, stages):
+        raise BadInput(
+            f"keep_attention={wanted!r} is for {len(parts)} stages, this picture has {stages}; name sites for all"
+        )
+    return parts if len(parts) > 1 else parts * stages
+
+
 def check_sizes(alternative: Alternative, unet: nn.Module, tile: tuple[int, int]) -> None:
     """Raise BadInput for a student that does not serve what the UNet meets: `tile`, (H, W) in latent cells."""
     sites = {site.name: site for site in find_sites(unet)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd_hyena.files.mask import read_mask
+from sd_hyena.large.circular import circular_convolutions
 from sd_hyena.large.feed_forward import chunk_feed_forward
 from sd_hyena.large.noise_inversion import NoiseInversion, noise_inversion
 from sd_hyena.large.progress import Progress
@@ -46,6 +47,7 @@ def tile_fusion(config: GenerateConfig) -> TiledDiffusion | None:
         weights=config.tile_weights,
         regions=read_regions(config.regions) if config.regions else (),
         draw_background=config.draw_background,
+        circular=config.circular,
     )
 
 
@@ -54,6 +56,8 @@ def vae_tiling(config: GenerateConfig) -> VAETiling | None:
     mode = config.tiled_vae
     if mode == "auto":
         mode = "exact" if max(config.width, config.height) > TILED_VAE_FROM else "off"
+    if mode == "off" and config.circular:
+        mode = "exact"  # in tiles it goes round
     if mode == "off":
         return None
     return VAETiling(
@@ -61,6 +65,7 @@ def vae_tiling(config: GenerateConfig) -> VAETiling | None:
         encoder_tile_size=config.encoder_tile_size or None,
         decoder_tile_size=config.decoder_tile_size or None,
         color_fix=config.color_fix,
+        padding_mode="circular" if config.circular else "constant",
     )
 
 
@@ -140,6 +145,8 @@ class Arrangement:
             parts.append(f"attention in tiles of {config.hypertile} px")
         if config.attn_shape != "off":
             parts.append(f"attention in {config.attn_shape}s")
+        if config.circular:
+            parts.append("round the borders")
         if self.inversion:
             parts.append(f"noise inversion in {self.inversion.steps} steps")
         return ", ".join(parts)
@@ -157,6 +164,8 @@ class Arrangement:
                 stack.enter_context(tiled_vae(pipe.vae, **vars(self.vae) | {"progress": of_vae}))
             controlnet = getattr(pipe, "controlnet", None)
             for network in filter(None, (pipe.unet, *getattr(controlnet, "nets", (controlnet,)))):
+                if self.config.circular and not self.tiles:
+                    stack.enter_context(circular_convolutions(network))
                 for block in self._around_attention(network):
                     stack.enter_context(block)
             if self.inversion:  # before the tiles, which then tile it too

@@ -1,26 +1,32 @@
-"""A drawing's progress in a terminal."""
+"""A drawing's progress, shown like all that is long."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 
 from tqdm import tqdm
 
 from sd_hyena.generate.watch import Watch
+from sd_hyena.processes.progress import Work, work
 from sd_hyena.processes.ranks import rank
 
 
 class Bar(Watch):
-    """One bar for all that one command draws; the first process shows it, where somebody watches."""
+    """One bar for all that one command draws; the first process shows it."""
 
     def __init__(self):
-        self._bar: tqdm | None = None
+        self._open = ExitStack()
+        self._shown: Work | None = None
+
+    def begin(self, total: int) -> None:
+        self.close()
+        self._shown = self._open.enter_context(work("drawing", total, announced=False))
 
     def step(self, done: float, total: int, latents) -> None:
-        if self._bar is None:
-            form = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total} steps [{elapsed}<{remaining}]"
-            self._bar = tqdm(total=total, disable=True if rank() else None, bar_format=form)
-        self._bar.update(done - self._bar.n)
+        if self._shown is None:
+            self.begin(total)
+        self._shown.to(done)
 
     def note(self, line: str) -> None:
         if rank() == 0:
@@ -28,6 +34,5 @@ class Bar(Watch):
 
     def close(self) -> None:
         """No more will come."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._open.close()
+        self._shown = None

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sd_hyena.generate.watch import Advance
 from sd_hyena.models.inpainting import repainted
 from sd_hyena.models.latents import decoded
 from sd_hyena.options.generate_config import GenerateConfig
+
+
+class Picture(NamedTuple):
+    """Pixels, uint8 (H, W, 3), and the scaled latents (1, 4, H/8, W/8) that they were decoded from."""
+
+    pixels: np.ndarray
+    latents: Tensor
 
 
 def denoising_steps(config: GenerateConfig) -> int:
@@ -26,8 +34,8 @@ def steps_of_image(config: GenerateConfig) -> int:
 
 def draw(
     pipe: Any, config: GenerateConfig, given: dict[str, Any], rows: Sequence[int], advance: Advance
-) -> list[np.ndarray]:
-    """Images number `rows`, uint8 (H, W, 3); `given` is what the pipeline's call needs for its task.
+) -> list[Picture]:
+    """Images number `rows`; `given` is what the pipeline's call needs for its task.
 
     Raises FloatingPointError if an image is not finite, Cancelled where the watch says so.
     """
@@ -54,6 +62,7 @@ def draw(
     images, advance.worth = [], 1.0
     for i, x in enumerate(latents):
         image = decoded(pipe, x[None], advance.within)
-        images.append(repainted(given["image"], image, given["mask_image"]) if "mask_image" in given else image)
+        image = repainted(given["image"], image, given["mask_image"]) if "mask_image" in given else image
+        images.append(Picture(image, x[None]))
         advance.to(inverted + n * steps + i + 1)
     return images

@@ -10,8 +10,8 @@ pipeline; another file, or one that has changed, itself alone; prompts, sizes, s
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,22 @@ from sd_hyena.generate.alternatives import (
     files_of,
     joined_students,
     keep_attention,
+    kept_in,
     students_of,
 )
-from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.drawing import denoising_steps
+from sd_hyena.generate.growth import Stage, Standing, grown
 from sd_hyena.generate.job import Drawn, Job, shares
 from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
 from sd_hyena.generate.offload import check_offload, offload
 from sd_hyena.generate.optimize import check_optimize, optimized
 from sd_hyena.generate.summary import summary
-from sd_hyena.generate.task import Task, controlnets, loras
+from sd_hyena.generate.task import controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
+from sd_hyena.models.lora.applied import Given
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.prediction import noise_levels
 from sd_hyena.models.upscaler import Upscaler, load_upscaler
@@ -48,14 +50,16 @@ from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.effect import in_vain
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.growing import method_of, own_side
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.group import Group, own_device
+from sd_hyena.processes.progress import work
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import Embedding, embedded, read_embeddings, with_bundled
+from sd_hyena.text.textual_inversion import Embedding, check_asked, embedded, read_embeddings, with_bundled
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -70,14 +74,13 @@ class NotDrawn(RuntimeError):
 
 @dataclass(frozen=True)
 class Order:
-    """What a config asks for, looked at before a model is loaded."""
+    """What a config asks for, looked at before a model is loaded; a picture that does not grow has one stage."""
 
     config: GenerateConfig
     model: Path
     device: torch.device
     dtype: torch.dtype
-    task: Task
-    arrangement: Arrangement
+    stages: tuple[Stage, ...]
     embeddings: tuple[Embedding, ...]
 
     @classmethod
@@ -88,20 +91,33 @@ class Order:
         check_sampler(config.scheduler, noise_levels(path))
         if config.vae:
             check_vae(config.vae)
-        task, arrangement = Task.of(config), Arrangement.of(config)
-        embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in task.loras))
+        own = own_side(config.model)
+        stages = tuple(Stage.all_of(config, own, method_of(config, own)))
+        embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in stages[-1].task.loras))
+        prompts = config.prompt or "", config.negative_prompt, *stages[-1].arrangement.prompts
+        check_asked(prompts, embeddings)
         device = pick_device(own_device(config.device))
         check_offload(config.offload, device)
         check_optimize(config.optimizations, device)
         dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
-        return cls(config, path, device, dtype, task, arrangement, embeddings)
+        return cls(config, path, device, dtype, stages, embeddings)
+
+    @property
+    def loras(self) -> tuple[Given, ...]:
+        """The LoRAs with their weights."""
+        return self.stages[-1].task.loras
+
+    @property
+    def plainly(self) -> Order:
+        """The same without growing."""
+        return Order.of(replace(self.config, grow="off"))
 
     def keys(self) -> dict[str, Hashable]:
         """By which it is known whether something is loaded already."""
         config = self.config
         parts = {
             "embeddings": tuple(map(stamp, (one.path for one in self.embeddings))),
-            "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.task.loras),
+            "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.loras),
             "controlnets": tuple(stamp(path) for path, _ in config.controls),
         }
         upscaler = config.upscaler and stamp(config.upscaler), self.dtype, str(self.device)
@@ -137,7 +153,7 @@ class Engine:
 
     def load(self, config: GenerateConfig) -> Model:
         """The pipeline that `config` is drawn with, its LoRAs and embeddings in it, its sampler set. Raises BadInput."""
-        return self._loaded(Order.of(config), {})[0]
+        return self._loaded(Order.of(config), [])[0]
 
     def draw(self, config: GenerateConfig, watch: Watch | None = None, group: Group | None = None) -> Iterator[Drawn]:
         """The pictures of a config, each as it is done.
@@ -167,89 +183,110 @@ class Engine:
         self._kept.only(())
 
     def _draw(self, order: Order, watch: Watch, group: Group) -> Iterator[Drawn]:
-        config, arrangement = order.config, order.arrangement
-        for line in filter(None, (str(arrangement), *arrangement.cuts_nothing, *in_vain(config))):
+        model, nets, stored = self._loaded(order, [_files(stage) for stage in order.stages])
+        if order.config.grow == "auto" and len(order.stages) > 1 and _of_one_size(stored):
+            order = order.plainly
+            model, nets, stored = self._loaded(order, [_files(stage) for stage in order.stages])
+        config, last = order.config, order.stages[-1]
+        arrangement = last.arrangement
+        for line in filter(None, (str(arrangement), *arrangement.cuts_nothing, *in_vain(config), grown(order.stages))):
             watch.note(line)
-        few = note_on_steps(config.scheduler, denoising_steps(config))
-        for said in filter(None, (*order.task.notes, *arrangement.notes, few)):
+        few = note_on_steps(config.scheduler, denoising_steps(last.config))
+        for said in filter(None, (*last.task.notes, *arrangement.notes, few)):
             watch.note(said)
-        files = {
-            name: ("students", name, arrangement.tile)
-            if Landmarks.read(name)
-            else ("students", stamp(name), config.target)
-            for name in files_of(config.hyena)
-        }
-        model, nets, stored = self._loaded(order, files)
         pipe = model.pipe
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
-        alternatives = joined_students(config.hyena, stored) or [Alternative({})]
-        check_target(config.target, stored)
+        stages = [stage.told(config.seed, prompt) for stage in order.stages]
+        by_stage = [joined_students(config.hyena, one) or [Alternative({})] for one in stored]
+        check_target(config.target, stored[-1])
         texts = (prompt, config.negative_prompt, *arrangement.prompts)
         for embedding in order.embeddings:
             if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
                 watch.note(f"note: no prompt says {embedding.word!r}, the word of embeddings={str(embedding.path)!r}")
-        for alternative in alternatives:
+        for alternative in by_stage[-1]:
             if any(hash_ and hash_ != model.sha256 for hash_ in alternative.teacher_sha256):
                 watch.note(
                     f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
                 )
-            check_sizes(alternative, pipe.unet, arrangement.tile)
-            if Landmarks.read(alternative.entry):
-                where = " ".join(student.spec.short for student in alternative.students.values())
-                watch.note(f"{alternative.entry} at {where or 'no site: attention is cheaper at this size'}")
+        for stage, alternatives in zip(stages, by_stage, strict=True):
+            for alternative in alternatives:
+                check_sizes(alternative, pipe.unet, stage.arrangement.tile)
+                if Landmarks.read(alternative.entry):
+                    where = " ".join(student.spec.short for student in alternative.students.values())
+                    at = f" of {stage.config.width}x{stage.config.height}" if len(stages) > 1 else ""
+                    watch.note(f"{alternative.entry} at {where or 'no site: attention is cheaper at this size'}{at}")
         if config.keep_attention:
-            met = arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
-            alternatives = [self._keeping(group, one, pipe.unet, config.keep_attention, *met) for one in alternatives]
+            wanted = kept_in(config.keep_attention, len(stages))
+            for stage, alternatives, keep in zip(stages, by_stage, wanted, strict=True):
+                met = stage.arrangement.tile, config.batch_size * (1 + (config.cfg_scale > 1))
+                alternatives[:] = [self._keeping(group, one, pipe.unet, keep, *met) for one in alternatives]
         if (count := len(chunks(prompt, pipe.tokenizer))) > 1:
             watch.note(f"note: the prompt is read in {count} chunks of {pipe.tokenizer.model_max_length - 2} tokens")
-        students = [student for alternative in alternatives for student in alternative.students.values()]
+        alternatives = list(zip(*by_stage, strict=True))
+        students = [student for ones in alternatives for one in ones for student in one.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
-        watch.note(summary(config, order.device, order.dtype, alternatives, total))
-        task, advance = order.task, Advance(watch, Job.steps(config, alternatives, rows) + order.task.enlarges)
+        watch.note(summary(config, order.device, order.dtype, [ones[-1] for ones in alternatives], total))
+        advance = Advance(watch, Job.steps(stages, alternatives, rows) + stages[0].task.enlarges)
+        upscaler = self._upscaler(order)
         if config.upscaler and config.init_image:
-            task = task.enlarged(self._upscaler(order), advance.within)
-            advance.to(float(order.task.enlarges))
-        with task.prepared(pipe, nets) as (pipe, given):
-            facts = order.model.name, model.sha256, rows, together, advance
-            job = Job(pipe, config, given, arrangement, *facts)
+            stages[0] = stages[0].enlarged(upscaler, advance.within)
+            advance.to(float(order.stages[0].task.enlarges))
+
+        @contextmanager
+        def standing(i: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+            stage = stages[i]
             with (
-                _attention_backend(config.attention_backend),
-                weighted_prompts(pipe, config.clip_skip),
-                optimized(pipe.unet, config.optimizations, students),
-                arrangement.around(pipe, job.map, advance.within, advance.one_more),
+                stage.task.prepared(pipe, nets) as (own, given),
+                weighted_prompts(own, config.clip_skip),
+                stage.arrangement.around(own, job.map, advance.within, advance.one_more),
+                stage.around(own, job.map),
             ):
-                for h, alternative in enumerate(alternatives):
-                    yield from job.images(h, alternative)
+                yield own, given
+
+        around = Standing(standing)
+        facts = order.model.name, model.sha256, rows, together, advance
+        job = Job(config, stages, around, upscaler, *facts)
+        with (
+            _attention_backend(config.attention_backend),
+            optimized(pipe.unet, config.optimizations, students),
+            closing(around),
+        ):
+            for h, ones in enumerate(alternatives):
+                yield from job.images(h, ones)
         if job.failed and together.rank == 0:  # of those who draw an image together the first one tells
             raise NotDrawn(job.failed, len(alternatives) * len(rows))
 
     def _loaded(
-        self, order: Order, files: dict[str, Hashable]
-    ) -> tuple[Model, list[torch.nn.Module], dict[str, StudentFile]]:
-        """What an order needs: the model, its ControlNets, and the students of `files` by name."""
+        self, order: Order, files: Sequence[dict[str, Hashable]]
+    ) -> tuple[Model, list[torch.nn.Module], list[dict[str, StudentFile]]]:
+        """What an order needs: the model, its ControlNets, and the students of each stage's `files` by name."""
         config, keys = order.config, order.keys()
         on = keys["pipeline"]
-        students = {name: (*key, on) for name, key in files.items()}
+        students = [{name: (*key, on) for name, key in one.items()} for one in files]
         if self._model is not None and self._model[0] != on:
             self._model = None
-        self._kept.only([*keys.values(), *students.values(), ("offload", on), ("colours", on)])
+        self._kept.only(
+            [*keys.values(), *(key for one in students for key in one.values()), ("offload", on), ("colours", on)]
+        )
         self._upscaler(order)  # what is wrong with it is said before the model is loaded
         model = self._kept.get(on, lambda: _pipeline(order))
         self._model = on, model
         pipe = model.pipe
         self._kept.get(keys["embeddings"], lambda: embedded(pipe, order.embeddings))
-        self._kept.get(keys["loras"], lambda: loras(pipe, order.task.loras))
+        self._kept.get(keys["loras"], lambda: loras(pipe, order.loras))
         nets = self._kept.get(keys["controlnets"], lambda: nullcontext(controlnets(config, pipe.unet)))
         like = None
         if config.offload != "off":
             self._kept.get(("offload", on), lambda: nullcontext(offload(pipe, config.offload, order.device)))
             like = torch.empty(0, dtype=order.dtype, device=order.device)  # students stay on the device
-        load = lambda name: (
-            lambda: nullcontext(students_of(name, pipe.unet, order.arrangement.tile, config.target, like))
-        )
-        stored = {name: self._kept.get(key, load(name)) for name, key in students.items()}
+        load = lambda name, tile: lambda: nullcontext(students_of(name, pipe.unet, tile, config.target, like))
+        tiles = [stage.arrangement.tile for stage in order.stages]
+        stored = [
+            {name: self._kept.get(key, load(name, tile)) for name, key in one.items()}
+            for tile, one in zip(tiles, students, strict=False)  # none where the model alone is asked for
+        ]
         pipe.scheduler = model.scheduler
         set_scheduler(pipe, config.scheduler, config.karras)
         return model, nets, stored
@@ -267,11 +304,28 @@ class Engine:
         return alternative if group.rank == 0 else keep_attention(alternative, unet, kept, tile, batch)
 
 
+def _files(stage: Stage) -> dict[str, Hashable]:
+    """The students that a stage names, each with what tells it from others."""
+    config, tile = stage.config, stage.arrangement.tile
+    return {
+        name: ("students", name, tile) if Landmarks.read(name) else ("students", stamp(name), config.target)
+        for name in files_of(config.hyena)
+    }
+
+
+def _of_one_size(stored: Sequence[dict[str, StudentFile]]) -> bool:
+    """Whether a student is among them that serves the size alone which it was trained at."""
+    files = (file for one in stored for file in one.values())
+    return any(student.spec.size is not None for file in files for student in file.students.values())
+
+
 @contextmanager
 def _pipeline(order: Order) -> Iterator[Model]:
     at_first = order.device if order.config.offload == "off" else torch.device("cpu")
-    pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
-    yield Model(pipe, order.model, model_sha256(order.model), pipe.scheduler)
+    with work(f"loading {order.model.name}", announced=False):
+        pipe = load_pipeline(order.model, at_first, order.dtype, order.config.vae)
+        sha256 = model_sha256(order.model)
+    yield Model(pipe, order.model, sha256, pipe.scheduler)
 
 
 @contextmanager

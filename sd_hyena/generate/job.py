@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor
 from sd_hyena.files.comparison import similarity
 from sd_hyena.generate.alternatives import Alternative
 from sd_hyena.generate.arrangement import Arrangement, tile_fusion
-from sd_hyena.generate.drawing import draw, steps_of_image
+from sd_hyena.generate.drawing import Picture, draw, steps_of_image
+from sd_hyena.generate.growth import Stage, Standing
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.large.tiled_unet import tiled_diffusion
+from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.large.tiling import batches
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.processes.group import Group
@@ -31,7 +34,7 @@ class Drawn:
     """A picture, with the config that draws it alone again.
 
     It is number `n` of its drawing, by alternative number `h` of the students; `teacher` is the same without students, if
-    that was asked for.
+    that was asked for. Of a growing picture whose stages are saved, one that is not the last has its number as `stage`.
     """
 
     h: int
@@ -43,6 +46,7 @@ class Drawn:
     model: str
     model_sha256: str
     regions: dict[str, Any]  # as they travel in the picture
+    stage: int | None = None
 
     @property
     def similarity(self) -> tuple[float, float]:
@@ -50,18 +54,23 @@ class Drawn:
         return similarity(np.array(self.teacher), np.array(self.image))
 
 
+Pair = tuple[Picture, Picture | None]  # with students, and the teacher's if it is asked for
+
+
 @dataclass(frozen=True)
 class Job:
-    """What all images of one config share; `given` is what the pipeline's call needs for its task.
+    """What all images of one config share.
 
+    `stages` are drawn one after the other; `standing` gives the pipeline of each, and what its call needs for its task,
+    `upscaler` enlarges from one to the next.
     `rows` are the images that are drawn here, `group` the processes that draw each of them together, `failed` what went
     wrong with some.
     """
 
-    pipe: Any
     config: GenerateConfig
-    given: dict[str, Any]
-    arrangement: Arrangement
+    stages: Sequence[Stage]
+    standing: Standing
+    upscaler: Enlarging | None
     model: str
     model_sha256: str
     rows: Sequence[int]
@@ -70,54 +79,89 @@ class Job:
     failed: list[str] = field(default_factory=list)
 
     @classmethod
-    def steps(cls, config: GenerateConfig, alternatives: Sequence[Alternative], rows: Sequence[int]) -> int:
+    def steps(cls, stages: Sequence[Stage], alternatives: Sequence[Sequence[Alternative]], rows: Sequence[int]) -> int:
         """Of the whole job, for who watches it."""
-        passes = sum(2 if config.compare and one.students else 1 for one in alternatives)
-        return passes * len(rows) * steps_of_image(config)
+        total = 0
+        for ones in alternatives:
+            passes = 1
+            for stage, one in zip(stages, ones, strict=True):
+                passes = 2 if stage.config.compare and one.students else passes
+                total += passes * len(rows) * (steps_of_image(stage.config) + stage.enlarges)
+        return total
 
-    def images(self, h: int, alternative: Alternative) -> Iterator[Drawn]:
-        """Those of alternative number `h` that are drawn here, as they are done; the first of a group yields them."""
+    def images(self, h: int, alternatives: Sequence[Alternative]) -> Iterator[Drawn]:
+        """Those of alternative number `h`, one for each stage, that are drawn here, as they are done; the first of a
+        group yields them."""
+        kept = ";".join(",".join(one.kept) for one in alternatives)  # as it was measured here
+        facts = alternatives[-1].label, self.model, self.model_sha256, self.stages[-1].arrangement.metadata
         for rows in batches(self.rows, self.config.batch_size):
-            for config, n, *pair in self._drawn(self.config, alternative, rows):
+            for stage, tiled, n, *pair in self._drawn(alternatives, rows):
                 if self.group.rank == 0:
-                    image, teacher = (None if pixels is None else Image.fromarray(pixels) for pixels in pair)
-                    own = dict(hyena=alternative.entry, seed=(config.seed + n) % 2**32, num_images=1, iteration=1)
-                    own["keep_attention"] = ",".join(alternative.kept)  # as it was measured here
-                    facts = alternative.label, self.model, self.model_sha256, self.arrangement.metadata
-                    yield Drawn(h, n, replace(config, **own), image, teacher, *facts)
+                    image, teacher = (None if one is None else Image.fromarray(one.pixels) for one in pair)
+                    own = dict(
+                        hyena=alternatives[-1].entry, seed=(self.config.seed + n) % 2**32, num_images=1, iteration=1
+                    )
+                    own["keep_attention"] = kept if kept.strip(";") else ""
+                    own |= {"grow": method} if (method := self.stages[-1].method) != "off" else {}
+                    own |= {"grow_strength": self.stages[-1].config.strength} if len(self.stages) > 1 else {}
+                    own |= {"tiled_diffusion": tiled} if tiled else {}
+                    yield Drawn(h, n, replace(self.config, **own), image, teacher, *facts, stage)
 
-    def _drawn(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int]) -> list[tuple]:
-        """Rows that fail are halved. One image that does not fit is drawn in tiles if these are left to us (`auto`)."""
-        done = self.advance.done
+    def _drawn(
+        self, alternatives: Sequence[Alternative], rows: Sequence[int], tiled: str = ""
+    ) -> Iterator[tuple[int | None, str, int, Picture, Picture | None]]:
+        """Stage, tiles, number and pictures of each. Rows that fail are halved. One image that does not fit is drawn in
+        tiles if these are left to us (`auto`)."""
+        done, before = self.advance.done, None
         try:
-            return self.group.tried(lambda: self._tried(config, alternative, rows))
+            for i, alternative in enumerate(alternatives):
+                before = self.group.tried(partial(self._tried, i, alternative, rows, before, tiled))
+                last = i + 1 == len(alternatives)
+                if last or self.config.save_stages:
+                    for n, pair in zip(rows, before, strict=True):
+                        yield None if last else i, tiled, n, *pair
+            return
         except (FloatingPointError, RuntimeError) as error:
             full = is_out_of_memory(error)
             if not full and not isinstance(error, FloatingPointError):
                 raise
             failure = f"image {rows[0]}: {OUT_OF_MEMORY if full else error}"
+        before = None
         release()
         self.advance.to(done)
         if len(rows) > 1:
             half = len(rows) // 2
-            return [one for part in (rows[:half], rows[half:]) for one in self._drawn(config, alternative, part)]
-        untiled = config.tiled_diffusion == "auto" and self.arrangement.tiles is None
-        if full and untiled and alternative.serves_any_size:
-            config = replace(config, tiled_diffusion="mixture")
-            self.advance.watch.note(f"out of memory: {Arrangement.of(config)}")
-            return self._drawn(config, alternative, rows)
+            for part in (rows[:half], rows[half:]):
+                yield from self._drawn(alternatives, part, tiled)
+            return
+        untiled = self.config.tiled_diffusion == "auto" and not tiled and self.stages[-1].arrangement.tiles is None
+        if full and untiled and all(one.serves_any_size for one in alternatives):
+            there = replace(self.stages[-1].config, tiled_diffusion="mixture")
+            self.advance.watch.note(f"out of memory: {Arrangement.of(there)}")
+            yield from self._drawn(alternatives, rows, "mixture")
+            return
         self.failed.append(failure)
-        return []
 
-    def _tried(self, config: GenerateConfig, alternative: Alternative, rows: Sequence[int]) -> list[tuple]:
-        """Of each image its config, number, pixels and the teacher's or None."""
-        tiles = tile_fusion(config) if config != self.config else None
-        with tiled_diffusion(self.pipe, **vars(tiles) | {"map": self.map}) if tiles else nullcontext():
-            with swapped(self.pipe.unet, alternative.students):
-                images = draw(self.pipe, config, self.given, rows, self.advance)
-            compare = config.compare and alternative.students
-            teachers = draw(self.pipe, config, self.given, rows, self.advance) if compare else [None] * len(rows)
-        return [(config, n, *pair) for n, *pair in zip(rows, images, teachers, strict=True)]
+    def _tried(
+        self, i: int, alternative: Alternative, rows: Sequence[int], before: Sequence[Pair] | None, tiled: str
+    ) -> list[Pair]:
+        """The pictures of stage number i, drawn from those `before`."""
+        stage = self.stages[i]
+        pipe, given = self.standing.at(i)
+        config = replace(stage.config, tiled_diffusion=tiled) if tiled else stage.config
+        tiles = tile_fusion(config) if config != stage.config else None
+
+        def drawn(which: int) -> list[Picture]:
+            pictures = [pair[which] or pair[0] for pair in before or ()]
+            start = {"image": stage.start(pictures, self.upscaler, self.advance)} if before else {}
+            return draw(pipe, config, given | start, rows, self.advance)
+
+        with tiled_diffusion(pipe, **vars(tiles) | {"map": self.map}) if tiles else nullcontext():
+            with swapped(pipe.unet, alternative.students):
+                images = drawn(0)
+            differs = config.compare and (alternative.students or (before and before[0][1] is not None))
+            teachers = drawn(1) if differs else [None] * len(rows)
+        return list(zip(images, teachers, strict=True))
 
     def map(self, do: Callable[[Any], Tensor], work: Sequence[Any]) -> Iterable[Tensor]:
         """The group's, where each batch of tiles counts as a part of the step at hand."""

@@ -23,9 +23,10 @@ from sd_hyena.models.inpainting import painting_masks
 from sd_hyena.models.lora.applied import Given, loras_in
 from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.options import given_path
-from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.generate_config import BEFORE, GenerateConfig
 from sd_hyena.processes.ranks import say
 
+CELL = 8  # pixels
 HALF = 128  # of 255: what a mask has to be to be white
 
 
@@ -34,7 +35,8 @@ class Task:
     """The pictures, as the canvas has them, and the LoRAs with their weights that a config names."""
 
     config: GenerateConfig
-    pictures: dict[str, Image.Image]  # by option: init_image, mask; the former as it is if an upscaler is to enlarge it
+    pictures: dict[str, Image.Image | None]  # by option: init_image, mask; the former as it is if an upscaler is to
+    # enlarge it, None if the stage before gives it
     hints: tuple[Image.Image, ...]  # one for each ControlNet
     loras: tuple[Given, ...]
     notes: tuple[str, ...] = ()  # how the pictures are read
@@ -45,7 +47,9 @@ class Task:
         for path, _ in config.controls:
             check_controlnet(path)
         pictures, notes = {}, []
-        if config.init_image:
+        if config.init_image == BEFORE:
+            pictures["init_image"] = None
+        elif config.init_image:
             pictures["init_image"] = _start(config, notes)
         if config.mask:
             pictures["mask"] = _mask(config, notes)
@@ -103,7 +107,8 @@ def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
 def _start(config: GenerateConfig, notes: list[str]) -> Image.Image:
     """The picture to start from at the canvas's size; of its shape alone, if an upscaler is to enlarge it. Raises BadInput."""
     size, image = (config.width, config.height), _read("init_image", config.init_image, read_picture)
-    if config.resize == "crop" and not same_shape(image.size, size):
+    cut = abs(image.width * size[1] - image.height * size[0])
+    if config.resize == "crop" and cut > CELL // 2 * sum(image.size):  # more than rounding to cells
         notes.append(
             f"note: init_image is {_size(image)}, of another shape than {_size(size)}, and its middle is drawn again; "
             "-W or -H alone keeps the shape, --resize fit or stretch all of it"

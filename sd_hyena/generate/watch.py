@@ -20,6 +20,9 @@ class Watch:
     Both happen at every denoising step, every batch of tiles and every tile of the VAE.
     """
 
+    def begin(self, total: int) -> None:
+        """So many steps are to come, the first of which may take long."""
+
     def step(self, done: float, total: int, latents: Tensor | None) -> None:
         """`done` of `total` steps, in fractions where a step has tiles; latents (B, 4, h, w) as the last step left them.
 
@@ -35,21 +38,40 @@ class Watch:
         say(line)
 
 
+class Part(Watch):
+    """Tells another watch of one of several drawings, which count alike."""
+
+    def __init__(self, whole: Watch, number: int, of: int):
+        self._whole, self._number, self._of = whole, number, of
+
+    def step(self, done: float, total: int, latents: Tensor | None) -> None:
+        self._whole.step((self._number + done / total) * 100, self._of * 100, latents)
+
+    def cancelled(self) -> bool:
+        return self._whole.cancelled()
+
+    def note(self, line: str) -> None:
+        self._whole.note(line)
+
+
 class Advance:
     """Counts the steps of one drawing for a watch. Raises Cancelled where it is told what happens."""
 
     def __init__(self, watch: Watch, total: int):
         self.watch, self.total = watch, total
         self.done, self.worth = 0.0, 1.0  # steps that are done; what the piece of work at hand is worth
+        self._told = 0.0
         self.latents: Tensor | None = None
+        watch.begin(total)
 
     def within(self, done: int, total: int) -> None:
-        """So much of the piece of work at hand is done."""
-        self._tell(self.done + self.worth * done / total)
+        """So much of the piece of work at hand is done; one whose parts have parts is never told to go back."""
+        self._told = max(self._told, self.done + self.worth * done / total)
+        self._tell(self._told)
 
     def to(self, done: float, latents: Tensor | None = None) -> None:
         """So many steps are done in all; what comes next is worth what this piece was, until told otherwise."""
-        self.done = done
+        self.done = self._told = done
         self.latents = self.latents if latents is None else latents
         self._tell(done)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sd_hyena.errors import BadInput
-from sd_hyena.options.found import Found, quoted
+from sd_hyena.options.found import Found, plain_name, quoted
 from sd_hyena.options.sampler import KARRAS
 
 SAMPLERS = {
@@ -25,7 +25,7 @@ SAMPLERS = {
 WITHOUT_EFFECT = ("SaveImage", "PreviewImage", "Note", "MarkdownNote", "Reroute", "PrimitiveNode", "ShowText|pysssss")
 TEXT_KEYS = ("text", "string", "value", "text_g", "prompt")
 DEEPEST = 64  # links from the sampler to a file
-EMBEDDING = re.compile(r"\bembedding:([\w.\-]+)")
+EMBEDDING = re.compile(r"\bembedding:([\w./\\\-]+)")
 WEIGHTS = re.compile(r"[^\\]\([^()]+:[0-9.]+\)")
 
 Node = dict[str, Any]
@@ -149,14 +149,18 @@ class _Graph:
             if text is None:
                 self.found.leave(f"the {option.replace('_', ' ')}, whose text another node makes", option)
                 return None
-            for word in EMBEDDING.findall(text):
-                self.found.name("embeddings", word)
-            self.found.options[option] = EMBEDDING.sub(r"\1", text)
+            self.found.options[option] = EMBEDDING.sub(self._embedding, text)
             self._follow(given.get("clip"), self._clip)
             return None
         links = [value for key, value in given.items() if isinstance(value, list) and "conditioning" in key.lower()]
         links += [given[key] for key in ("positive", "negative") if key in given and key.startswith(option[:3])]
         return links[0] if links else None
+
+    def _embedding(self, match: re.Match) -> str:
+        """Its name without folders and suffix, which named_files.py takes out again if there is no such file."""
+        word, end = plain_name(match[1].rstrip("./\\-")), match[1][len(match[1].rstrip("./\\-")) :]
+        self.found.name("embeddings", word)
+        return f"embedding:{word}{end}"
 
     def _clip(self, node: Node) -> Any:
         given = _inputs(node)

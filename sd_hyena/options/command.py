@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import signal
@@ -34,6 +35,21 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+AS_IT_IS = (
+    "sd_hyena.as_it_is"  # names of files that are no text are printed by their bytes, what a terminal lacks by its code
+)
+
+
+def _as_it_is(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(AS_IT_IS, _as_it_is)
+
+
 def run(config_class: type[Config], main: Callable[[Config], None], arguments: list[str] | None = None) -> int:
     """Parse, run `main(config)` and return the exit code."""
     return run_parsed(lambda: parse(config_class, arguments), main, arguments)
@@ -43,8 +59,9 @@ def run_parsed(read: Callable[[], Input], main: Callable[[Input], None], argumen
     """The same for what `read` makes of the command line."""
     for name in BESIDE_THE_POINT:
         logging.getLogger(name).setLevel(logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # in a pipe, too, lines are there when they are written
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in a pipe, too, lines are there when they are written
+            stream.reconfigure(line_buffering=True, errors=AS_IT_IS)
     debug = "--debug" in (sys.argv if arguments is None else arguments)
     try:
         given = read()

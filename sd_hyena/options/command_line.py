@@ -12,7 +12,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from sd_hyena.options import drawn_again, from_image, given_path, help, named_fi
 from sd_hyena.options.canvas import canvas, scaled
 from sd_hyena.options.found import Found
 from sd_hyena.options.meant import unrecognized
+from sd_hyena.options.prompt_lines import is_file_of_prompts, prompt_lines
 from sd_hyena.options.rules import LARGEST_SCALE, between
 from sd_hyena.options.shipped import shipped_file
 
@@ -64,55 +65,107 @@ def parse(
     """Read the command line; flags win over the YAML file behind `--config` and the image behind `--from`, and these
     over `given`. Only what is left then has to hold together, and to name files that are there.
 
-    Raises BadInput.
+    Raises BadInput, also for a file of several prompts, which `parse_all` reads.
     """
-    return _parsed(config_class, list(sys.argv[1:] if arguments is None else arguments), given or {})
+    configs = parse_all(config_class, arguments, given)
+    if len(configs) > 1:
+        raise BadInput("prompt: a file of several prompts is more than one drawing; give one of them")
+    return configs[0]
 
 
-def _parsed(config_class: type[Config], typed: list[str], given: dict[str, Any], lent: Found | None = None) -> Config:
-    """`lent` are the words of the picture to start from, where nothing else says what to draw."""
-    arguments = [_spelled(argument) for argument in typed]
-    if asked := help.asked_for(arguments):
-        print(help.text(config_class, asked == help.ALL), end="")
-        raise SystemExit(0)
-    stored: dict[str, Any] = given | (lent.options if lent else {})
-    for value in _taken(arguments, "--config", keep=False):
-        stored |= _read_yaml(value)
-    pictures = _pictures(arguments) if any(f.name == "from_image" for f in dataclasses.fields(config_class)) else []
-    starting = _taken(arguments, "--init_image", keep=True) or stored.get("init_image")
-    for found in pictures:
-        stored |= found.options | (found.beside if starting else {})
-    _check_types(config_class, stored)
-    former = _former(config_class)
-    parser = build_parser(config_class)
-    parser.set_defaults({name: value for name, value in stored.items() if name not in former})
-    if pictures:
-        parser.set_defaults({"height": 0})  # until a flag says more
-    try:
-        values = parser.parse_args(arguments)
-    except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
-        raise BadInput(_mended(yaml_file.first_line(error), typed, config_class)) from None
-    chosen = {f.name: values[f.name] for f in dataclasses.fields(config_class)}
-    if chosen.get("init_image") and chosen["prompt"] is None:
-        return _parsed(config_class, typed, given, drawn_again.own_words(chosen["init_image"]))
-    untouched = {f.name: stored.get(f.name, f.default) for f in dataclasses.fields(config_class)}
-    if pictures:
-        chosen |= _size_like(stored, chosen)
-    for found in (*pictures, *filter(None, [lent])):
-        chosen |= named_files.of_picture(found, chosen, untouched)
-    flags = {name: values[name] for name in former if name in values}
-    old = {name: stored[name] for name, new in former.items() if name in stored and values[new] == stored.get(new, "")}
-    config = from_dict(config_class, chosen | old | flags)
-    if old | flags:
-        config.note_former(tuple(old | flags))
-    config = with_paths(config)
-    for found in pictures:
-        _say_what_is_left(found, chosen, untouched)
-    if lent:
-        left = [text for text, option in lent.left if not option or chosen[option] == untouched[option]]
-        words = "its own words" + (f", but for {'; '.join(left)}" if left else "")
-        print(f"note: {lent.source} is drawn again with {words} ({lent.program}); -p says others")
-    return config
+def parse_all(
+    config_class: type[Config], arguments: list[str] | None = None, given: dict[str, Any] | None = None
+) -> list[Config]:
+    """The same, of `-p @FILE` one config for each line. Raises BadInput."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    typed = _Typed.read(config_class, arguments, given or {})
+    if not is_file_of_prompts(typed.chosen.get("prompt")):
+        return [typed.config()]
+    known: dict[tuple[str, ...], _Typed] = {}
+    configs = []
+    for line in prompt_lines(typed.chosen["prompt"]):
+        try:
+            if line.flags not in known:
+                each = {"num_images": 1} | (given or {})
+                known[line.flags] = _Typed.read(config_class, [*arguments, *line.flags], each)
+            typed = known[line.flags]
+            configs.append(typed.config({"prompt": line.prompt}, say=not configs))
+        except BadInput as error:
+            raise BadInput(f"{line.where}: {error}") from None
+    return configs
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """What a command line says, before it has to hold together.
+
+    `stored` comes from files, pictures and defaults, `chosen` is that with the flags on top, `untouched` that without.
+    `former` are options of the last release. `lent` are the words of the picture to start from, where nothing else says
+    what to draw.
+    """
+
+    config_class: type
+    stored: dict[str, Any]
+    chosen: dict[str, Any]
+    untouched: dict[str, Any]
+    former: dict[str, Any]
+    pictures: tuple[Found, ...]
+    lent: Found | None = None
+
+    @classmethod
+    def read(cls, config_class: type, typed: list[str], given: dict[str, Any], lent: Found | None = None) -> _Typed:
+        """Raises BadInput."""
+        arguments = [_spelled(argument) for argument in typed]
+        if asked := help.asked_for(arguments):
+            print(help.text(config_class, asked == help.ALL), end="")
+            raise SystemExit(0)
+        stored: dict[str, Any] = given | (lent.options if lent else {})
+        for value in _taken(arguments, "--config", keep=False):
+            stored |= _read_yaml(value)
+        pictures = _pictures(arguments) if any(f.name == "from_image" for f in dataclasses.fields(config_class)) else []
+        starting = _taken(arguments, "--init_image", keep=True) or stored.get("init_image")
+        for found in pictures:
+            stored |= found.options | (found.beside if starting else {})
+        _check_types(config_class, stored)
+        former = _former(config_class)
+        parser = build_parser(config_class)
+        parser.set_defaults({name: value for name, value in stored.items() if name not in former})
+        if pictures:
+            parser.set_defaults({"height": 0})  # until a flag says more
+        try:
+            values = parser.parse_args(arguments)
+        except Exception as error:  # jsonargparse's ArgumentError, TypeError and YAML errors are all the user's to mend
+            raise BadInput(_mended(yaml_file.first_line(error), typed, config_class)) from None
+        chosen = {f.name: values[f.name] for f in dataclasses.fields(config_class)}
+        if chosen.get("init_image") and chosen["prompt"] is None:
+            return cls.read(config_class, typed, given, drawn_again.own_words(chosen["init_image"]))
+        untouched = {f.name: stored.get(f.name, f.default) for f in dataclasses.fields(config_class)}
+        if pictures:
+            chosen |= _size_like(stored, chosen)
+        flags = {name: values[name] for name in former if name in values}
+        old = {
+            name: stored[name] for name, new in former.items() if name in stored and values[new] == stored.get(new, "")
+        }
+        return cls(config_class, stored, chosen, untouched, old | flags, tuple(pictures), lent)
+
+    def config(self, more: dict[str, Any] | None = None, say: bool = True) -> Any:
+        """All of it, `more` on top; what of pictures is not followed is said. Raises BadInput."""
+        chosen, found = self.chosen | (more or {}), [*self.pictures, *filter(None, [self.lent])]
+        for one in found:
+            chosen |= named_files.of_picture(one, chosen, self.untouched)
+        config = from_dict(self.config_class, chosen | self.former)
+        if self.former:
+            config.note_former(tuple(self.former))
+        config = with_paths(config)
+        for one in found if say else ():
+            if line := one.told(chosen, self.untouched, lent=one is self.lent):
+                print(line)
+        return config
+
+
+def _pictures(arguments: list[str]) -> list[Found]:
+    """What the pictures behind --from say."""
+    return [from_image.read(path) for flag in ("--from_image", "--from") for path in _taken(arguments, flag, keep=True)]
 
 
 def _size_like(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
@@ -128,20 +181,6 @@ def _size_like(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]
     if chosen["height"] or not chosen["width"]:
         return {}
     return {"height": size[1] if chosen["width"] == width else canvas(chosen["width"], 0, size, size)[1]}
-
-
-def _pictures(arguments: list[str]) -> list[Found]:
-    """What the pictures behind --from say."""
-    return [from_image.read(path) for flag in ("--from_image", "--from") for path in _taken(arguments, flag, keep=True)]
-
-
-def _say_what_is_left(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) -> None:
-    """Name, in one line, what of a picture is not followed and no flag has answered."""
-    if found.notes and chosen["seed"] == untouched["seed"]:
-        print(f"note: {'; '.join(found.notes)}")
-    left = [text for text, option in found.left if not option or chosen[option] == untouched[option]]
-    if left:
-        print(f"note: not followed of {found.source} ({found.program}), so the picture will differ: {'; '.join(left)}")
 
 
 def with_paths(config: Config) -> Config:
@@ -214,10 +253,10 @@ def _mended(said: str, typed: list[str], config_class: type) -> str:
 
 def _must_be(name: str, value: str, kind: Any) -> str:
     """What an option takes, in words."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "nothing"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if typing.get_origin(kind) is Literal:
         return f"{name}={value} must be one of {', '.join(typing.get_args(kind))}"
-    return f"{name}={value} must be {' or '.join(words[part] for part in typing.get_args(kind) or (kind,))}"
+    return f"{name}={value} must be {' or '.join(words[part] for part in typing.get_args(kind) or (kind,) if part in words)}"
 
 
 def _former(config_class: type) -> Mapping[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sd_hyena.options.growing import method_of, own_side
+
 TILED_FROM = 2048  # pixels of a side above which tiled_diffusion=auto fuses tiles
 TILED_VAE_FROM = 1024  # likewise tiled_vae=auto
 AUTO_FROM = {"tiled_diffusion": TILED_FROM, "tiled_vae": TILED_VAE_FROM}
@@ -30,6 +32,8 @@ def in_vain(config: Any) -> list[str]:
 def is_on(config: Any, name: str) -> bool:
     """Whether an option does something, as far as the config tells."""
     value = getattr(config, name)
+    if name == "grow":
+        return method_of(config, own_side(config.model)) != "off"
     if value == "auto":
         return max(config.width, config.height) > AUTO_FROM[name]
     return value is None or value > 1 if name == "cfg_scale" else value not in (None, "", "off", 0)

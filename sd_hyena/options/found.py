@@ -11,6 +11,7 @@ from sd_hyena.errors import BadInput
 
 SEEDS = 1 << 32  # more bits than these a CPU's noise does not depend on
 LARGEST_SEED = 1 << 64
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 QUOTED = 60  # characters of a value that a note quotes
 
 
@@ -76,8 +77,28 @@ class Found:
         if name and (name, hash) not in self.names.setdefault(option, []):
             self.names[option].append((name, hash))
 
+    def told(self, chosen: dict[str, Any], untouched: dict[str, Any], lent: bool = False) -> str:
+        """What is followed in another way, and what is not and no flag has answered, in as many lines; may be empty.
+
+        lent: a picture lends its words to a drawing that starts from it, which is meant to differ.
+        """
+        lines = [f"note: {'; '.join(self.notes)}"] if self.notes and chosen["seed"] == untouched["seed"] else []
+        left = "; ".join(text for text, option in self.left if not option or chosen[option] == untouched[option])
+        if lent:
+            but = f", but for {left}" if left else ""
+            lines = [f"note: {self.source} is drawn again with its own words ({self.program}){but}; -p says others"]
+        elif left:
+            lines.append(f"note: not followed of {self.source} ({self.program}), so the picture will differ: {left}")
+        return "\n".join(lines)
+
     def damaged(self, key: str, value: Any) -> BadInput:
         return BadInput(f"{self.source}: its parameters are damaged ({key}: {str(value)[:40]!r})")
+
+
+def plain_name(name: str) -> str:
+    """A file's name as it is compared: without folders and suffix, in small letters."""
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    return next((base.removesuffix(suffix) for suffix in WEIGHTS if base.endswith(suffix)), base)
 
 
 def quoted(value: Any) -> str:

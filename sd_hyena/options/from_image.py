@@ -12,7 +12,16 @@ from sd_hyena.files.picture_text import read_texts
 from sd_hyena.options import comfyui, infotext, invokeai
 from sd_hyena.options.found import Found
 
-OURS_ALONE = ("out_dir", "from_image", "debug", "lora_dir", "model_dir", "vae_dir", "embedding_dir")  # of a machine
+OURS_ALONE = (
+    "out_dir",
+    "grid",
+    "from_image",
+    "debug",
+    "lora_dir",
+    "model_dir",
+    "vae_dir",
+    "embedding_dir",
+)  # of a machine
 READERS: dict[str, Callable[[str, str], Found]] = {  # by the name of their text; the first that is there is read
     "parameters": infotext.options,
     "invokeai_metadata": invokeai.options,
@@ -44,6 +53,7 @@ def read(path: str, option: str = "from_image") -> Found:
             if found.options.get("regions") == source:  # they are in the picture
                 found.options["regions"] = path
             found.options["num_images"] = 1
+            found.options.setdefault("grow", "off")  # for whoever drew it did what it says
             return found
     else:
         program = next((program for name, program in OTHERS.items() if name in texts), "")
@@ -59,6 +69,7 @@ def _own(metadata: dict[str, Any], path: str, source: str) -> Found:
         raise BadInput(f"{source} holds no options; give it as written by generate.py or A1111")
     if metadata.get("regions"):  # they travel in the picture, whatever became of their file
         stored = stored | {"regions": path}
+    stored = {"grow": "off"} | stored  # those of before there was such an option
     if stored.get("init_image") and "resize" not in stored:  # of a version that drew the start in the canvas's shape
         stored = {"resize": "stretch"} | stored | {"height": stored.get("height") or stored.get("width", 512)}
     options = {name: value for name, value in stored.items() if name not in OURS_ALONE}

@@ -15,6 +15,7 @@ from sd_hyena.options.command_line import option
 from sd_hyena.options.own_defaults import own_defaults
 from sd_hyena.options.prompt_constructs import check_constructs
 from sd_hyena.options.rules import (
+    ABSURD_SIDE,
     LARGEST_SCALE,
     LARGEST_SIDE,
     NOISE_LEVELS,
@@ -28,6 +29,8 @@ from sd_hyena.options.rules import (
 from sd_hyena.options.sampler import KARRAS, SAMPLERS
 
 Scheduler = Literal[tuple(SAMPLERS)]
+BEFORE = "the stage before"  # as init_image: the picture that a growing canvas is drawn from, at its size
+STAGED = ("redraw", "diffusehigh", "demofusion")  # of --grow: those that draw the picture again, larger
 OPTIMIZATIONS = (
     "bf16",
     "channels_last",
@@ -40,6 +43,7 @@ OPTIMIZATIONS = (
 )  # in the order of taking
 
 
+LARGEST_WEBP = 16383
 MODELS = "the model's"
 WHAT, SIZE, WHERE, LARGE, BESIDE, SPEED, EXPERT = GROUPS = (
     "what",
@@ -89,7 +93,8 @@ class GenerateConfig:
     )
     prompt: str | None = option(
         None,
-        "what to draw: (more:1.2) [less] BREAK, of any length; default: the model's example; beside --init_image that "
+        "what to draw: (more:1.2) [less] BREAK, of any length; @FILE draws each line of a text file, flags behind -- in it; "
+        "default: the model's example; beside --init_image that "
         "picture's own prompt",
         "-p",
         group=WHAT,
@@ -151,6 +156,14 @@ class GenerateConfig:
         "-f",
         group=WHERE,
     )
+    format: Literal["png", "webp", "jpg"] = option(
+        "png", "of the files; webp and jpg lose a little (quality 95), but no parameters", group=WHERE
+    )
+    grid: bool = option(
+        False,
+        "also write all pictures in a labelled grid: a row for each prompt, a column for each of -y a,b",
+        group=WHERE,
+    )
     compare: bool = option(
         False, "also write teacher | student | difference, with PSNR and SSIM", needs="hyena", group=WHERE, common=True
     )
@@ -176,11 +189,11 @@ class GenerateConfig:
     )
     upscaler: str = option(
         "",
-        "a model that enlarges INIT_IMAGE before it is drawn again; of ESRGAN, Real-ESRGAN, SwinIR, DAT and the like; "
+        "a model that enlarges INIT_IMAGE before it is drawn again, and what grows; of ESRGAN, Real-ESRGAN, SwinIR, DAT and the like; "
         "default: Lanczos",
         path=given_path.upscaler,
         beside="upscalers",
-        needs="init_image",
+        needs="init_image|grow",
         group=LARGE,
     )
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image", group=WHAT, common=True)
@@ -243,6 +256,33 @@ class GenerateConfig:
     )
     vae_dir: str = option("", "likewise its VAE", path=given_path.folders, group=BESIDE)
     embedding_dir: str = option("", "likewise its textual inversions", path=given_path.folders, group=BESIDE)
+    grow: Literal["auto", "off", "redraw", "diffusehigh", "demofusion", "deep_shrink", "hidiffusion"] = option(
+        "auto",
+        "how a large picture stays one picture; auto: the best that was measured, above 1.5 times the model's own size, "
+        "where there is no picture to start from and no region; off draws it plainly",
+        group=LARGE,
+        common=True,
+    )
+    grow_strength: float = option(
+        0.0,
+        "how much of the stage before is drawn anew in each, 0 to 1; 0: the method's own",
+        needs="grow",
+        group=LARGE,
+    )
+    grow_steps: int = option(
+        0, "denoising steps of each stage but the first; 0: STEPS x its strength", needs="grow", group=LARGE
+    )
+    hires: float = option(
+        0.0,
+        "A1111's hires fix: draw at WIDTH x HEIGHT, then again so many times as large (as --grow redraw); 0 does not",
+        group=LARGE,
+    )
+    save_stages: bool = option(
+        False, "also write each stage's picture, as soon as it is done", needs="grow", group=LARGE
+    )
+    circular: bool = option(
+        False, "the picture continues at its opposite sides, as a tile or a panorama of 360 degrees", group=LARGE
+    )
     tiled_diffusion: Literal["off", "auto", "multidiffusion", "mixture", "spot"] = option(
         "auto",
         "draw in tiles and fuse their predictions; auto: above 2048 px, and what does not fit in one piece",
@@ -339,13 +379,19 @@ class GenerateConfig:
         if self.cfg_scale is not None:
             between(self, 0, 1e3, "cfg_scale")
         between(self, 0, 1, "strength")
+        between(self, 0, 1, "grow_strength")
+        between(self, 0, NOISE_LEVELS, "grow_steps")
+        self._check_growing()
         check_seed(self.seed)
+        if self.format == "webp" and max(self.width, self.height) > LARGEST_WEBP:
+            raise BadInput(
+                f"format=webp ends at {LARGEST_WEBP} px a side; take png or jpg for {self.width}x{self.height}"
+            )
         check_format(self.name_format, "nhbi")
         check_text(self, "prompt", "negative_prompt")
         check_constructs(self, "prompt", "negative_prompt")
         for needy, needed in (
             ("mask", "init_image"),
-            ("noise_inversion", "init_image"),
             ("control_image", "controlnet"),
             ("controlnet", "control_image"),
         ):
@@ -371,6 +417,26 @@ class GenerateConfig:
             raise BadInput("optimize=qkv and int8 replace the weights that a LoRA changes; leave them out, or the LoRA")
         if "bf16" in self.optimizations and self.dtype not in ("auto", "bfloat16"):
             raise BadInput(f"optimize=bf16 and dtype={self.dtype} contradict each other; leave one away")
+
+    def _check_growing(self) -> None:
+        """What does not go together with a picture that grows. Raises BadInput."""
+        if self.hires:
+            between(self, 1, 16, "hires", open_low=True)
+            if self.grow not in ("auto", "off", "redraw"):
+                raise BadInput(f"hires={self.hires:g} is grow=redraw, not grow={self.grow}; leave one away")
+            limit = ABSURD_SIDE if self.allow_huge else LARGEST_SIDE
+            if self.width and max(self.width, self.height) * self.hires > limit:
+                raise BadInput(
+                    f"hires={self.hires:g} x {self.width}x{self.height} is larger than {limit} pixels a side"
+                )
+        if self.grow in ("deep_shrink", "hidiffusion") and "graphs" in self.optimizations:
+            raise BadInput(
+                f"grow={self.grow} changes the UNet from step to step, optimize=graphs does not see it; leave one"
+            )
+        if self.mask and (self.hires or self.grow not in ("auto", "off")):
+            raise BadInput(f"mask={self.mask!r} keeps what is not white, growing draws all of it again; use --grow off")
+        if self.noise_inversion and not (self.init_image or self.hires or self.grow in ("redraw", "diffusehigh")):
+            raise BadInput(f"noise_inversion={self.noise_inversion} needs --init_image too, or --grow redraw")
 
     def filled(self) -> GenerateConfig:
         """With what was left to the model, or to the picture to start from, as numbers. Raises BadInput.

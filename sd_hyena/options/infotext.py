@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sd_hyena.errors import BadInput
+from sd_hyena.options import infotext_hires
 from sd_hyena.options.found import Found, quoted
 from sd_hyena.options.infotext_keys import family, is_harmless
 from sd_hyena.options.sampler import SAMPLERS
@@ -32,6 +33,7 @@ HASH = re.compile(r"\s*([^:,]+?)\s*:\s*([0-9a-fA-F]{6,})\s*")
 MODEL_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 NEGATIVE = "Negative prompt:"
 KARRAS = " Karras"
+LONGEST_BLOCK = 100_000  # characters of Tiled Diffusion's; 64 regions with prompts are a fifth of it
 TRUE = ("True", "true", "1")
 METHODS = {"MultiDiffusion": "multidiffusion", "Mixture of Diffusers": "mixture", "SpotDiffusion": "spot"}
 TILES = {  # of Tiled Diffusion's block
@@ -90,6 +92,7 @@ def parameters(
     if config["init_image"]:
         pairs["Denoising strength"] = f"{config['strength']:g}"
         pairs |= {"Upscaler": Path(config["upscaler"]).stem} if config["upscaler"] else {}
+    pairs |= infotext_hires.written(config)
     if config["clip_skip"] != 1:
         pairs["Clip skip"] = config["clip_skip"]
     if known := [f"{lora.path.stem}: {lora.hash[:12]}" for lora in loras if lora.hash]:
@@ -243,7 +246,9 @@ def _tiles(found: Found, pairs: dict[str, str]) -> None:
 
 
 def tiled_diffusion_block(block: str) -> dict[str, Any] | None:
-    """The values of such a block; None if it is damaged."""
+    """The values of such a block; None if it is damaged, or longer than any block is."""
+    if len(block) > LONGEST_BLOCK:
+        return None
     try:
         values = ast.literal_eval(block)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
@@ -304,7 +309,9 @@ def _hypertile(found: Found, pairs: dict[str, str]) -> None:
 
 
 def _start(found: Found, pairs: dict[str, str]) -> None:
-    """What of a second pass or of a picture to start from is told: never the picture."""
+    """The second pass; of one that is not followed, or of a picture to start from, what is told: never the picture."""
+    if infotext_hires.read(found, pairs):
+        return
     strength = pairs.pop("Denoising strength", None)
     if any(key.startswith("Hires ") for key in pairs):
         way = "draw it, then again from it with --init_image, -W, -H and --strength " + (strength or "0.7")

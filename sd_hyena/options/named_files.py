@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ from typing import Any
 from sd_hyena.errors import BadInput
 from sd_hyena.files.hashes import file_sha256, lora_sha256
 from sd_hyena.options import given_path
-from sd_hyena.options.found import Found, quoted
+from sd_hyena.options.found import WEIGHTS, Found, plain_name, quoted
 from sd_hyena.options.prompt_constructs import NamedLora, without_loras
 
-WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 FOLDERS = {"model": "model_dir", "vae": "vae_dir", "embeddings": "embedding_dir", "lora": "lora_dir"}
 FLAGS = {"model": "-m", "vae": "--vae", "embeddings": "--embeddings"}
 HASHED: dict[str, Callable[[Path], str]] = {"lora": lora_sha256}  # others by the whole file
@@ -26,7 +26,7 @@ def find(option: str, name: str, hash: str, folders: str) -> Path | None:
     folders: separated by commas; all below them counts. Of several of one name that of the hash is taken, else the first.
     """
     files = list(_below(folders))
-    named = [file for file in files if _plain(file.name) == _plain(name)]
+    named = [file for file in files if plain_name(file.name) == plain_name(name)]
     if len(named) == 1 or (named and not hash):
         return named[0]
     digest = HASHED.get(option, file_sha256)
@@ -37,11 +37,6 @@ def find(option: str, name: str, hash: str, folders: str) -> Path | None:
 def _below(folders: str) -> Iterable[Path]:
     for folder in given_path.several(folders, os.path.isdir):
         yield from sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in WEIGHTS and path.is_file())
-
-
-def _plain(name: str) -> str:
-    base = name.replace("\\", "/").rpartition("/")[2].lower()
-    return next((base.removesuffix(suffix) for suffix in WEIGHTS if base.endswith(suffix)), base)
 
 
 def of_picture(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) -> dict[str, Any]:
@@ -61,20 +56,30 @@ def of_picture(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) 
     )
     files = [chosen["embeddings"]] if chosen["embeddings"] else []
     for name, hash_ in found.names.get("embeddings", []):
-        if name.lower() not in given:
-            files += _found_or_left(found, "embeddings", name, hash_, chosen).values()
+        if name.lower() not in given and not (there := _found_or_left(found, "embeddings", name, hash_, chosen)):
+            changed |= _without_word(name, chosen | changed, untouched)
+        elif name.lower() not in given:
+            files += there.values()
     if found.names.get("embeddings"):
         changed["embeddings"] = ",".join(files)
     hashes = dict(found.names.get("lora", []))
     if chosen["prompt"] == untouched["prompt"]:
         _, called = without_loras(chosen["prompt"] or "", "prompt")
-        plain = {_plain(lora.name) for lora in called} | {
+        plain = {plain_name(lora.name) for lora in called} | {
             path.stem.lower() for path, _ in given_path.loras(chosen["lora"])
         }
         for name in hashes:
-            if _plain(name) not in plain:
+            if plain_name(name) not in plain:
                 found.leave(f"LoRA {quoted(name)!r}", "lora")
     return changed | resolved(chosen | changed, hashes)
+
+
+def _without_word(name: str, chosen: dict[str, Any], untouched: dict[str, Any]) -> dict[str, str]:
+    """The picture's prompts without ComfyUI's `embedding:NAME`, which it passes over, too, where there is no such file."""
+    word = re.compile(rf"(?<!\w)embedding:{re.escape(name)}(?!\w)")
+    texts = {option: chosen[option] for option in ("prompt", "negative_prompt")}
+    texts = {option: text for option, text in texts.items() if text and text == untouched[option]}
+    return {option: word.sub("", text).strip(" ,") for option, text in texts.items() if word.search(text)}
 
 
 def _found_or_left(found: Found, option: str, name: str, hash_: str, chosen: dict[str, Any]) -> dict[str, str]:
@@ -82,6 +87,7 @@ def _found_or_left(found: Found, option: str, name: str, hash_: str, chosen: dic
     file = find(option, name, hash_, folders) if folders else None
     if file is None:
         where = f"is not in {folders}" if folders else f"give {FLAGS[option]}, or --{FOLDERS[option]} where it lies"
+        where = f"hash {hash_[:10]}; {where}" if hash_ else where
         found.leave(f"{option.removesuffix('s')} {quoted(name)!r} ({where})", "" if option == "embeddings" else option)
         return {}
     return {option: str(file)}
@@ -113,7 +119,7 @@ def _given_loras(values: dict[str, Any]) -> dict[Path, float]:
 
 
 def _file_of(lora: NamedLora, given: Iterable[Path], folders: str, hash_: str) -> Path:
-    file = next((path for path in given if _plain(path.name) == _plain(lora.name)), None)
+    file = next((path for path in given if plain_name(path.name) == plain_name(lora.name)), None)
     file = file or (find("lora", lora.name, hash_, folders) if folders else None)
     file = file or (Path(lora.name) if os.path.isfile(lora.name) else None)
     if file is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 import pkgutil
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,13 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 
 Value = bool | int | float | str
-AUTO = "auto"
+AUTO = re.compile(r"auto(?::([1-9]\d{0,5}))?")
+
+
+def auto_price(value: Any, default: Value) -> int | None:
+    """The number at whose price `auto` or `auto:NUMBER` deals out; None for any other value."""
+    found = AUTO.fullmatch(value) if isinstance(value, str) else None
+    return found and int(found[1] or default)
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,12 @@ class Option:
     help: str = ""
     choices: tuple[str, ...] = ()
     low: int | None = None  # the least, of numbers
-    auto: bool = False  # whether it may be left to the training, by the word
+    auto: bool = False  # whether it may be left to the training: auto, or auto:NUMBER
 
     def check(self, name: str, value: Any) -> Value:
         """The value itself. Raises BadInput for what is of another type or out of bounds."""
         kind = type(self.default)
-        if self.auto and value == AUTO:
+        if self.auto and auto_price(value, self.default):
             return value
         if kind is float and type(value) is int:
             value = float(value)
@@ -54,7 +61,7 @@ class Option:
     def read(self, name: str, text: str) -> Value:
         """What a text says. Raises BadInput."""
         kind = type(self.default)
-        if self.auto and text == AUTO:
+        if self.auto and auto_price(text, self.default):
             return text
         try:
             value = {"true": True, "false": False}[text] if kind is bool else kind(text)
@@ -67,7 +74,7 @@ class Option:
             return " or ".join((", ".join(self.choices[:-1]), self.choices[-1]))
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         rule = kinds[type(self.default)] + (f" from {self.low} to 10^9" if self.low is not None else "")
-        return f"{rule}, or {AUTO}" if self.auto else rule
+        return f"{rule}, or auto, or auto:NUMBER" if self.auto else rule
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ _SEQUENCE = {
 }
 _LANDMARKS = Option(
     128,
-    "of a head: what the picture is seen through; auto: by what an error costs, at this number's price",
+    "of a head: what the picture is seen through; auto: by what an error costs, at this number's price or that of auto:NUMBER",
     low=1,
     auto=True,
 )
@@ -223,7 +230,10 @@ OPERATORS: dict[str, Operator] = {
             "attention to oneself and to clusters of the picture's own keys; near to softmax without training",
             {
                 "landmarks": Option(
-                    256, "clusters of a head; auto: by what an error costs, at this number's price", low=1, auto=True
+                    256,
+                    "clusters of a head; auto: by what an error costs, at this number's price or that of auto:NUMBER",
+                    low=1,
+                    auto=True,
                 ),
                 "sample": Option(2048, "tokens that are clustered, spread over the picture", low=1),
                 "steps": Option(2, "assignments of tokens to clusters", low=1),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+_AT_WORK = ContextVar("at_work", default=False)  # whether this process does a piece of what all of them share
 PATIENCE = timedelta(days=7)  # with each other's images; one that died is noticed at once
 
 
@@ -80,15 +82,22 @@ class Group:
         return result
 
     def map(self, do: Callable[[T], Tensor], work: Sequence[T]) -> Iterator[Tensor]:
-        """As the built-in `map`, but the processes take turns, and each gets all results, in float32. Raises as `tried`."""
-        if self.size == 1:
+        """As the built-in `map`, but the processes take turns, and each gets all results, in float32. Raises as `tried`.
+
+        What is mapped within a piece of work is that process's own.
+        """
+        if self.size == 1 or _AT_WORK.get():
             yield from map(do, work)
             return
         import torch
         import torch.distributed as dist
 
         def turn(mine: Sequence[T]) -> Tensor | None:
-            return do(mine[0]).to(self.device, torch.float32).contiguous() if mine else None
+            before = _AT_WORK.set(True)
+            try:
+                return do(mine[0]).to(self.device, torch.float32).contiguous() if mine else None
+            finally:
+                _AT_WORK.reset(before)
 
         def room(own: Tensor | None, shapes: Sequence[Any]) -> list[Tensor]:
             return [own if i == self.rank else torch.empty(shape, device=self.device) for i, shape in enumerate(shapes)]

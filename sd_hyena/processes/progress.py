@@ -5,6 +5,7 @@ What is begun within other work has no bar of its own: it is said beside the cou
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -91,7 +92,8 @@ def work(
 @contextmanager
 def _bar(piece: Work) -> Iterator[None]:
     form = BAR if piece.total else NO_BAR
-    with tqdm(total=piece.total, initial=piece.before, bar_format=form, dynamic_ncols=True, leave=False) as bar:
+    given = {"total": piece.total, "initial": piece.before, "bar_format": form, "leave": False}
+    with tqdm(**given, **_columns()) as bar:
 
         def show() -> None:
             bar.n = piece.done
@@ -101,6 +103,11 @@ def _bar(piece: Work) -> Iterator[None]:
         with _every(OFTEN, show):
             yield
     _say_done(piece)
+
+
+def _columns() -> dict[str, int | bool]:
+    """The terminal's width, which changes; 80 where it does not say: tqdm would be silent there."""
+    return {"dynamic_ncols": True} if os.get_terminal_size(sys.stderr.fileno()).columns else {"ncols": 80}
 
 
 @contextmanager

@@ -27,8 +27,9 @@ class Untrained(nn.Module):
         if all(foldable(source, x, x.dtype) for source in sources):
             weight = torch.stack([source.weight for source in sources])
             none = x.new_zeros(x.shape[-1])
-            bias = torch.stack([none if source.bias is None else source.bias for source in sources])
-            streams = ProjectedStreams(x, weight, bias)
+            biases = [none if source.bias is None else source.bias for source in sources]
+            has_any = any(source.bias is not None for source in sources)
+            streams = ProjectedStreams(x, weight, torch.stack(biases) if has_any else None)
         else:
             streams = tuple(source(x) for source in sources)
         out, dropout = projections.to_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sd_hyena.options import given_path
 from sd_hyena.processes.ranks import say
 from sd_hyena.text.words import Words, key_of, teach, words_of
 
+ASKED = re.compile(r"(?<!\w)embedding:([^\s,;:()\[\]]+)", re.IGNORECASE)
 SDXL = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))  # keys of a file for both of its text encoders
 
 
@@ -86,6 +88,16 @@ def with_bundled(embeddings: Sequence[Embedding], loras: Iterable[LoraFile]) -> 
         for word, vectors in lora.embeddings.items()
     }
     return *embeddings, *(embedding for word, embedding in bundled.items() if word not in taken)
+
+
+def check_asked(texts: Iterable[str], embeddings: Sequence[Embedding]) -> None:
+    """Raise BadInput for an `embedding:NAME` in a prompt that is none of these, and would be drawn as text."""
+    words = Words({embedding.word: () for embedding in embeddings})
+    for piece in (piece for text in texts for piece in words.found(text)):
+        if isinstance(piece, str) and (asked := ASKED.search(piece)):
+            raise BadInput(
+                f"prompt: there is no embedding {asked[1]!r}; give its file with --embeddings, or take {asked[0]!r} out"
+            )
 
 
 @contextmanager

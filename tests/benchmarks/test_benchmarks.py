@@ -18,7 +18,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks.harness import contest as contests
 from benchmarks.harness import layouts, record
 from benchmarks.harness.gate import relative_error, verdict
-from benchmarks.harness.methods import ATTENTION, methods, safari_in_its_dtype
+from benchmarks.harness.methods import ATTENTION, folded_flops, methods, safari_in_its_dtype
 from benchmarks.harness.rounds import TWIN, Compared, Spread, compare, quantile
 from benchmarks.harness.row import Row
 from benchmarks.harness.setting import Ceilings, Setting
@@ -26,8 +26,10 @@ from benchmarks.report import plots, tables
 from benchmarks.suites import core, image, ladder
 from benchmarks.suites.unet import error_of_students
 from safari import HyenaOperator
+from sd_hyena.cost.operations import fake_block, flops
 from sd_hyena.cost.timing import interleaved
 from sd_hyena.sites import Site, find_sites
+from sd_hyena.students.student import StudentSpec
 from tests.conftest import ROOT
 
 SETTING = Setting(torch.device("cpu"), torch.float32, quick=True)
@@ -265,3 +267,12 @@ def test_the_commands_behind_the_results_are_real_suites():
 def test_the_gpu_script_refuses_what_it_does_not_know(arguments):
     done = subprocess.run(["bash", ROOT / "benchmarks" / "gpu.sh", *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("operator", ["hyena2d", "clusters", "windows", "safari"])
+def test_a_block_is_counted_as_it_computes_without_gradients(operator):
+    """Of real tensors, where the changes of the projections are added to their weights."""
+    options = {} if operator == "safari" else {"heads": 2} | ({"window": 4} if operator == "windows" else {})
+    spec = StudentSpec("s", "S", 16, operator, options, (20, 20) if operator == "safari" else None)
+    student, projections, x = fake_block(spec, (20, 20))
+    assert folded_flops(spec, (20, 20)) == flops(lambda: student.requires_grad_(False)(x, projections, (20, 20)))

@@ -1,16 +1,18 @@
 """Landmarks are dealt out to where an error costs most, within the price of an equal share."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
-from sd_hyena.distil.allotment import LADDER, allotted, chosen_counts
+from sd_hyena.cost.operations import student_flops
+from sd_hyena.distil.allotment import CANVAS, LADDER, allotted, chosen_counts
 from sd_hyena.errors import BadInput
 from sd_hyena.options.operators import operator_named
 from sd_hyena.options.train_config import TrainConfig
-from sd_hyena.sites import find_sites, select
-from sd_hyena.students.student import spec_for
+from sd_hyena.sites import Site, find_sites, select
+from sd_hyena.students.student import StudentSpec, spec_for
 from sd_hyena.students.teacher import Teacher
 
 
@@ -37,22 +39,32 @@ def test_a_site_that_gains_nothing_stays_at_the_least():
     assert chosen_counts(["a", "b"], errors, costs, 600) == {"a": 512, "b": LADDER[0]}
 
 
-def test_the_sites_of_the_shipped_model_get_numbers_of_the_ladder_for_no_more_operations(unet, states):
+@pytest.mark.parametrize(("asked", "price"), [("auto", 256), ("auto:100", 100)])
+def test_the_sites_of_the_shipped_model_get_numbers_of_the_ladder_for_no_more_operations(unet, states, asked, price):
     latents, timestep, condition = states
     sites = select(find_sites(unet), "IN01,OUT09")
     size = tuple(latents.shape[-2:])
-    specs = [spec_for(site, "clusters", {"landmarks": "auto", "sample": 2048}, size) for site in sites]
+    specs = [spec_for(site, "clusters", {"landmarks": asked, "sample": 2048}, size) for site in sites]
     held_out = {"latents": latents, "timestep": timestep, "text": condition}
     found = allotted(specs, Teacher(unet, sites), held_out, sites)
     assert [spec.site for spec in found] == [site.name for site in sites]
     assert all(spec.options["landmarks"] in LADDER and spec.options["heads"] for spec in found)
+    assert _operations(found, sites) <= _operations([_given(spec, price) for spec in specs], sites)
+
+
+def _given(spec: StudentSpec, number: int) -> StudentSpec:
+    return replace(spec, options=spec.options | {"landmarks": number})
+
+
+def _operations(specs: list[StudentSpec], sites: list[Site]) -> int:
+    return sum(student_flops(spec, site.size(*CANVAS)) for spec, site in zip(specs, sites, strict=True))
 
 
 def test_auto_is_read_where_it_is_meant_and_refused_elsewhere():
     assert (
         TrainConfig(operator="clusters", operator_options="landmarks=auto").options_of_operator()["landmarks"] == "auto"
     )
-    for options in ("local=auto", "landmarks=all"):
+    for options in ("local=auto", "landmarks=all", "landmarks=auto:0", "landmarks=auto:", "landmarks=auto:1e3"):
         with pytest.raises(BadInput, match="must be a whole number"):
             TrainConfig(operator="hyena2d", operator_options=options)
     assert "or auto" in operator_named("clusters").options["landmarks"].rule()

@@ -1,20 +1,25 @@
 """What a run says before and while it works, and what survives when it is stopped."""
 
+import os
 import re
 import shutil
 import signal
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sd_hyena.distil import module as distillation
 from sd_hyena.distil import previews
 from sd_hyena.distil.__main__ import command
 from sd_hyena.distil.curves import layout
+from sd_hyena.distil.run_options import options_of_run
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
 from sd_hyena.options.command import Terminated
+from sd_hyena.options.command_line import parse
+from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
 from sd_hyena.students.checkpoint import load_students
 from tests.distil.test_training import assert_equal_weights, config, interrupt_after, weights
@@ -40,7 +45,32 @@ def test_resume_with_a_run_alone_takes_its_options_and_ends_bit_equal(cached, fo
     typed = re.search(r"go on with (--resume \S+)", capsys.readouterr().out)[1].split()
     assert command(typed) == 0
     assert_equal_weights(weights(cached[0]), weights(folder))
+    assert command(["--resume", "auto", "-o", str(folder / "out")]) == 0  # finished, by the options of its run
+    assert "nothing to do" in capsys.readouterr().out
     assert command([*typed, "-W", "72"]) == 2 and "width: 64 there, 72 now" in capsys.readouterr().err
+
+
+def test_resume_auto_takes_the_options_of_the_run_that_it_means_where_none_are_given(tmp_path):
+    def run(name, **options):
+        (tmp_path / "out" / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / "out" / name / "config.yaml").write_text(yaml.safe_dump(options))
+        if name != "bare":
+            (tmp_path / "out" / name / "checkpoints" / "step-00001.ckpt").touch()
+        os.utime(tmp_path / "out" / name / "config.yaml", ns=(len(made), len(made)))
+        made.append(name)
+
+    made = []
+    run("older", width=64, lr=1e-4)
+    run("newer", width=72, seed=5, resume="auto")
+    run("dry", width=80, dry_run=True)
+    run("bare", width=88)
+    out = str(tmp_path / "out")
+    for given in (["-o", out], ["--out-dir", out], [f"--out_dir={out}"]):
+        assert options_of_run([*given, "--resume", "auto"]) == {"width": 72, "seed": 5}
+    (tmp_path / "c.yaml").write_text(f"out_dir: {out}\n")
+    assert options_of_run(["--config", str(tmp_path / "c.yaml"), "--resume=auto"]) == {"width": 72, "seed": 5}
+    assert options_of_run(["-o", out]) == options_of_run(["-o", str(tmp_path), "--resume", "auto"]) == {}
+    assert parse(TrainConfig, ["-o", out, "-W", "96"], options_of_run(["-o", out, "--resume", "auto"])).seed == 5
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

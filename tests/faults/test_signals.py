@@ -56,6 +56,15 @@ def test_a_second_ctrl_c_ends_the_run_within_the_step(folder, monkeypatch):
     assert ended(folder, TrainConfig, *TRAIN, "--resume", "auto").code == 0
 
 
+def test_a_run_that_is_stopped_before_it_saved_anything_leaves_no_folder(folder, monkeypatch):
+    in_step = lambda module, *_: module.trainer.global_step == 1
+    with monkeypatch.context() as patch:
+        kill_ourselves(patch, Distillation, "training_step", signal.SIGINT, signal.SIGINT, when=in_step)
+        done = ended(folder, TrainConfig, *TRAIN, "-s", 0)
+    assert done.code == 130
+    assert [path.name for path in (folder / "out").iterdir()] == ["cache"] and not any((folder / "logs").iterdir())
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_while_the_teacher_draws_its_samples_ends_the_run_and_keeps_whole_pictures_alone(
     tmp_path, monkeypatch, number, code

@@ -58,6 +58,8 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "karras": (dict(scheduler="euler", steps=4), True),
     "out_dir": ({}, "elsewhere"),
     "name_format": ({}, "x{n}"),
+    "format": ({}, "webp"),
+    "grid": ({}, True),
     "compare": (STUDENT, True),
     "init_image": (dict(steps=4), "start.png"),
     "resize": (dict(START, width=64, height=96), "fit"),
@@ -249,7 +251,7 @@ IN_VAIN = {
     "resize": "fit", "strength": 0.9, "retouch": 2.0, "renoise_strength": 0.5, "renoise_kernel": 32, "control_scale": 0.5, "tile_width": 32,
     "tile_height": 32, "overlap": 8, "tile_batch_size": 2, "tile_weights": "uniform", "draw_background": True, "compare": True,
     "encoder_tile_size": 512, "decoder_tile_size": 64, "color_fix": True, "hypertile_swap": 3, "hypertile_depth": 1,
-    "keep_attention": "IN01", "target": "OUT11", "upscaler": "x.pth",
+    "keep_attention": "IN01", "target": "OUT11", "upscaler": "x.pth", "grow_strength": 0.5, "grow_steps": 5, "save_stages": True,
 }  # fmt: skip
 
 

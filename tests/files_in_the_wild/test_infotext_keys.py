@@ -89,14 +89,14 @@ def test_a_key_that_nobody_knows_is_named(key, value):
 
 def test_what_is_named_is_one_line_and_what_a_flag_answers_is_not(tmp_path, capsys):
     text = (
-        f"a fox\n{PLAIN}, Hires upscale: 2, Model: any-v4, Denoising strength: 0.5, FreeU Stages: [x], FreeU Version: 2"
+        f"a fox\n{PLAIN}, Hires upscale: 1, Model: any-v4, Denoising strength: 0.5, FreeU Stages: [x], FreeU Version: 2"
     )
     path = picture(tmp_path / "x.png", text)
     parse(GenerateConfig, ["--from", path])
     (line,) = capsys.readouterr().out.splitlines()
     assert all(
         word in line
-        for word in ("Hires (upscale 2)", "model 'any-v4'", "--strength 0.5", "FreeU (Stages [x], Version 2)")
+        for word in ("Hires (upscale 1)", "model 'any-v4'", "--strength 0.5", "FreeU (Stages [x], Version 2)")
     )
     (tmp_path / "any.safetensors").touch()
     with pytest.raises(BadInput):  # an empty file, but it is the user's choice
@@ -241,7 +241,12 @@ def test_noise_inversion_counts_beside_the_picture_that_was_inverted(tmp_path, c
     assert found == (12, 2.0, 0.5, 32) and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("block", ["{", "[1]", "{1: 2}", "{'Tile tile width': 'x'}", "__import__('os')", "{" * 9999])
+LONG = "{'a': '" + "x" * 10**6 + "'}"
+
+
+@pytest.mark.parametrize(
+    "block", ["{", "[1]", "{1: 2}", "{'Tile tile width': 'x'}", "__import__('os')", "{" * 9999, LONG]
+)
 def test_a_damaged_block_is_one_line(block):
     with pytest.raises(BadInput, match="damaged") as error:
         options(f"a\n{PLAIN}, Tiled Diffusion: {json.dumps(block)}", "x.png")
@@ -304,7 +309,7 @@ def test_the_model_the_vae_and_embeddings_of_a_picture_are_looked_for(library, t
     assert config.embeddings == str(library / "easy.safetensors")
     line = capsys.readouterr().out
     assert "model 'any' (give -m, or --model_dir where it lies)" in line and "vae 'v.pt'" in line
-    assert f"embedding 'gone' (is not in {library})" in line and "'easy'" not in line
+    assert f"embedding 'gone' (hash 0123456789; is not in {library})" in line and "'easy'" not in line
     with pytest.raises(BadInput, match="looks like"):  # found, and it is no model
         (library / "any.safetensors").write_bytes((library / "other.safetensors").read_bytes())
         parse(GenerateConfig, ["--from", path, "--model_dir", str(library)])

@@ -4,10 +4,12 @@ import copy
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 from sd_hyena.errors import BadInput
 from sd_hyena.options import comfyui, invokeai
@@ -65,7 +67,7 @@ def test_comfyui_s_graph_is_followed_from_its_sampler():
     found = comfy(GRAPH)
     assert found.options == dict(
         steps=20, cfg_scale=8.0, seed=156680208700286 % 2**32, scheduler="dpm++_2m", karras=True, width=512, height=640,
-        prompt="a fox, easy <lora:fur:0.8>", negative_prompt="blur", clip_skip=2,
+        prompt="a fox, embedding:easy <lora:fur:0.8>", negative_prompt="blur", clip_skip=2,
     )  # fmt: skip
     names = {"model": [("sd/v1-5.safetensors", "")], "vae": [("v.pt", "")], "embeddings": [("easy", "")]}
     assert found.names == names and not found.left and "seed 156680208700286 is taken as" in found.notes[0]
@@ -98,6 +100,21 @@ def test_a_conditioning_between_is_followed_and_named_and_a_text_may_come_from_a
         changed("6", text=["13", 0]) | {"13": {"class_type": "String Literal", "inputs": {"string": "a cat"}}}
     )
     assert found.options["prompt"].startswith("a cat") and not found.left
+
+
+def test_an_embedding_of_comfyui_is_found_by_its_name_or_named_and_not_drawn_as_text(tmp_path, capsys):
+    graph = copy.deepcopy(WITHOUT_LORA)
+    graph["6"]["inputs"]["text"] = "a fox, (embedding:styles/Easy.pt:1.1), embedding:gone, red"
+    graph["7"]["inputs"]["text"] = "embedding:sub\\bad-hands.safetensors"
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(graph))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
+    save_file({"emb_params": torch.ones(1, 96)}, tmp_path / "easy.safetensors")
+    config = parse(GenerateConfig, ["--from", str(tmp_path / "x.png"), "--embedding_dir", str(tmp_path)])
+    assert config.prompt == "a fox, (embedding:easy:1.1), , red" and config.negative_prompt == ""
+    assert config.embeddings == str(tmp_path / "easy.safetensors")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "not followed" in line)
+    assert "embedding 'gone' (is not in" in line and "embedding 'bad-hands' (is not in" in line and "'easy'" not in line
 
 
 def test_two_samplers_or_none_are_refused_with_their_names():
@@ -157,7 +174,7 @@ def png(path, **texts) -> str:
 
 def test_the_command_says_whose_picture_it_is(tmp_path, capsys):
     config = parse(GenerateConfig, ["--from", png(tmp_path / "c.png", prompt=json.dumps(WITHOUT_LORA), workflow="{}")])
-    assert (config.prompt, config.steps, config.width, config.num_images) == ("a fox, easy", 20, 512, 1)
+    assert (config.prompt, config.steps, config.width, config.num_images) == ("a fox", 20, 512, 1)
     assert "(ComfyUI), so the picture will differ: model 'sd/v1-5.safetensors'" in (line := capsys.readouterr().out)
     assert (
         "; vae 'v.pt'" in line

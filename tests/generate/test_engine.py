@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sd_hyena.errors import BadInput
 from sd_hyena.generate import alternatives, engine
+from sd_hyena.generate.alternatives import check_target
 from sd_hyena.generate.engine import Engine, NotDrawn
 from sd_hyena.generate.generation import generate
 from sd_hyena.generate.kept import Kept
 from sd_hyena.generate.watch import Cancelled, Watch
 from sd_hyena.options.generate_config import GenerateConfig
-from sd_hyena.students.checkpoint import StudentFile, save_students
+from sd_hyena.students.checkpoint import ANCESTOR, StudentFile, load_students, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01, OUT11
 
@@ -240,3 +242,15 @@ def test_generate_with_an_engine_writes_the_same_files(loads, tmp_path):
     assert loads["load_pipeline"] == 2
     first, *others = (np.array(Image.open(path)) for path in paths)
     assert all(np.array_equal(first, other) for other in others)
+
+
+def test_a_site_beside_files_that_name_their_own_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    save_students(path, StudentFile({IN01: build_student(StudentSpec(IN01, "IN01", 32, "pointwise", {}, None))}))
+    with pytest.raises(BadInput, match=r"target='XX99': .*\(IN01\); leave -t away"):
+        next(Engine().draw(replace(PLAIN, hyena=str(path), target="XX99")))
+    file = load_students(path)
+    check_target("in01", {"a": file})
+    file.training |= {"origin": ANCESTOR}
+    check_target("OUT11", {"a": file})  # it does not say, so it is told
+    check_target("OUT11", {})

@@ -155,7 +155,8 @@ def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
         "generate.py", "-y", folder / "hyena.pt", "-W", 64, "-s", 2, "-n", 2, "--compare", "-o", folder, env=env
     )
     assert drawn.returncode == 0, drawn.stderr
-    assert not drawn.stderr  # whatever the installed libraries have to say of themselves
+    strange = [line for line in drawn.stderr.splitlines() if not line.startswith(("loading ", "drawing: "))]
+    assert not strange  # whatever the installed libraries have to say of themselves
     names = ["image_000.png", "image_000-compare.png", "image_001.png", "image_001-compare.png"]
     assert [line.rsplit("/", 1)[1] for line in drawn.stdout.splitlines() if line.endswith(".png")] == names
 

@@ -127,7 +127,7 @@ def test_another_programs_word_and_a_slip_of_the_finger_are_understood(config, t
         ("--num-imges=3", "unrecognized --num-imges: did you mean --num_images?"),
         ("stray", "unrecognized stray; an option has a name in front, and spaces need quotes; see --help"),
         ("-W a", "width='a' must be a whole number"),
-        ("--overlap x", "overlap='x' must be a whole number or nothing"),
+        ("--overlap x", "overlap='x' must be a whole number"),
         ("-c much", "cfg_scale='much' must be a number"),
         ("--offload all", "offload='all' must be one of off, model, group, sequential"),
     ],

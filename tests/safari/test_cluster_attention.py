@@ -41,14 +41,17 @@ def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
 def test_any_number_of_heads_at_once_gives_the_same_whichever_of_tokens_and_channels_come_first(smallest, monkeypatch):
     """Streams, and tokens with the projections that make streams of them."""
     monkeypatch.setitem(head_groups.SMALLEST_GROUP, "cpu", smallest)
+    monkeypatch.setattr(head_groups, "NARROWEST", 1)
     module, x = module_of(learned=True), randn(2, 23, 12)
-    weight, bias = randn(3, 12, 12, seed=1), randn(3, 12, seed=2)
-    streams = [torch.nn.functional.linear(x, w, b) for w, b in zip(weight, bias, strict=True)]
-    expected = definition(module, streams)
-    for given in (streams, head_groups.ProjectedStreams(x, weight, bias)):
-        channels_first = head_groups.mix_in_head_groups(module.among(x), given, 3)
-        for y in (module(given, x), channels_first):
-            torch.testing.assert_close(y, expected, rtol=1e-7, atol=1e-7)
+    weight = randn(3, 12, 12, seed=1)
+    for bias in (randn(3, 12, seed=2), None):
+        streams = [torch.nn.functional.linear(x, weight[i], None if bias is None else bias[i]) for i in range(3)]
+        expected, projected = definition(module, streams), head_groups.ProjectedStreams(x, weight, bias)
+        assert all(torch.equal(a, b) for a, b in zip(projected, streams, strict=True))
+        for given in (streams, projected):
+            channels_first = head_groups.mix_in_head_groups(module.among(x), given, 3)
+            for y in (module(given, x), channels_first):
+                torch.testing.assert_close(y, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,19 @@ def test_the_mixer_equals_the_definition_in_values_and_gradients(length, options
     theirs = torch.autograd.grad((expected * weight).sum(), [*streams, *(state[name] for name in parameters)], **given)
     for name, a, b in zip(["q", "k", "v", *parameters], ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("mean", "sharpness"), [(0, 1), (10, 1), (0, 6)])
+def test_without_gradients_the_answers_are_the_same_by_another_way(learned, mean, sharpness, dtype, rounding):
+    module = module_of(16, 2, 8, learned=learned).to(dtype)
+    streams = [(randn(2, 60, 16, seed=s) * (sharpness if s == 0 else 1) + mean).to(dtype) for s in range(3)]
+    expected = module(streams, None)
+    with torch.no_grad():
+        y = module(streams, None)
+    assert not torch.equal(y, expected)  # two ways indeed
+    assert (y - expected).abs().max() < (1 + mean) * rounding * expected.abs().max()
 
 
 def test_nothing_is_stored_where_nothing_is_learned():

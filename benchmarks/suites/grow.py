@@ -1,0 +1,190 @@
+"""Is a large picture still one picture: every way to grow on the shipped model, judged by the frozen checker.
+
+Captions of one object that are right at the model's own 256 px, in the order of the held-out scenes, each with its number
+as the seed. A picture is a row of its own, written as it is done, so the same command goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.harness.record import RESULTS, commit, facts, hardware
+from examples.tiny_sd.checker import is_right
+from examples.tiny_sd.measure import is_single
+from examples.tiny_sd.scenes import Scene, draw, numbered_scene
+from examples.tiny_sd.train import HELD_OUT_SEED, to_tensor
+from sd_hyena.cost.operations import flops
+from sd_hyena.cost.timing import seconds
+from sd_hyena.files.comparison import similarity
+from sd_hyena.generate.engine import Engine
+from sd_hyena.generate.watch import Watch
+from sd_hyena.models.latents import decoded, encoded
+from sd_hyena.options.generate_config import GenerateConfig
+
+OWN = 256
+CPU = torch.device("cpu")
+SMALL_TILES = dict(tiled_diffusion="mixture", tile_width=32, tile_height=32, overlap=16)
+STUDENTS = "landmarks"
+EDGE = 0.05  # of black to white from a pixel to the next: less is no edge
+COLUMNS = ("size", "method", "by", "canvas", "scene", "caption", "right", "sharpness", "seconds", "TFLOP")
+COLUMNS += ("psnr_dB", "commit", "date", "hardware")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to come by a picture of `size`; `share` is the part of the pictures asked for that it draws."""
+
+    size: tuple[int, int]
+    method: str
+    by: str = ""  # attention or students
+    canvas: str = "whole"  # or tiles
+    share: float = 1.0
+
+    @property
+    def label(self) -> tuple[str, ...]:
+        return f"{self.size[0]}x{self.size[1]}", self.method, self.by, self.canvas
+
+    def config(self, scene: Scene, i: int) -> GenerateConfig:
+        """Of picture i."""
+        given: dict[str, Any] = dict(prompt=str(scene.caption), seed=i, steps=25, cfg_scale=3.0, num_images=1)
+        given |= dict(width=self.size[0], height=self.size[1], device="cpu")
+        given |= {"grow": "off" if self.method == "plain" else self.method}
+        given |= {"hyena": STUDENTS} if self.by == "students" else {}
+        return GenerateConfig(**given, **(SMALL_TILES if self.canvas == "tiles" else {}))
+
+
+def cases() -> list[Case]:
+    """In the order of what is most worth knowing."""
+    found = []
+    for size, share in (((512, 512), 1.0), ((768, 512), 1 / 3), ((1024, 1024), 1 / 3)):
+        own = [Case(size, name, share=share) for name in ("true render", "Lanczos")]
+        own += [Case(size, "redraw", "students", share=share), Case(size, "plain", "students", share=share / 2)]
+        own += [Case(size, "redraw", "attention", share=share / 2), Case(size, "plain", "students", "tiles", share / 3)]
+        others = ("diffusehigh", "deep_shrink", "hidiffusion", "demofusion")
+        own += [Case(size, name, "students", share=share / (4 if name == "demofusion" else 2)) for name in others]
+        own += [Case(size, "redraw", "students", "tiles", share / 3)]
+        own += [
+            Case(size, name, "attention", share=share / 4) for name in ("diffusehigh", "deep_shrink", "hidiffusion")
+        ]
+        found.append(own)
+    return [case for own in found for case in own]
+
+
+class _Silent(Watch):
+    def note(self, line: str) -> None:
+        """Nobody watches."""
+
+
+def sharpness(image: np.ndarray) -> float:
+    """The 95th percentile of the grey gradient, from a pixel to the next, over a picture's edges; 0 without any."""
+    steps = np.hypot(*np.gradient(np.asarray(Image.fromarray(image).convert("L"), np.float32) / 255))
+    edges = steps[steps > EDGE]
+    return float(np.percentile(edges, 95)) if edges.size else 0.0
+
+
+def reduced(image: np.ndarray) -> np.ndarray:
+    """A picture whose short side is 256 px."""
+    picture = Image.fromarray(image)
+    factor = min(picture.size) / OWN
+    return np.array(picture.resize([round(side / factor) for side in picture.size], Image.Resampling.BOX))
+
+
+class Pictures:
+    """Drawn when they are asked for, and kept in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.engine = folder, Engine()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, case: Case, i: int) -> Path:
+        return self.folder / f"{'_'.join(filter(None, case.label)).replace(' ', '_')}_{i}.png"
+
+    def drawn(self, case: Case, i: int) -> np.ndarray:
+        path, scene = self.path(case, i), numbered_scene(HELD_OUT_SEED, i)
+        if not path.exists():
+            Image.fromarray(self._drawn(case, scene, i)).save(path)
+        return np.array(Image.open(path))
+
+    def _drawn(self, case: Case, scene: Scene, i: int) -> np.ndarray:
+        if case.method == "true render":
+            pipe = self.engine.load(GenerateConfig(device="cpu")).pipe
+            return decoded(pipe, encoded(pipe, to_tensor(draw(scene, *case.size).copy())[None]))
+        if case.method == "Lanczos":
+            return np.array(
+                Image.fromarray(self.drawn(Case(_own(case.size), "plain", "attention"), i)).resize(case.size, 1)
+            )
+        return np.array(next(iter(self.engine.draw(case.config(scene, i), _Silent()))).image)
+
+    def row(self, case: Case, i: int, counted: bool) -> dict[str, Any]:
+        """One picture drawn anew, timed and judged; its operations if they are `counted`."""
+        self.path(case, i).unlink(missing_ok=True)
+        found: list[np.ndarray] = []
+        call = lambda: found.append(self.drawn(case, i))
+        operations: list[int] = []
+        took = seconds((lambda: operations.append(flops(call))) if counted else call, CPU)
+        scene, image = numbered_scene(HELD_OUT_SEED, i), found[0]
+        row = dict(zip(("size", "method", "by", "canvas"), case.label, strict=True))
+        row |= dict(scene=i, caption=str(scene.caption), right=int(is_right(reduced(image), scene.caption)))
+        row |= dict(sharpness=f"{sharpness(image) / sharpness(draw(scene, *case.size)):.3f}", seconds=f"{took:.1f}")
+        row |= {"TFLOP": f"{operations[0] / 1e12:.3f}" if counted else "", "psnr_dB": ""}
+        if case.by == "students":
+            other = self.path(Case(case.size, case.method, "attention", case.canvas), i)
+            row |= {"psnr_dB": f"{similarity(np.array(Image.open(other)), image)[0]:.1f}"} if other.exists() else {}
+        if case.by == "attention":
+            other = self.path(Case(case.size, case.method, "students", case.canvas), i)
+            row |= {"psnr_dB": f"{similarity(np.array(Image.open(other)), image)[0]:.1f}"} if other.exists() else {}
+        return row | dict(commit=commit(), date=date.today().isoformat(), hardware=hardware(CPU))
+
+
+def _own(size: tuple[int, int]) -> tuple[int, int]:
+    from sd_hyena.large.growing.stages import sizes
+
+    return sizes(size, OWN)[0]
+
+
+def rows(pictures: Pictures, images: int, done: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    """What is not done yet, for the first `images` scenes that are right at the model's own size."""
+    known = {(row["size"], row["method"], row["by"], row["canvas"], int(row["scene"])): row for row in done}
+    own, right, i = Case((OWN, OWN), "plain", "attention"), [], 0
+    while len(right) < images:
+        if is_single(numbered_scene(HELD_OUT_SEED, i)):
+            row = known.get((*own.label, i))
+            if row is None:
+                row = pictures.row(own, i, counted=False)
+                yield row
+            right += [i] if int(row["right"]) else []
+        i += 1
+    for case in cases():
+        for n, i in enumerate(right[: max(1, round(images * case.share))]):
+            if (*case.label, i) not in known:
+                yield pictures.row(case, i, counted=n == 0 and bool(case.by))
+
+
+def measure(images: int, folder: Path = RESULTS, kept: Path = Path("runs/grow")) -> None:
+    """Append to grow.csv in `folder` until all is there; the pictures lie in `kept`."""
+    torch.set_num_threads(1)
+    path = folder / "grow.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    done: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            done = list(csv.DictReader(file))
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if not done:
+            writer.writeheader()
+        for row in rows(Pictures(kept), images, done):
+            writer.writerow(row)
+            file.flush()
+            path.with_suffix(".json").write_text(json.dumps(facts(CPU), indent=1) + "\n")
+            print(*(row[key] for key in COLUMNS[:11]), flush=True)

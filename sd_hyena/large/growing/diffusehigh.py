@@ -1,0 +1,131 @@
+"""DiffuseHigh (Kim et al. 2024): a picture drawn again, larger, whose low wavelet band is held to it for the first steps."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from sd_hyena.errors import BadInput
+from sd_hyena.large.around import replaced
+from sd_hyena.large.growing.wavelet import low_band
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffuseHigh:
+    """How a picture is held. Raises BadInput.
+
+    steps: the first denoising steps, which are held.
+    levels: of the wavelet transform; the band that is held has a 2 ** levels-th of the resolution.
+    moments: of Daubechies' wavelet; 4 is db4.
+    circular: the band goes round the picture's borders.
+    """
+
+    steps: int = 5
+    levels: int = 1
+    moments: int = 4
+    circular: bool = False
+
+    def __post_init__(self):
+        for name, (low, high) in {"steps": (0, 1000), "levels": (1, 6), "moments": (1, 10)}.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise BadInput(f"{name}={value!r} of diffusehigh must be a whole number from {low} to {high}")
+
+
+@contextmanager
+def diffusehigh(pipe: Any, **options) -> Iterator[DiffuseHigh]:
+    """Within the block, an img2img pipeline holds what it draws to its picture; `options` are DiffuseHigh's fields.
+
+    In each of the first steps the clean picture that the prediction foresees is decoded, its low band replaced by the
+    picture's, and encoded again; the sampler, whichever it is, then steps towards that. The picture is given enlarged
+    and, as published, `sharpened`; the noising steps are the call's strength (15 of 50 are .3). Raises BadInput for
+    options that cannot work and a pipeline that starts from no picture; the call raises it for latents as the picture.
+    """
+    settings = DiffuseHigh(**options)
+    if "image" not in inspect.signature(pipe.prepare_latents).parameters:
+        raise BadInput(f"diffusehigh needs a picture to start from, and {type(pipe).__name__} takes none")
+    held = _Held(pipe, settings)
+    ours = functools.update_wrapper(functools.partial(held.prepare_latents), pipe.prepare_latents)
+    step = functools.update_wrapper(functools.partial(held.step), pipe.scheduler.step)
+    with replaced(pipe, "prepare_latents", ours), replaced(pipe.scheduler, "step", step):
+        yield settings
+
+
+class _Held:
+    """Stands in for the scheduler's step."""
+
+    def __init__(self, pipe: Any, settings: DiffuseHigh):
+        self._pipe, self._settings = pipe, settings
+        self._prepare, self._step = pipe.prepare_latents, pipe.scheduler.step
+        self._signature = inspect.signature(pipe.prepare_latents)
+        self._picture: Tensor | None = None
+        self._taken = 0
+
+    def prepare_latents(self, *args, **kwargs) -> Any:
+        picture = self._signature.bind(*args, **kwargs).arguments["image"]
+        if picture.shape[1] != 3:
+            raise BadInput("diffusehigh needs the picture itself, not its latents")
+        self._picture, self._taken = picture, 0
+        return self._prepare(*args, **kwargs)
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs) -> Any:
+        """The scheduler's."""
+        if self._taken < self._settings.steps:
+            model_output = self._towards(model_output, timestep, sample)
+        self._taken += 1
+        return self._step(model_output, timestep, sample, *args, **kwargs)
+
+    @torch.no_grad()
+    def _towards(self, prediction: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+        """The prediction that foresees the held picture, (B, 4, h, w)."""
+        scheduler = self._pipe.scheduler
+        one = torch.ones(1, 1, 1, 1, device=sample.device)  # what the scheduler makes of a one tells its levels
+        t = torch.as_tensor(timestep, device=sample.device).reshape(1)
+        signal, noise = scheduler.add_noise(one, 0 * one, t), scheduler.add_noise(0 * one, one, t)
+        kind = scheduler.config.prediction_type
+        return told(self._held(foreseen(prediction.float(), sample.float(), signal, noise, kind)), sample.float(),
+                    signal, noise, kind).to(prediction.dtype)  # fmt: skip
+
+    def _held(self, latents: Tensor) -> Tensor:
+        """Clean latents (B, 4, h, w) with the low band of the picture, one picture at a time."""
+        vae, settings = self._pipe.vae, self._settings
+        found = []
+        for i, one in enumerate(latents):
+            drawn = vae.decode((one[None] / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+            picture = self._picture[i % len(self._picture)][None].to(drawn)
+            drawn = drawn + low_band(picture - drawn, settings.levels, settings.moments, settings.circular)
+            found.append(vae.encode(drawn.clamp(-1, 1).to(vae.dtype)).latent_dist.mean.float())
+        return torch.cat(found) * vae.config.scaling_factor
+
+
+def foreseen(prediction: Tensor, sample: Tensor, signal: Tensor, noise: Tensor, kind: str) -> Tensor:
+    """The clean latents that a prediction means, where sample = signal · clean + noise · epsilon."""
+    if kind == "sample":
+        return prediction
+    if kind == "epsilon":
+        return (sample - noise * prediction) / signal
+    norm = (signal**2 + noise**2).sqrt()
+    return (signal * sample / norm - noise * prediction) / norm
+
+
+def told(clean: Tensor, sample: Tensor, signal: Tensor, noise: Tensor, kind: str) -> Tensor:
+    """The prediction that means these clean latents: the inverse of `foreseen`."""
+    if kind == "sample":
+        return clean
+    if kind == "epsilon":
+        return (sample - signal * clean) / noise
+    norm = (signal**2 + noise**2).sqrt()
+    return (signal * sample / norm - norm * clean) / noise
+
+
+def sharpened(picture: Image.Image, amount: float = 1.0, radius: float = 1.0) -> Image.Image:
+    """The picture with so many times what a Gaussian of `radius` px takes away added to it."""
+    return picture.filter(ImageFilter.UnsharpMask(radius, round(100 * amount), 0)) if amount else picture

@@ -1,0 +1,237 @@
+"""A picture that grows: stages that are ordinary drawings, told, kept, repeated, ended as such."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sd_hyena.errors import BadInput
+from sd_hyena.files.picture import read_metadata, write_image
+from sd_hyena.generate import engine
+from sd_hyena.generate.engine import Engine
+from sd_hyena.generate.generation import generate
+from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, larger, sizes_of
+from sd_hyena.generate.watch import Cancelled, Watch
+from sd_hyena.options.command_line import parse
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.growing import method_of
+from sd_hyena.options.infotext import options
+from sd_hyena.students.checkpoint import StudentFile, save_students
+from sd_hyena.students.student import StudentSpec, build_student
+from tests.conftest import IN01
+
+OWN = 80
+pytestmark = pytest.mark.usefixtures("small_model", "loaded_once")
+
+
+@pytest.fixture
+def small_model(monkeypatch):
+    """The shipped model as if it had been trained at 80 px, so that 128 px are large."""
+    monkeypatch.setattr(engine, "own_side", lambda _: OWN)
+
+
+def config(tmp_path, **given):
+    small = dict(width=128, height=96, steps=5, num_images=1, cfg_scale=3.0, seed=11, prompt="a red circle on blue")
+    return GenerateConfig(**small | dict(out_dir=str(tmp_path / "images"), grow="redraw") | given)
+
+
+def pixels(path):
+    return np.array(Image.open(path))
+
+
+def drawn(tmp_path, **given):
+    return pixels(generate(config(tmp_path, **given))[-1])
+
+
+class Told(Watch):
+    def __init__(self, end=lambda told: False):
+        self.steps, self.notes, self.sizes, self.end = [], [], [], end
+
+    def step(self, done, total, latents):
+        self.steps.append((done, total))
+        self.sizes.append(tuple(latents.shape[-2:]))
+
+    def cancelled(self):
+        return self.end(self)
+
+    def note(self, line):
+        self.notes.append(line)
+
+
+def test_redraw_is_what_one_would_do_by_hand_and_its_picture_repeats_it_without_being_told(tmp_path):
+    (path,) = generate(config(tmp_path))
+    (first,) = generate(config(tmp_path, width=96, height=72, grow="off"))
+    by_hand = tmp_path / "enlarged.png"
+    Image.open(first).resize((128, 96), Image.Resampling.LANCZOS).save(by_hand)
+    start = dict(init_image=str(by_hand), strength=STRENGTH["redraw"], seed=(11 + ANOTHER_NOISE) % 2**32, grow="off")
+    assert np.array_equal(drawn(tmp_path, **start), pixels(path))
+    again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
+    assert again.grow == "redraw" and np.array_equal(pixels(generate(again)[0]), pixels(path))
+    plain = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again"), "--grow", "off"])
+    assert not np.array_equal(pixels(generate(plain)[0]), pixels(path))
+
+
+def test_auto_grows_large_canvases_alone_and_says_so(tmp_path):
+    at = lambda **given: method_of(config(tmp_path, grow="auto", **given), OWN)
+    assert at(width=120, height=120) == "off" and at(width=128, height=120) == "redraw"
+    assert at(width=192, height=64) == "off"  # the area counts
+    (tmp_path / "regions.json").write_text("[]")
+    assert at(init_image="x.png") == at(regions=str(tmp_path / "regions.json")) == "off"
+    assert method_of(config(tmp_path, grow="off"), OWN) == "off"
+    watch = Told()
+    list(Engine().draw(config(tmp_path, grow="auto", width=256, height=128, steps=3), watch))
+    assert "growing by redraw, 112x64 -> 168x88 -> 256x128 px; --grow off draws it plainly" in watch.notes
+
+
+def test_a_picture_of_before_there_was_growing_is_drawn_plainly(tmp_path):
+    (path,) = generate(config(tmp_path, grow="off"))
+    stored = read_metadata(path)["config"]
+    assert stored["grow"] == "off"
+    del stored["grow"]
+    old = write_image(tmp_path / "old.png", Image.open(path), "", {"config": stored})
+    assert parse(GenerateConfig, ["--from", str(old)]).grow == "off"
+
+
+def test_each_stage_is_told_and_kept_and_the_pictures_of_those_that_were_done_outlive_an_end(tmp_path):
+    given = config(tmp_path, width=256, height=256, steps=3, save_stages=True, tiled_diffusion="off")
+    in_the_third = Told(lambda told: told.sizes[-1:] == [(32, 32)])
+    with pytest.raises(Cancelled):
+        generate(given, watch=in_the_third)
+    left = sorted((tmp_path / "images").glob("*.png"))
+    assert [path.name for path in left] == ["image_000-stage1.png", "image_000-stage2.png"]
+    assert [Image.open(path).size for path in left] == [(80, 80), (144, 144)]
+    assert read_metadata(left[1])["stage"] == 2
+    whole = Told()
+    paths = generate(parse(GenerateConfig, ["--from", str(left[1]), "-o", str(tmp_path / "whole")]), watch=whole)
+    assert [path.name for path in paths] == ["image_000.png", "image_000-stage1.png", "image_000-stage2.png"]
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(left, paths[1:], strict=True))
+    done = [done for done, _ in whole.steps]
+    assert done == sorted(done) and {total for _, total in whole.steps} == {done[-1]} == {3 + 1 + 2 * (1 + 1)}
+
+
+@pytest.mark.parametrize("method", ["redraw", "diffusehigh", "demofusion"])
+def test_a_picture_does_not_depend_on_its_batch(tmp_path, method):
+    given = dict(grow=method, num_images=2, width=104, height=96, steps=4)
+    together = [pixels(path).astype(int) for path in generate(config(tmp_path, batch_size=2, **given))]
+    alone = [pixels(path) for path in generate(config(tmp_path, **given))]
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(together, alone, strict=True))
+    assert not np.array_equal(*alone)
+
+
+@pytest.mark.parametrize("method", ["diffusehigh", "demofusion", "deep_shrink", "hidiffusion"])
+def test_each_method_draws_another_picture_and_leaves_nothing_behind(tmp_path, own_pipe, method):
+    small = dict(width=104, height=72, steps=4)
+    plain = drawn(tmp_path, grow="off", **small)
+    (path,) = generate(config(tmp_path, grow=method, **small))
+    others = [plain, drawn(tmp_path, grow="redraw", **small)]
+    assert not any(np.array_equal(pixels(path), other) for other in others)
+    assert np.array_equal(drawn(tmp_path, grow="off", **small), plain)
+    again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
+    assert np.array_equal(pixels(generate(again)[0]), pixels(path))
+
+
+def student(tmp_path, operator="pointwise", size=None):
+    torch.manual_seed(0)
+    spec = StudentSpec(IN01, "IN01", 32, operator, {}, size)
+    save_students(tmp_path / f"{operator}.safetensors", StudentFile({IN01: build_student(spec)}))
+    return str(tmp_path / f"{operator}.safetensors")
+
+
+def test_students_work_in_every_stage_beside_a_teacher_that_grows_by_itself(tmp_path):
+    hyena = student(tmp_path)
+    path, beside = generate(config(tmp_path, hyena=hyena, compare=True, steps=4))
+    teacher, drawn_, _ = np.split(pixels(beside), 3, axis=1)
+    assert np.array_equal(drawn_, pixels(path)) and np.array_equal(teacher, drawn(tmp_path, steps=4))
+    assert np.array_equal(drawn(tmp_path, hyena=hyena, steps=4), pixels(path))
+
+
+def test_which_sites_keep_their_attention_is_told_for_each_stage(tmp_path, monkeypatch):
+    asked = []
+
+    def kept(alternative, unet, wanted, tile, batch):
+        asked.append((wanted, tile))
+        return replace(alternative, students={}, kept=("IN01",)) if tile == (9, 12) else alternative
+
+    monkeypatch.setattr(engine, "keep_attention", kept)
+    (path,) = generate(config(tmp_path, hyena=student(tmp_path), keep_attention="auto", steps=3))
+    assert asked == [("auto", (9, 12)), ("auto", (12, 16))]
+    assert read_metadata(path)["config"]["keep_attention"] == "IN01;"
+    asked.clear()
+    list(Engine().draw(config(tmp_path, hyena=student(tmp_path), keep_attention="IN01;", steps=3), Told()))
+    assert asked == [("IN01", (9, 12)), ("", (12, 16))]
+    with pytest.raises(BadInput, match="3 stages, this picture has 2"):
+        list(Engine().draw(config(tmp_path, hyena=student(tmp_path), keep_attention="IN01;;"), Told()))
+
+
+def test_a_student_of_one_size_is_drawn_with_plainly_unless_growing_is_asked_for(tmp_path):
+    hyena = student(tmp_path, "causal", (12, 16))
+    assert np.array_equal(drawn(tmp_path, hyena=hyena, grow="auto"), drawn(tmp_path, hyena=hyena, grow="off"))
+    with pytest.raises(BadInput, match="trained at 128x96"):
+        generate(config(tmp_path, hyena=hyena))
+
+
+def test_hires_is_a_redraw_in_a1111_s_words(tmp_path):
+    given = dict(width=80, height=64, hires=2.0, grow_strength=0.55, grow_steps=2, grow="auto")
+    (path,) = generate(config(tmp_path, **given))
+    assert pixels(path).shape == (128, 160, 3)
+    text = Image.open(path).info["parameters"]
+    for words in (
+        "Size: 80x64",
+        "Hires upscale: 2",
+        "Hires steps: 2",
+        "Denoising strength: 0.55",
+        "Hires upscaler: Lanczos",
+    ):
+        assert words in text
+    found = options(text, "x").options
+    assert (found["hires"], found["grow_strength"], found["grow_steps"]) == (2.0, 0.55, 2)
+    chunk = PngInfo()
+    chunk.add_text("parameters", text)
+    Image.open(path).save(tmp_path / "a1111.png", pnginfo=chunk)
+    again = parse(GenerateConfig, ["--from", str(tmp_path / "a1111.png"), "-o", str(tmp_path / "again")])
+    assert np.array_equal(pixels(generate(again)[0]), pixels(path))
+    same = config(tmp_path, width=80, height=64, hires=2.0, grow="auto")
+    assert sizes_of(same, 16, "redraw") == [(80, 64), (160, 128)]  # one pass, whatever the model's own size
+
+
+def test_so_many_steps_as_asked_for_are_taken_in_the_stages_but_the_first(tmp_path):
+    for steps, strength in ((3, 0.3), (7, 0.9), (6, 0.35), (1, 0.05)):
+        watch = Told()
+        list(Engine().draw(config(tmp_path, steps=2, grow_steps=steps, grow_strength=strength), watch))
+        assert watch.steps[-1][1] == 2 + 1 + steps + 1
+
+
+@pytest.mark.parametrize(
+    "given, rule",
+    [
+        (dict(mask="x.png", init_image="x.png"), "draws all of it again"),
+        (dict(hires=2.0, grow="demofusion"), "is grow=redraw, not grow=demofusion"),
+        (dict(hires=0.5), "hires=0.5"),
+        (dict(hires=15.0, width=2048), "larger than 16384 pixels"),
+        (dict(grow_strength=1.5), "grow_strength=1.5"),
+        (dict(grow_strength=0.1), "leaves no step"),
+        (dict(grow="deep_shrink", optimize="graphs"), "changes the UNet from step to step"),
+        (dict(grow="off", noise_inversion=3), "needs --init_image too, or --grow redraw"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_drawn(tmp_path, given, rule):
+    with pytest.raises(BadInput, match=rule):
+        list(Engine().draw(config(tmp_path, **given), Told()))
+
+
+def test_the_noise_of_the_stage_before_can_be_looked_for(tmp_path):
+    kept = dict(noise_inversion=4, renoise_strength=0.0, grow_strength=0.8, steps=10)
+    first = np.array(larger(drawn(tmp_path, width=96, height=72, grow="off", steps=10), (128, 96))).astype(int)
+    inverted, any_noise = (drawn(tmp_path, **given) for given in (kept, kept | dict(noise_inversion=0)))
+    assert np.abs(first - inverted).mean() < np.abs(first - any_noise).mean()
+
+
+def test_a_circular_picture_is_enlarged_round_its_borders():
+    picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    turned = np.roll(picture, (8, 16), (0, 1))
+    grown, turned_grown = (np.array(larger(one, (64, 48), circular=True)) for one in (picture, turned))
+    assert np.array_equal(np.roll(grown, (16, 32), (0, 1)), turned_grown)
+    assert not np.array_equal(np.roll(np.array(larger(picture, (64, 48))), (16, 32), (0, 1)), larger(turned, (64, 48)))
