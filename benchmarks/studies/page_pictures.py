@@ -53,7 +53,7 @@ def done(page) -> None:
 
 def prepare(page, side: int, steps: int) -> None:
     """Have something to show in each tab."""
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(600_000)
     page.wait_for_selector("body[data-opened=yes]")
     fill(page, "draw", prompt=PROMPT, width=side, height=side, steps=steps, num_images=1, seed=7)
     page.locator("#draw").click()
@@ -84,7 +84,7 @@ def prepare(page, side: int, steps: int) -> None:
     tab(page, "Distil")
     fill(page, "train", target="IN01", width=64, n_steps=30, batch_size=2, num_samples=2)
     page.locator("#buys").click()
-    page.wait_for_selector("#answer table", timeout=120_000)
+    page.wait_for_selector("#answer table", timeout=600_000)
     page.locator("#train-start").click()
     page.wait_for_selector("#training [data-state=ended]", timeout=600_000)
     page.wait_for_timeout(3000)
