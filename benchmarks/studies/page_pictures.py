@@ -14,14 +14,7 @@ from benchmarks.harness.page import browser, served
 
 WIDTHS = {"wide": 1280, "narrow": 390}
 TABS = ("Draw", "Regions", "Redraw", "Compare", "Distil")
-KEPT = (
-    "draw-wide-light",
-    "regions-wide-dark",
-    "redraw-wide-light",
-    "compare-wide-light",
-    "distil-wide-dark",
-    "regions-narrow-light",
-)
+KEPT = tuple(f"{name.lower()}-wide-light" for name in TABS)
 PROMPT = "a red circle left of two blue squares on green stripes"
 BOXES = (
     ((0.03, 0.05), (0.48, 0.6), "a red circle"),
