@@ -100,7 +100,7 @@ class Page:
         tried = [parts["hyena"], parts["model"], self.tabs]
         self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
         changes = [one.input if hasattr(one, "input") else one.change for one in parts.values()]
-        changes += [self.regions.editor.change, parts["hyena"].change, parts["width"].change, parts["height"].change]
+        changes.append(self.regions.editor.change)
         sized = ("model", "width", "height", "scale", "init_image")
         sizes = [parts[name].change for name in sized if name in parts]
         measured = [self.regions.editor, *parts.values()]
@@ -173,7 +173,8 @@ class Page:
         return "{}"
 
     def foretell(self, given: dict[Any, Any]) -> str:
-        """What the settings would do and cost."""
+        """What the settings would do and cost, once there is what counts it."""
+        self.session.worker.ready.wait()
         from sd_hyena.generate.forecast import forecast
 
         try:

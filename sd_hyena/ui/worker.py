@@ -20,6 +20,7 @@ class Worker:
         self._known: dict[int, Job] = {}
         self._change = threading.Condition()
         self._closing = False
+        self.ready = threading.Event()  # what drawing needs is imported
         self.running: Job | None = None
         self.engine: Any = None
         self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -67,6 +68,7 @@ class Worker:
         from sd_hyena.generate.engine import Engine
 
         self.engine = Engine()
+        self.ready.set()
         while True:
             with self._change:
                 while not self._waiting and not self._closing:

@@ -84,7 +84,10 @@ def browser(served):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-renderer-backgrounding", "--disable-background-timer-throttling"],
+        )
         yield browser
         browser.close()
 
@@ -96,7 +99,7 @@ def opened(browser, served):
 
     def open_one(width: int = 1280):
         page = browser.new_page(viewport={"width": width, "height": 900})
-        page.set_default_timeout(45_000)
+        page.set_default_timeout(150_000)
         page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(served.address)
@@ -126,7 +129,7 @@ def fill(page, **options) -> None:
 
 def ended(page, state: str = "done", locator: str = "#stage"):
     """Wait for the job that a page follows."""
-    page.wait_for_selector(f"{locator} [data-state='{state}']", timeout=120_000)
+    page.wait_for_selector(f"{locator} [data-state='{state}']", timeout=300_000)
 
 
 def tab(page, name: str) -> None:

@@ -190,7 +190,7 @@ def test_the_slider_of_compare_shows_both_and_tells_them_apart(opened, served):
     tab(page, "Compare")
     page.locator("#compare-also textarea").fill("cfg_scale: 1.5")
     page.locator("#compare").click()
-    page.wait_for_selector("#pair .pair img.right", timeout=120_000)
+    page.wait_for_selector("#pair .pair img.right", timeout=300_000)
     sources = page.locator("#pair .pair img").evaluate_all("ns => ns.map(n => n.src)")
     pictures = [served.outputs / source.rpartition("/")[2] for source in sources]
     assert [read_metadata(path)["config"]["cfg_scale"] for path in pictures] == [7.0, 1.5]
@@ -232,7 +232,7 @@ def test_a_training_is_started_watched_found_again_after_a_reload_and_its_studen
     page.wait_for_selector("body[data-opened=yes]")
     tab(page, "Distil")
     page.wait_for_selector("#training [data-state=running]")
-    page.wait_for_selector("#training [data-state=ended]", timeout=180_000)
+    page.wait_for_selector("#training [data-state=ended]", timeout=400_000)
     assert page.locator("#training svg polyline").count() >= 2, page.locator("#training").inner_text()
     assert "IN01: relative error" in page.locator("#training").inner_text()
     assert "tensorboard --logdir" in page.locator("#training").inner_text()
@@ -247,7 +247,6 @@ def test_a_training_is_started_watched_found_again_after_a_reload_and_its_studen
 def test_last_settings_come_back_and_a_preset_is_saved_and_loaded(opened, served):
     page = opened()
     fill(page, steps=17, prompt="stripes that stay")
-    page.wait_for_function("document.querySelector('#forecast').innerText.includes('TFLOP')")
     page.get_by_role("button", name="presets").click()
     page.locator("#preset-name input, #preset-name textarea").first.fill("mine")
     page.get_by_role("button", name="save", exact=True).click()
