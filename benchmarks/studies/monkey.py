@@ -43,7 +43,7 @@ def act(page, source: random.Random) -> str:
             if field.is_visible():
                 field.fill(str(source.choice(values)), timeout=2000)
     elif kind == "tab":
-        page.get_by_role("tab", name=source.choice(TABS)).click(timeout=2000)
+        page.get_by_role("tab", name=source.choice(TABS), exact=True).click(timeout=2000)
     elif kind == "button":
         aloof = "".join(f":not({one})" for one in LEFT_ALONE)
         buttons = page.locator(f"button{aloof}:visible")

@@ -31,11 +31,11 @@ def fill(page, prefix: str, **options) -> None:
 
 def tab(page, name: str) -> None:
     """Choose a tab, out of its menu where the screen is narrow."""
-    if page.get_by_role("tab", name=name).is_visible():
-        page.get_by_role("tab", name=name).click()
+    if page.get_by_role("tab", name=name, exact=True).is_visible():
+        page.get_by_role("tab", name=name, exact=True).click()
     else:
         page.locator(".overflow-menu button").first.click()
-        page.locator(".overflow-dropdown").get_by_text(name).click()
+        page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
     page.wait_for_timeout(600)
 
 

@@ -133,7 +133,7 @@ def ended(page, state: str = "done", locator: str = "#stage"):
 
 
 def tab(page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
+    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def newest(folder: Path) -> Path:

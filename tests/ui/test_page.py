@@ -264,11 +264,11 @@ def test_last_settings_come_back_and_a_preset_is_saved_and_loaded(opened, served
 def test_every_field_has_a_name_that_is_read_aloud_and_a_narrow_screen_holds_the_page(opened):
     page = opened(390)
     for name in ("Draw", "Regions", "Redraw", "Compare", "Distil"):
-        if page.get_by_role("tab", name=name).is_visible():
+        if page.get_by_role("tab", name=name, exact=True).is_visible():
             tab(page, name)
         else:
             page.locator(".overflow-menu button").first.click()
-            page.locator(".overflow-dropdown").get_by_text(name).click()
+            page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
         page.wait_for_timeout(200)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
         nameless = page.evaluate(
