@@ -46,7 +46,6 @@ def done(page) -> None:
 
 def prepare(page, side: int, steps: int) -> None:
     """Have something to show in each tab."""
-    page.set_default_timeout(600_000)
     page.wait_for_selector("body[data-opened=yes]")
     fill(page, "draw", prompt=PROMPT, width=side, height=side, steps=steps, num_images=1, seed=7)
     page.locator("#draw").click()
@@ -87,6 +86,7 @@ def main(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as server, browser() as one:
         page = one.new_page(viewport={"width": WIDTHS["wide"], "height": 860})
+        page.set_default_timeout(600_000)
         page.goto(server.address)
         prepare(page, given.side, given.steps)
         for width, pixels in WIDTHS.items():

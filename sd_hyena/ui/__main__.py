@@ -12,6 +12,8 @@ from sd_hyena.ui.page_config import PageConfig
 
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
+_served: list[PageConfig] = []
+
 
 def main(config: PageConfig) -> None:
     """Serve it until somebody ends the command."""
@@ -21,12 +23,17 @@ def main(config: PageConfig) -> None:
     os.environ |= QUIET | {"GRADIO_TEMP_DIR": uploads}  # before gradio is imported, which calls home as it is
     from sd_hyena.ui.server import serve
 
+    _served.append(config)
     serve(config)
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
-    return run(PageConfig, main, arguments)
+    """Run the command line and return the exit code; once a page was served this process ends with it."""
+    code = run(PageConfig, main, arguments)
+    if _served:  # threads of the server may still compute, and torch does not survive that its process is taken apart
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":
