@@ -91,6 +91,7 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     from sd_hyena.files.comparison import similarity
     from sd_hyena.files.picture import write_image
     from sd_hyena.generate.engine import Engine
+    from sd_hyena.generate.watch import Unannounced
     from sd_hyena.models.example_prompts import prompts_of
 
     prompts = prompts_of(SHIPPED_MODEL)[-IMAGES:]  # the first ones were trained on
@@ -112,7 +113,8 @@ def _compared(config: DemoConfig, files: dict[str, Path]) -> tuple[dict[str, tup
     def row(students: str) -> list[np.ndarray]:
         images = []
         for one in settings:
-            images += [np.array(drawn.image) for drawn in engine.draw(dataclasses.replace(one, hyena=students))]
+            drawing = engine.draw(dataclasses.replace(one, hyena=students), Unannounced())
+            images += [np.array(drawn.image) for drawn in drawing]
             shown.to(shown.done + 1)
         return images
 

@@ -13,7 +13,7 @@ from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.judge import judge_of
 from sd_hyena.files.comparison import similarity
 from sd_hyena.generate.engine import Engine
-from sd_hyena.generate.watch import Watch
+from sd_hyena.generate.watch import Unannounced
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import SHIPPED_JUDGE, SHIPPED_MODEL
 from sd_hyena.processes.progress import Work, work
@@ -21,7 +21,7 @@ from sd_hyena.processes.progress import Work, work
 TEACHING = 5.0  # guidance of the pictures whose noisy states errors are measured on
 
 
-class _Onlooker(Watch):
+class _Onlooker(Unannounced):
     """Shows how far a drawing is within `work` whose parts are pictures; keeps the latents that the last step left."""
 
     latents: Tensor

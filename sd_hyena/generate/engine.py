@@ -227,7 +227,7 @@ class Engine:
         students = [student for ones in alternatives for one in ones for student in one.students.values()]
         total = config.num_images * config.iteration
         rows, together = shares(group, total, arrangement, watch)
-        watch.note(summary(config, order.device, order.dtype, [ones[-1] for ones in alternatives], total))
+        watch.drawing(summary(config, order.device, order.dtype, [ones[-1] for ones in alternatives], total))
         advance = Advance(watch, Job.steps(stages, alternatives, rows) + stages[0].task.enlarges)
         upscaler = self._upscaler(order)
         if config.upscaler and config.init_image:

@@ -33,9 +33,20 @@ class Watch:
         """Whether to end: within a tile Cancelled is raised, out of `Engine.draw`."""
         return False
 
+    def drawing(self, line: str) -> None:
+        """What is going to be drawn."""
+        self.note(line)
+
     def note(self, line: str) -> None:
         """Something that whoever asked for the picture should know."""
         say(line)
+
+
+class Unannounced(Watch):
+    """For one of many drawings that are announced together."""
+
+    def drawing(self, line: str) -> None:
+        """Not said."""
 
 
 class Part(Watch):

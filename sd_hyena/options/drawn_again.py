@@ -31,6 +31,6 @@ def own_words(path: str) -> Found:
     found.left = [
         (text, option)
         for text, option in found.left
-        if option not in ("init_image", "regions", "tiled_diffusion") and not text.startswith(of_noise)
+        if option not in ("init_image", "regions", "tiled_diffusion", "upscaler") and not text.startswith(of_noise)
     ]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Library:
             return ""
         files, chosen = self.files(kind), []
         for name in [names] if isinstance(names, str) else names:
-            plain, colon, weight = name.rpartition(":") if kind == "loras" and name not in files else (name, "", "")
+            plain, colon, weight = _weighted(name) if kind == "loras" and name not in files else (name, "", "")
             if plain in files:
                 chosen.append(f"{files[plain]}{colon}{weight}")
             elif kind == "students" and Landmarks.read(name):
@@ -102,9 +103,8 @@ class Library:
         found, strange = [], []
         entries = [one for together in given_path.alternatives(value) for one in together]
         for entry in entries if kind in SEPARATORS else [value]:
-            path, colon, weight = entry.rpartition(":") if kind == "loras" else (entry, "", "")
-            if os.path.exists(entry):
-                path, colon, weight = entry, "", ""
+            weighted = kind == "loras" and not os.path.exists(entry)
+            path, colon, weight = _weighted(entry) if weighted else (entry, "", "")
             if kind == "students" and Landmarks.read(entry):
                 found.append(entry)
             elif name := known.get(os.path.realpath(path)):
@@ -121,6 +121,12 @@ class Library:
             real = os.path.realpath(path)
             if not any(real == root or real.startswith(root + os.sep) for root in roots):
                 raise BadInput(f"{name} names a file outside the page's folders; start the page with that folder")
+
+
+def _weighted(entry: str) -> tuple[str, str, str]:
+    """NAME:NUMBER in its parts; a NAME alone with two empty ones."""
+    name, colon, weight = entry.rpartition(":")
+    return (name, colon, weight) if re.fullmatch(r"-?[0-9]*\.?[0-9]+", weight) and colon else (entry, "", "")
 
 
 def _named(config: Any) -> Iterator[tuple[str, Path]]:

@@ -62,7 +62,7 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_go
     seed = torch.load(saved, weights_only=True)["sd_hyena"]["config"]["seed"]
     assert seed >= 0  # -1 was drawn once, for both
     step = int(saved.stem.removeprefix("step-"))
-    result = forked(*arguments(folder, "bidirectional", "-n", step + 1, "--resume", "auto"), cwd=ROOT)
+    result = forked(*arguments(folder, "bidirectional", "--devices", 1, "-n", step + 1, "--resume", "auto"), cwd=ROOT)
     assert result.returncode == 0 and "changed on resume: devices 2 -> 1" in result.stdout, result.stderr
 
 

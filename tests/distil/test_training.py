@@ -176,7 +176,7 @@ def test_a_batch_that_does_not_fit_the_teacher_is_halved_before_the_run(folder, 
 
 
 def test_a_half_precision_teacher_teaches_a_float32_student(folder):
-    outcome = train(config(folder, dtype="bfloat16", n_steps=3, num_samples=2))
+    outcome = train(config(folder, dtype="bfloat16", n_steps=3, data="noise"))  # a VAE in bfloat16 may take a minute
     assert outcome.metrics["val/relative_mse/IN01"] > 0
     assert {value.dtype for value in weights(folder).values()} == {torch.float32}
 

@@ -64,6 +64,10 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "init_image": (dict(steps=4), "start.png"),
     "resize": (dict(START, width=64, height=96), "fit"),
     "strength": (START, 0.9),
+    "hires": (dict(steps=4), 2.0),
+    "grow_strength": (dict(steps=4, hires=2.0), 0.8),
+    "grow_steps": (dict(steps=4, hires=2.0), 3),
+    "circular": ({}, True),
     "noise_inversion": (START, 2),
     "retouch": (INVERSION, 3.0),
     "renoise_strength": (INVERSION, 0.2),
@@ -104,7 +108,7 @@ TOLD = {  # what has its effect on the command line
     "vae_dir": ["--from", "old.png", "--vae_dir", "."],
     "embedding_dir": ["--from", "old.png", "--embedding_dir", "."],
 }
-ALONE = ("controlnet", "debug", "upscaler")  # tests of their own, below; generate/test_upscaled_start.py
+ALONE = ("controlnet", "debug", "upscaler", "grow", "save_stages")  # below; generate/test_upscaled_start, test_growth
 
 
 @pytest.fixture(scope="module")

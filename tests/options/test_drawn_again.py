@@ -119,7 +119,7 @@ def test_everything_that_is_not_followed_of_a_picture_is_in_one_line(tmp_path, c
     parse(GenerateConfig, ["--from", picture(tmp_path, text)])
     (line,) = capsys.readouterr().out.splitlines()
     for said in (
-        "sampler 'Restart'", "Hires (upscale 2, upscaler Latent)", "noise of a GPU", "ControlNet (0 Module: canny)",
+        "sampler 'Restart'", "Hires upscaler 'Latent'", "noise of a GPU", "ControlNet (0 Module: canny)",
         "model 'any' (hash 0123456789; give -m", "vae 'v.pt' (give --vae", "LoRA 'fur'",
     ):  # fmt: skip
         assert said in line

@@ -40,8 +40,8 @@ def test_a_single_file_is_drawn_at_the_size_of_its_layout(tmp_path, text):
 
 def test_a_file_may_note_its_size_and_nonsense_counts_for_nothing(tmp_path):
     for noted, expected in (("768x512", (768, 512)), ("7x7", (512, 512)), ("9999x9999", (512, 512)), ("x", (512, 512))):
-        save_file(tensors(next(iter(TEXTS))), tmp_path / "a.safetensors", {"modelspec.resolution": noted})
-        own = own_defaults(str(tmp_path / "a.safetensors"))
+        save_file(tensors(next(iter(TEXTS))), tmp_path / f"{noted}.safetensors", {"modelspec.resolution": noted})
+        own = own_defaults(str(tmp_path / f"{noted}.safetensors"))
         assert (own.width, own.height) == expected
     for name in ("gone", "a.ckpt", "b.safetensors"):
         (tmp_path / "a.ckpt").write_bytes(b"PK\3\4 cut")

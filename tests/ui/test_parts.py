@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch._subclasses import FakeTensorMode
 
 from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops, vae_flops
@@ -39,9 +40,9 @@ from sd_hyena.ui.trainings import Training, Trainings  # noqa: E402
 def config(tmp_path):
     for name in ("models", "loras", "students"):
         (tmp_path / name).mkdir()
-    (tmp_path / "loras" / "gold.safetensors").write_bytes(b"")
     (tmp_path / "loras" / "deep").mkdir()
-    (tmp_path / "loras" / "deep" / "blue.safetensors").write_bytes(b"")
+    for name in ("gold", "deep/blue"):
+        save_file({}, tmp_path / "loras" / f"{name}.safetensors")
     places = {f"{name}_dir": str(tmp_path / name) for name in ("out", "train", "log")}
     return PageConfig(lora_dir=str(tmp_path / "loras"), student_dir=str(tmp_path / "students"), **places)
 
