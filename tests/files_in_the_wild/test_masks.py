@@ -178,7 +178,8 @@ def test_a_mask_that_is_white_nowhere_is_refused(tmp_path):
     for brightest in (0, 1, 127):
         Image.new("L", (SIDE, SIDE), brightest).save(tmp_path / "mask.png")
         with pytest.raises(BadInput, match=rf"nowhere white \(its brightest pixel is {brightest} of 255\)"):
-            Task.of(config(tmp_path, init_image=str(tmp_path / "photo.png"), mask=str(tmp_path / "mask.png")))
+            given = dict(init_image=str(tmp_path / "photo.png"), mask=str(tmp_path / "mask.png"))
+            Task.of(config(tmp_path, **given).filled())
 
 
 @pytest.mark.parametrize("name", ["a soft mask", "a soft brush on nothing", "a picture with a softly erased part"])

@@ -142,16 +142,21 @@ def test_a_start_that_fails_leaves_no_run(folder, monkeypatch):
         assert runs(folder) == [], place
 
 
-def test_a_run_that_fails_later_keeps_what_it_has(folder, monkeypatch):
+def test_a_run_that_fails_later_keeps_what_it_has_saved(folder, monkeypatch):
     from sd_hyena.distil.module import Distillation
 
-    def fail(*_args, **_kwargs):
-        raise RuntimeError("no")
+    original = Distillation.training_step
+
+    def fail(module, *args):
+        if module.trainer.global_step == 2:
+            raise RuntimeError("no")
+        return original(module, *args)
 
     monkeypatch.setattr(Distillation, "training_step", fail)
     with pytest.raises(RuntimeError, match="no"):
-        train(config(folder))
-    assert any((path / "config.yaml").is_file() for path in runs(folder))
+        train(config(folder, save_every_n_steps=1))
+    (run,) = [path for path in runs(folder) if (path / "config.yaml").is_file()]
+    assert list((run / "checkpoints").glob("step-*"))
 
 
 def test_checkpoints_that_people_renamed_are_passed_over(tmp_path):
