@@ -18,7 +18,10 @@ LIGHT = ("torch", "einops", "safetensors", "numpy", "tqdm")
 IN_THE_ENGINE = """
 import json, pathlib, runpy, sys
 sys.modules |= dict.fromkeys(["diffusers", "lightning", "jsonargparse"])  # a ComfyUI has none of these
-helper, base, path = runpy.run_path(sys.argv[1]), pathlib.Path(sys.argv[2]), list(sys.path)
+sys.path.insert(0, sys.argv[3])  # for the tests' own helper alone
+helper, base = runpy.run_path(sys.argv[1]), pathlib.Path(sys.argv[2])
+del sys.path[0], sys.modules["tests.fetched"], sys.modules["tests"]
+path = list(sys.path)
 running = helper["start"](base)
 nodes = sorted(name for name in running.nodes.NODE_CLASS_MAPPINGS if name.startswith("Hyena"))
 students, text = helper["call"](running, "HyenaLoadStudents", file="one.safetensors", dtype="float32")
@@ -85,7 +88,14 @@ def test_it_loads_where_it_is_cloned_or_gathered_without_anything_installed(shar
     save_students(
         tmp_path / "models" / "hyena" / "one.safetensors", StudentFile(models.students_of(shared_pipe.unet, "IN01"), {})
     )
-    code = [sys.executable, "-c", IN_THE_ENGINE, str(ROOT / "tests" / "comfyui" / "engine.py"), str(tmp_path)]
+    code = [
+        sys.executable,
+        "-c",
+        IN_THE_ENGINE,
+        str(ROOT / "tests" / "comfyui" / "engine.py"),
+        str(tmp_path),
+        str(ROOT),
+    ]
     done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     nodes, text, *files, stray, on_the_path = json.loads(done.stdout.splitlines()[-1])
