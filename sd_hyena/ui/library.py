@@ -136,7 +136,10 @@ def _named(config: Any) -> Iterator[tuple[str, Path]]:
         if not value or kind in ("", "place"):
             continue
         look = field.metadata["path"]
-        found = look(value, field.name) if look else [Path(value)]
+        try:
+            found = look(value, field.name) if look else [Path(value)]
+        except BadInput:  # for whoever reads it to say; where it lies can be told
+            found = [Path(value)]
         for one in found if isinstance(found, list | tuple) else [found]:
             path = one[0] if isinstance(one, tuple) else one
             if not (kind == "students" and Landmarks.read(str(path))):

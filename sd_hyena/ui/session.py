@@ -67,7 +67,9 @@ class Session:
 
     def checked(self, given: Mapping[str, Any]) -> GenerateConfig:
         """A config, once all that it names was looked at and lies in the page's folders. Raises BadInput."""
-        config = with_paths(from_dict(GenerateConfig, dict(given)))
+        config = from_dict(GenerateConfig, dict(given))
+        self.library.check(config, [self.uploads, CONFIGS])  # before any of it is read
+        config = with_paths(config)
         self.library.check(config, [self.uploads, CONFIGS])
         return config
 

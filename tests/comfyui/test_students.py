@@ -198,7 +198,7 @@ def test_two_models_in_one_process_sdxl_with_all_its_sites_draw_as_in_diffusers(
     want_xl = models.drawn_by_diffusers(xl, texts_xl, x, "epsilon", lambda step: students, added_cond_kwargs=told)
     assert len(students) == 12
     assert difference(first, want) < 1e-4
-    assert (second - want_xl).abs().max() < 1e-5 * want_xl.std()
+    assert (second - want_xl).abs().max() < 3e-5 * want_xl.std()
 
 
 def test_the_node_leaves_its_model_as_it_was_and_unloading_restores_it_bit_for_bit(running, model, hyena, texts):
