@@ -120,13 +120,17 @@ class Order:
             "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.loras),
             "controlnets": tuple(stamp(path) for path, _ in config.controls),
         }
-        upscaler = config.upscaler and stamp(config.upscaler), self.dtype, str(self.device)
         parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
         model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
         if config.offload != "off":  # its hooks stand around all that was there when they were set
             model += tuple(parts.values())
-        alone = {"pipeline": ("pipeline", model), "upscaler": ("upscaler", upscaler)}
+        alone = {"pipeline": ("pipeline", model), "upscaler": self.upscaler_key}
         return alone | {name: (name, key, model) for name, key in parts.items()}
+
+    @property
+    def upscaler_key(self) -> Hashable:
+        """That of `keys()`, without a look at all the other files."""
+        return "upscaler", self.config.upscaler and stamp(self.config.upscaler), self.dtype, str(self.device)
 
     def upscaler(self) -> Upscaler | None:
         """Raises BadInput."""
@@ -292,7 +296,7 @@ class Engine:
         return model, nets, stored
 
     def _upscaler(self, order: Order) -> Upscaler | None:
-        return self._kept.get(order.keys()["upscaler"], lambda: nullcontext(order.upscaler()))
+        return self._kept.get(order.upscaler_key, lambda: nullcontext(order.upscaler()))
 
     def _keeping(
         self, group: Group, alternative: Alternative, unet: Any, wanted: str, tile: tuple, batch: int
