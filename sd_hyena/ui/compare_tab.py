@@ -60,7 +60,7 @@ class CompareTab:
 
     @staticmethod
     def names(session: Session) -> list[str]:
-        return [NO_STUDENTS, *session.library.choices("students")]
+        return [NO_STUDENTS, *session.folders.choices("students")]
 
     def wire(self, panel: ResultPanel, form: Form, settings: list[Any], order: Any, faults: gr.HTML, tabs: Any) -> None:
         """`order` makes a config of the settings, `settings` are their components."""
@@ -81,7 +81,7 @@ class CompareTab:
             pair = []
             for side, also in ((self.left, ""), (self.right, given[self.also])):
                 names = [name for name in given[side] or () if name != NO_STUDENTS]
-                students = self.session.library.value("hyena", "students", names)
+                students = self.session.folders.value("hyena", "students", names)
                 options = to_dict(base) | {"hyena": students} | _written(also)
                 pair.append(self.session.checked(to_dict(from_dict(GenerateConfig, options)) | self.session.own))
         except BadInput as error:

@@ -29,8 +29,8 @@ gr = pytest.importorskip("gradio", reason="no gradio; pip install -r requirement
 
 from sd_hyena.options.from_image import OURS_ALONE  # noqa: E402
 from sd_hyena.ui.curves import chart, curves_of  # noqa: E402
+from sd_hyena.ui.folders import SHIPPED, Folders, kind_of  # noqa: E402
 from sd_hyena.ui.form import Form  # noqa: E402
-from sd_hyena.ui.library import SHIPPED, Library, kind_of  # noqa: E402
 from sd_hyena.ui.region_editor import regions_of, value_of  # noqa: E402
 from sd_hyena.ui.session import HIDDEN, Session  # noqa: E402
 from sd_hyena.ui.trainings import Training, Trainings  # noqa: E402
@@ -48,7 +48,7 @@ def config(tmp_path):
 
 
 def form_of(config_class, config, left_out=()):
-    form = Form(config_class, Library(config), "x", left_out)
+    form = Form(config_class, Folders(config), "x", left_out)
     with gr.Blocks():
         form.add_groups()
     return form
@@ -73,8 +73,8 @@ def test_every_option_has_its_field_but_for_the_machines_own(config, config_clas
 
 def test_what_a_form_shows_it_reads_back(config):
     form = form_of(GenerateConfig, config, HIDDEN)
-    library = Library(config)
-    lora = library.value("lora", "loras", ["gold.safetensors:0.5", "deep/blue.safetensors"])
+    folders = Folders(config)
+    lora = folders.value("lora", "loras", ["gold.safetensors:0.5", "deep/blue.safetensors"])
     options = dict(steps=7, prompt="a circle", cfg_scale=2.5, overlap=None, scheduler="euler", karras=True, lora=lora)
     options |= dict(hyena="landmarks:64:IN01", width=0, control_scale="1,0.5", tiled_vae="exact")
     updates, strange = form.shown(options)
@@ -96,19 +96,19 @@ def test_a_fault_is_put_at_its_field(config):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../loras/gold.safetensors", "gold", "gold.safetensors:x/y"])
 def test_a_browser_names_files_of_the_folders_and_nothing_else(config, name):
     with pytest.raises(BadInput, match="none of the page's folders"):
-        Library(config).value("lora", "loras", [name])
+        Folders(config).value("lora", "loras", [name])
 
 
 def test_a_config_that_names_a_file_elsewhere_is_refused_links_included(config, tmp_path):
-    library, inside = Library(config), tmp_path / "loras" / "deep" / "blue.safetensors"
-    library.check(GenerateConfig(lora=f"{inside}:0.5"), [])
+    folders, inside = Folders(config), tmp_path / "loras" / "deep" / "blue.safetensors"
+    folders.check(GenerateConfig(lora=f"{inside}:0.5"), [])
     (tmp_path / "secret.png").write_bytes(b"")
     (tmp_path / "loras" / "link.png").symlink_to(tmp_path / "secret.png")
     for path in (tmp_path / "secret.png", tmp_path / "loras" / "link.png", tmp_path / "loras" / ".." / "secret.png"):
         with pytest.raises(BadInput, match="outside the page's folders"):
-            library.check(GenerateConfig(init_image=str(path)), [])
-        library.check(GenerateConfig(init_image=str(path)), [tmp_path])
-    assert Library(config).value("model", "models", SHIPPED) == ""
+            folders.check(GenerateConfig(init_image=str(path)), [])
+        folders.check(GenerateConfig(init_image=str(path)), [tmp_path])
+    assert Folders(config).value("model", "models", SHIPPED) == ""
 
 
 def test_regions_from_a_browser_name_no_file(config):
