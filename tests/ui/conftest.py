@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from urllib.parse import urlparse
 
 import pytest
+from safetensors.torch import save_file
 
 from tests.conftest import ROOT
 
@@ -57,7 +58,18 @@ def served(tmp_path_factory):
         "CALLS": str(folder / "calls"),
         "OMP_NUM_THREADS": "1",
     }
-    places = ["--out_dir", folder / "outputs", "--train_dir", folder / "out", "--log_dir", folder / "logs"]
+    (folder / "loras").mkdir()
+    save_file({}, folder / "loras" / "gold.safetensors")
+    places = [
+        "--lora_dir",
+        folder / "loras",
+        "--out_dir",
+        folder / "outputs",
+        "--train_dir",
+        folder / "out",
+        "--log_dir",
+        folder / "logs",
+    ]
     log = open(folder / "said", "w")  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-m", "sd_hyena.ui", "--port", "0", "--device", "cpu", *map(str, places)],
@@ -94,7 +106,8 @@ def browser(served):
 
 @pytest.fixture
 def opened(browser, served):
-    """Opens pages; afterwards none has asked anybody else, or stumbled."""
+    """Opens pages, the first as if nobody had been there; afterwards none has asked anybody else, or stumbled."""
+    (served.outputs / ".page" / "last.yaml").unlink(missing_ok=True)
     pages, requests, errors = [], [], []
 
     def open_one(width: int = 1280):
@@ -125,6 +138,15 @@ def fill(page, **options) -> None:
     for name, value in options.items():
         page.locator(f"#draw-{name} :is(input, textarea)").first.fill(str(value))
     page.locator("#title").click()  # the last field is left
+
+
+def choose(page, *values: str, **option: str) -> None:
+    """Type and take these in the field of choices of an option."""
+    ((name, value),) = option.items()
+    for one in (value, *values):
+        page.locator(f"#draw-{name} input").first.fill(one)
+        page.keyboard.press("Enter")
+    page.locator("#title").click()
 
 
 def ended(page, state: str = "done", locator: str = "#stage"):

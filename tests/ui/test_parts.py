@@ -84,6 +84,25 @@ def test_what_a_form_shows_it_reads_back(config):
     assert form.shown({"lora": "/elsewhere/red.safetensors"})[1] == ["lora 'red.safetensors'"]
 
 
+def test_uploads_are_shown_again_while_they_are_there_and_nothing_else_is(config, tmp_path):
+    form, (a, b) = (
+        form_of(GenerateConfig, config, HIDDEN),
+        (tmp_path / "uploads" / "a.png", tmp_path / "uploads" / "b,c.png"),
+    )
+    options = dict(init_image=str(a), control_image=f"{a},{b}", prompt="x")
+    shown = lambda: {c.elem_id: u["value"] for c, u in form.shown(options, tmp_path / "uploads")[0].items()}
+    assert shown() == {"x-prompt": "x"}
+    a.parent.mkdir()
+    for path in (a, b):
+        path.write_bytes(b"")
+    assert shown() == {"x-prompt": "x", "x-init_image": str(a), "x-control_image": [str(a), str(b)]}
+    values = {component: component.value for component in form.components.values()}
+    values[form.components["control_image"]] = [(str(a), None), (str(b), None)]  # as a gallery answers
+    assert form.values(values)["control_image"] == f"{a},{b}"
+    options["init_image"] = str(tmp_path / "loras" / "gold.safetensors")
+    assert "x-init_image" not in shown() and form.shown(options)[0].keys() == {form.components["prompt"]}
+
+
 def test_a_fault_is_put_at_its_field(config):
     form = form_of(GenerateConfig, config)
     for given in (dict(width=100), dict(steps=-1), dict(karras=True), dict(strength=2.0), dict(controlnet="a")):
@@ -111,11 +130,20 @@ def test_a_config_that_names_a_file_elsewhere_is_refused_links_included(config, 
     assert Folders(config).value("model", "models", SHIPPED) == ""
 
 
-def test_regions_from_a_browser_name_no_file(config):
-    control = dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle", mask="/etc/passwd", seed=3)
-    (region,) = regions_of(json.dumps([control]))
-    assert (region.mask, region.seed, region.prompt) == ("", 3, "a circle")
-    assert regions_of(value_of([region])) == (region,)
+def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_other_file(config):
+    session = Session(config)
+    (session.uploads / "mask.png").write_bytes(b"grey")
+    control = dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle", seed=3)
+    given = [control | {"mask": "/etc/passwd"}, control | {"mask": str(session.uploads / "mask.png")}]
+    with pytest.raises(BadInput, match="regions names a file outside the page's folders"):
+        session.order({"width": 64}, json.dumps(given))
+    stored = json.loads(Path(session.order({"width": 64}, json.dumps(given[1:])).regions).read_text())
+    assert stored["bbox_controls"][0]["mask"] == str(session.uploads / "mask.png")
+    value, lines = session.regions_of(json.dumps(given))
+    left, right = regions_of(value)
+    assert (left.mask, left.seed, left.prompt, right.mask) == ("", 3, "a circle", given[1]["mask"])
+    assert lines == ["region 1: its mask 'passwd' is in none of the page's folders; give it anew"]
+    assert regions_of(value_of([left, right])) == (left, right)
     with pytest.raises(BadInput, match="damaged"):
         regions_of("{")
 
@@ -163,6 +191,19 @@ def test_the_forecast_counts_what_the_unet_and_the_vae_are_counted_at(shared_pip
     assert (
         forecast(tiled).operations == 3 * 3 * unet_flops(unet, (12, 8)) + vae
     )  # 20 cells in tiles of 8 without overlap
+
+
+def test_the_forecast_of_a_growing_picture_counts_all_its_stages(shared_pipe):
+    growing = GenerateConfig(width=512, height=512, steps=10, cfg_scale=1.0, prompt="x", device="cpu", grow="redraw")
+    found = forecast(growing)
+    assert "256x256 (10 steps) -> 512x512 (3 steps)" in found.line()
+    small, large = (
+        forecast(dataclasses.replace(growing, grow="off", width=side, height=side, steps=steps))
+        for side, steps in ((256, 10), (512, 3))
+    )
+    encoded = vae_flops(shared_pipe.vae, (64, 64))[0]
+    assert found.operations == small.operations + large.operations + encoded and "grows" not in large.line()
+    assert found.gib == large.gib > small.gib
 
 
 def test_memory_in_hand_is_what_is_alive_at_once_and_grows_with_the_batch(shared_pipe):
