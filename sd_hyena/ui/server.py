@@ -44,6 +44,8 @@ class Page:
     def __init__(self, session: Session):
         self.session = session
         self.form = Form(GenerateConfig, session.folders, "draw", HIDDEN)
+        self._looked: tuple[Any, Any] = None, None  # settings, and what was found of them
+        self._looking = threading.Lock()
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT, fill_width=True) as self.blocks:
             self._build()
             self._wire()
@@ -83,7 +85,8 @@ class Page:
         panel.draw.click(self.begin, set(self.settings), begun, **QUICK)
         shown = [*form.components.values(), self.regions.editor]
         gr.api(self.generate, api_name="generate", concurrency_limit=None)
-        opened = self.blocks.load(self.open, None, [*shown, *begun[:3], panel.gallery, panel.seen], **QUICK)
+        seen = [panel.gallery, panel.seen, self.draw.presets]
+        opened = self.blocks.load(self.open, None, [*shown, *begun[:3], *seen], **QUICK)
         opened = opened.then(None, None, None, js=OPENED, **QUICK)
         settings = {*self.settings, self.opened}
         told = dict(js=IF_OPENED, **QUICK)
@@ -148,6 +151,20 @@ class Page:
         options = self.form.values(given)
         return self.session.order(options, given[self.regions.editor], given[self.redraw.painter])
 
+    def looked_at(self, given: dict[Any, Any]) -> GenerateConfig:
+        """The same for who only looks: several ask about one change, the first one's answer is theirs too. Raises BadInput."""
+        asked = {component._id: given[component] for component in self.settings}
+        with self._looking:
+            if self._looked[0] != asked:
+                try:
+                    self._looked = asked, self.order(given)
+                except BadInput as error:
+                    self._looked = asked, error
+            found = self._looked[1]
+        if isinstance(found, BadInput):
+            raise found
+        return found
+
     def begin(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Draw; or say, at its field, what is wrong."""
         panel = self.panel
@@ -174,7 +191,7 @@ class Page:
         if not given[self.opened]:
             return gr.skip()
         try:
-            self.order(given)
+            self.looked_at(given)
         except BadInput as error:
             return self.fault(error)
         self.session.remember(self.form.values(given), given[self.regions.editor])
@@ -188,7 +205,7 @@ class Page:
         from sd_hyena.generate.forecast import forecast
 
         try:
-            config = self.order(given)
+            config = self.looked_at(given)
             return escape(forecast(config).line(self.session.rate(config)))
         except BadInput:
             return ""
@@ -222,7 +239,8 @@ class Page:
         for component, update in self.form.own(options.get("model", "")).items():
             updates[component] = updates.get(component, {}) | update
         gallery, seen = panel.pictures(-1)
-        updates |= {panel.gallery: gallery, panel.seen: seen}
+        presets = gr.Dropdown(choices=list(self.session.presets()))
+        updates |= {panel.gallery: gallery, panel.seen: seen, self.draw.presets: presets}
         if job := self.session.worker.newest():
             updates |= dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
         return updates
