@@ -60,19 +60,11 @@ def served(tmp_path_factory):
     }
     (folder / "loras").mkdir()
     save_file({}, folder / "loras" / "gold.safetensors")
-    places = [
-        "--lora_dir",
-        folder / "loras",
-        "--out_dir",
-        folder / "outputs",
-        "--train_dir",
-        folder / "out",
-        "--log_dir",
-        folder / "logs",
-    ]
+    places = {"lora": "loras", "out": "outputs", "train": "out", "log": "logs"}
+    places = [f"--{name}_dir={folder / place}" for name, place in places.items()]
     log = open(folder / "said", "w")  # noqa: SIM115
     process = subprocess.Popen(
-        [sys.executable, "-m", "sd_hyena.ui", "--port", "0", "--device", "cpu", *map(str, places)],
+        [sys.executable, "-m", "sd_hyena.ui", "--port", "0", "--device", "cpu", *places],
         cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     said = lambda: (folder / "said").read_text()
@@ -100,7 +92,9 @@ def browser(served):
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-renderer-backgrounding", "--disable-background-timer-throttling"],
         )
-        yield browser
+        context = browser.new_context()
+        context.set_default_timeout(150_000)
+        yield context
         browser.close()
 
 
@@ -109,12 +103,14 @@ def opened(browser, served):
     """Opens pages, the first as if nobody had been there; afterwards none has asked anybody else, or stumbled."""
     (served.outputs / ".page" / "last.yaml").unlink(missing_ok=True)
     pages, requests, errors = [], [], []
+    asked, stumbled = lambda request: requests.append(request.url), lambda error: errors.append(str(error))
 
     def open_one(width: int = 1280):
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.set_default_timeout(150_000)
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        free = [page for page in browser.pages if page not in pages]
+        page = free[0] if free else browser.new_page()  # one that was used before has gradio's code at hand
+        page.set_viewport_size({"width": width, "height": 900})
+        page.on("request", asked)
+        page.on("pageerror", stumbled)
         page.goto(served.address)
         page.wait_for_selector("#draw")
         page.wait_for_selector("body[data-opened=yes]")
@@ -123,7 +119,9 @@ def opened(browser, served):
 
     yield open_one
     for page in pages:
-        page.close()
+        page.goto("about:blank")
+        page.remove_listener("request", asked)
+        page.remove_listener("pageerror", stumbled)
     assert not errors
     far = {
         url
