@@ -20,7 +20,7 @@ from sd_hyena.large.tiling import Size, grid
 from sd_hyena.models.hollow import COUNTING, hollow_network
 from sd_hyena.models.location import model_path
 from sd_hyena.options import given_path
-from sd_hyena.options.generate_config import BEFORE, GenerateConfig
+from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
 from sd_hyena.options.growing import method_of, own_side
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.processes.device import pick_device, pick_dtype
@@ -148,7 +148,7 @@ class _Counted:
 
 def _stages_said(stages: Sequence[_Counted], method: str) -> str:
     """How a picture grows; empty if it does not."""
-    if method == "off":
+    if len(stages) == 1 and method in ("off", *STAGED):
         return ""
     if len(stages) == 1:
         return f"grows by {method}: counted as drawn plainly, so at most"

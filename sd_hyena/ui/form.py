@@ -69,10 +69,11 @@ class Form:
 
     def values(self, given: Mapping[Any, Any]) -> dict[str, Any]:
         """Options from the components' values. Raises BadInput."""
-        values = {}
-        for name, component in self.components.items():
-            values[name] = self._value(name, given[component])
-        return values
+        return {name: self.value(name, given) for name in self.components}
+
+    def value(self, name: str, given: Mapping[Any, Any]) -> Any:
+        """One of them."""
+        return self._value(name, given[self.components[name]])
 
     def _value(self, name: str, value: Any) -> Any:
         field, kind = self.fields[name], kind_of(self.fields[name])

@@ -87,6 +87,7 @@ class Page:
         gr.api(self.generate, api_name="generate", concurrency_limit=None)
         seen = [panel.gallery, panel.seen, self.draw.presets]
         opened = self.blocks.load(self.open, None, [*shown, *begun[:3], *seen], **QUICK)
+        opened = opened.then(self.settle, set(self.settings), shown, **QUICK)
         opened = opened.then(None, None, None, js=OPENED, **QUICK)
         settings = {*self.settings, self.opened}
         told = dict(js=IF_OPENED, **QUICK)
@@ -244,6 +245,19 @@ class Page:
         if job := self.session.worker.newest():
             updates |= dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
         return updates
+
+    def settle(self, given: dict[Any, Any]) -> Any:
+        """Once more what a page that is opened does not show yet: a value that comes while its tab is being built is lost."""
+        options, regions = self.session.last()
+        values = {}
+        for name, value in options.items():
+            with suppress(BadInput, KeyError):
+                if self.form.value(name, given) != value:
+                    values[name] = value
+        updates, _ = self.form.shown(values, self.session.uploads)
+        if given[self.regions.editor] != regions:
+            updates[self.regions.editor] = _editor(regions, _size(options))
+        return updates or gr.skip()
 
     def take(self, path: str | None) -> dict[Any, Any]:
         """Fill the form with what a picture was drawn with."""

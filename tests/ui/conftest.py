@@ -92,9 +92,7 @@ def browser(served):
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-renderer-backgrounding", "--disable-background-timer-throttling"],
         )
-        context = browser.new_context()
-        context.set_default_timeout(150_000)
-        yield context
+        yield browser
         browser.close()
 
 
@@ -106,8 +104,10 @@ def opened(browser, served):
     asked, stumbled = lambda request: requests.append(request.url), lambda error: errors.append(str(error))
 
     def open_one(width: int = 1280):
-        free = [page for page in browser.pages if page not in pages]
+        every = [page for context in browser.contexts for page in context.pages]
+        free = [page for page in every if page not in pages]
         page = free[0] if free else browser.new_page()  # one that was used before has gradio's code at hand
+        page.set_default_timeout(150_000)
         page.set_viewport_size({"width": width, "height": 900})
         page.on("request", asked)
         page.on("pageerror", stumbled)

@@ -148,6 +148,24 @@ def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_ot
         regions_of("{")
 
 
+def test_what_a_page_lost_while_it_was_being_opened_is_shown_once_more_and_nothing_else(config):
+    from sd_hyena.ui.server import Page
+
+    page = Page(session := Session(config))
+    parts, regions = page.form.components, json.dumps([dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle")])
+    given = {component: component.value for component in page.settings}
+    session.remember(page.form.values(given) | {"steps": 9, "hyena": "landmarks:64:IN01"}, regions)
+    found = page.settle(given)
+    assert found.keys() == {parts["steps"], parts["hyena"], page.regions.editor} and found[parts["steps"]]["value"] == 9
+    given |= {parts["steps"]: 9, parts["hyena"]: ["landmarks:64:IN01"], page.regions.editor: regions}
+    assert not isinstance(page.settle(given), dict) or "value" not in page.settle(given)
+    before = (session.state / "last.yaml").read_bytes()
+    page.check(given | {parts["steps"]: 1, page.opened: ""})  # of a page that does not show the last settings yet
+    assert (session.state / "last.yaml").read_bytes() == before
+    page.check(given | {parts["steps"]: 1, page.opened: "yes"})
+    assert session.last()[0]["steps"] == 1
+
+
 def test_other_machines_come_in_only_with_a_password(tmp_path):
     with pytest.raises(BadInput, match="give --auth"):
         PageConfig(listen="0.0.0.0")
