@@ -197,7 +197,7 @@ class DistilTab:
         job = self.session.worker.find(number)
         if job is None or not job.over.is_set():
             return [gr.skip(), gr.skip()]
-        found = job.result if job.state == "done" else f"<p class='fault-here'>{escape(job.fault or 'ended')}</p>"
+        found = job.result if job.state == "done" else f"<p class='fault'>{escape(job.fault or 'ended')}</p>"
         return [found, gr.Timer(active=False)]
 
     def _asked(self, job: Job) -> dict[Any, Any]:
@@ -217,7 +217,7 @@ class DistilTab:
     def _refused(self, error: BadInput) -> dict[Any, Any]:
         line, name = " ".join(str(error).split()), self.form.faulty(str(error))
         faults = json.dumps({self.form.element(name): line} if name else {})
-        return {self.answer: f"<p class='fault-here' role='alert'>{escape(line)}</p>", self.faults: faults}
+        return {self.answer: f"<p class='fault' role='alert'>{escape(line)}</p>", self.faults: faults}
 
     def _pictures(self, training: Training, seen: str) -> tuple[Any, Any]:
         """The run's pictures if there are new ones, by the size of its event files."""

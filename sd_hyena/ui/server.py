@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from contextlib import suppress
@@ -35,6 +36,12 @@ TITLE = "sd_hyena"
 DARK = "() => { document.body.classList.toggle('dark'); }"
 OPENED = "() => { document.body.dataset.opened = 'yes'; }"  # what is typed from here on stays
 IF_OPENED = "(...values) => [...values.slice(0, -1), document.body.dataset.opened || '']"
+ELSEWHERE = {
+    "regions": "regions",
+    "mask": "painter",
+    "preset": "preset-name",
+    "right": "compare-also",
+}  # what has no field
 KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
 
 
@@ -102,7 +109,7 @@ class Page:
         saved = [self.draw.presets, self.faults]
         named = {self.draw.preset_name, *self.settings}
         self.draw.save_preset.click(self.save_preset, named, saved, **QUICK)
-        self.compare.wire(panel, form, self.settings, self.order, self.faults, self.tabs)
+        self.compare.wire(panel, self.settings, self.order, self.fault, self.faults, self.tabs)
         distil = [*self.distil.form.components.values(), self.distil.recipe, *self.distil.followed]
         self.blocks.load(self.distil.open, None, distil, **QUICK)
         parts = form.components
@@ -228,8 +235,9 @@ class Page:
 
     def fault(self, error: BadInput) -> str:
         """For the component that puts it at its field."""
-        name = self.form.faulty(str(error))
-        return json.dumps({self.form.element(name): " ".join(str(error).split())} if name else {})
+        line, name = " ".join(str(error).split()), self.form.faulty(str(error))
+        place = self.form.element(name) if name else ELSEWHERE.get(re.split(r"\W", line, maxsplit=1)[0], "")
+        return json.dumps({place: line} if place else {})
 
     def open(self) -> dict[Any, Any]:
         """What a page that is opened shows: last time's settings, the pictures, and what is being drawn."""
