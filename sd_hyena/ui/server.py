@@ -42,6 +42,7 @@ ELSEWHERE = {
     "preset": "preset-name",
     "right": "compare-also",
 }  # what has no field
+TABS = 24  # open pages whose state is kept: each costs a copy of all components' configuration
 KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
 
 
@@ -365,7 +366,7 @@ def launched(session: Session) -> tuple[Page, str]:
             server_name=config.address, server_port=port, auth=config.credentials, share=False, quiet=True,
             prevent_thread_lock=True, run_history=False, footer_links=[], mcp_server=False, enable_monitoring=False,
             max_file_size=f"{config.max_upload}mb", theme=_theme(), css=script("page.css"), pwa=False,
-            ssr_mode=False, show_error=True,
+            ssr_mode=False, show_error=True, state_session_capacity=TABS,
         )  # fmt: skip
     except OSError as error:
         raise BadInput(f"port={config.port} cannot be used ({error}); give another one with --port") from None
