@@ -42,7 +42,7 @@ ELSEWHERE = {
     "preset": "preset-name",
     "right": "compare-also",
 }  # what has no field
-TABS = 24  # open pages whose state is kept: each costs a copy of all components' configuration
+TABS = 16  # open pages whose state is kept: each costs a copy of all components' configuration
 KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
 
 
