@@ -15,6 +15,7 @@ from benchmarks.harness.page import browser, served
 WIDTHS = {"wide": 1280, "narrow": 390}
 TABS = ("Draw", "Regions", "Redraw", "Compare", "Distil")
 KEPT = tuple(f"{name.lower()}-wide-light" for name in TABS)
+TOP = "window.scrollTo(0, 0); document.querySelector('#panel').scrollTop = 0"
 PROMPT = "a red circle left of two blue squares on green stripes"
 BOXES = (
     ((0.03, 0.05), (0.48, 0.6), "a red circle"),
@@ -96,9 +97,9 @@ def main(given: argparse.Namespace) -> None:
                 for name in TABS:
                     shown = f"{name.lower()}-{width}-{mode}"
                     if given.all or shown in KEPT:
-                        page.evaluate("window.scrollTo(0, 0)")
+                        page.evaluate(TOP)
                         tab(page, name)
-                        page.evaluate("window.scrollTo(0, 0)")
+                        page.evaluate(TOP)
                         page.screenshot(path=given.out / f"ui-{shown}.png")
                         print(given.out / f"ui-{shown}.png", flush=True)
 

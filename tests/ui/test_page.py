@@ -166,7 +166,7 @@ def test_a_dropped_picture_of_a1111_fills_the_form_and_says_what_was_not_taken(o
 def test_a_mask_painted_on_a_picture_changes_it_there_alone(opened, served, tmp_path):
     Image.new("RGB", (64, 64), (20, 60, 200)).save(tmp_path / "blue.png")
     page = opened()
-    fill(page, **PICTURE | {"steps": 4}, height=64)
+    fill(page, **PICTURE | {"steps": 4}, height=64, prompt="a red circle")
     tab(page, "Redraw")
     page.locator("#draw-init_image input[type=file]").set_input_files(tmp_path / "blue.png")
     page.get_by_role("button", name="paint where it is drawn anew").click()
