@@ -110,9 +110,10 @@ def main(given: argparse.Namespace) -> None:
                         page.evaluate(TOP)
                         if name == "Distil":  # what came of it
                             page.evaluate("document.querySelector('#train-start').scrollIntoView()")
-                        page.screenshot(path=path := given.out / f"ui-{shown}.png")
+                        path = given.out / f"ui-{shown}.png"
+                        page.screenshot(path=path)
                         small(path)
-                        print(given.out / f"ui-{shown}.png", flush=True)
+                        print(path, flush=True)
 
 
 if __name__ == "__main__":
