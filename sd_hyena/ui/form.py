@@ -57,7 +57,7 @@ class Form:
         names = [name for name in names if name in self.fields and name not in self.components]
         for i in range(0, len(names), 2):
             with gr.Row():
-                self.add(*names[i : i + 2])
+                self.add(*names[i : i + 2], min_width=240)
 
     def needing(self, *names: str) -> list[str]:
         """These, and the options that have no effect without one of them."""
