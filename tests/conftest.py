@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from examples.tiny_sd.train import MAX_TOKENS
 from sd_hyena.distil import previews, training
 from sd_hyena.generate import engine
+from sd_hyena.models import pipeline
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.upscaler import load_upscaler
 from sd_hyena.options.shipped import SHIPPED_MODEL
@@ -45,16 +46,16 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def short_previews():
-    """One picture of two steps in place of four of twelve: they are drawn at every validation of some hundred small runs."""
+    """One picture of one step in place of four of twelve: they are drawn at every validation of some hundred small runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(previews, "STEPS", 2)
+        patch.setattr(previews, "STEPS", 1)
         for module in (previews, training):
             patch.setattr(module, "PICTURES", 1)
         yield
 
 
 @pytest.fixture(scope="session")
-def shared_pipe():
+def shared_pipe(read_once):
     return load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
 
 
@@ -94,21 +95,40 @@ class _Unpickler(pickle.Unpickler):
         return self.copies[number]
 
 
-@pytest.fixture(scope="session")
-def pickled_pipe(shared_pipe):
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    pickler.dump(shared_pipe)
-    return file.getvalue(), pickler.tensors
+class _Kept:
+    """What can be copied in a tenth of the time that deepcopy takes."""
+
+    def __init__(self, pipe):
+        file = io.BytesIO()
+        pickler = _Pickler(file)
+        pickler.dump(pipe)
+        self.content, self.tensors = file.getvalue(), pickler.tensors
+
+    def copy(self):
+        return _Unpickler(io.BytesIO(self.content), self.tensors).load()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once():
+    """The shipped model's files are read once; each time that it is loaded after that is a copy."""
+    load, kept = pipeline._load_folder, {}
+
+    def loaded(path, dtype, vae):
+        if path.resolve() != SHIPPED_MODEL.resolve() or vae:
+            return load(path, dtype, vae)
+        if dtype not in kept:
+            kept[dtype] = _Kept(load(path, dtype, vae))
+        return kept[dtype].copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_load_folder", loaded)
+        yield
 
 
 @pytest.fixture
-def own_pipe(pickled_pipe):
-    """A copy, for what diffusers or peft do not undo completely; in a tenth of the time that deepcopy takes."""
-    content, tensors = pickled_pipe
-    pipe = _Unpickler(io.BytesIO(content), tensors).load()
-    pipe.unet.requires_grad_(True)  # as it was loaded; a Teacher freezes the shared one
-    return pipe
+def own_pipe(read_once):
+    """A copy, for what diffusers or peft do not undo completely."""
+    return load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
