@@ -197,6 +197,7 @@ def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch):
     assert own_device("auto") == "auto"
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it(tmp_path, alone):
     """As typed; everything above is started as torchrun does it, without its ten seconds."""
     done = command(
