@@ -22,7 +22,7 @@ from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.tiny_sd.train import MAX_TOKENS
-from sd_hyena.distil import previews, sources, training
+from sd_hyena.distil import estimate, previews, sources, training
 from sd_hyena.generate import engine
 from sd_hyena.models import pipeline
 from sd_hyena.models.pipeline import load_pipeline
@@ -124,6 +124,29 @@ def small_samples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_draw_images", drawn)
         yield
+
+
+COUNTS = {name: getattr(estimate, name) for name in ("unet_flops", "student_flops", "vae_flops", "saved_bytes")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guessed_counts():
+    """What a run's estimate multiplies is guessed: counting takes seconds for each new student, and is tested elsewhere."""
+    guess = lambda size: 10**7 * size[0] * size[1] + 1000 * (size[0] * size[1]) ** 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "unet_flops", lambda _unet, size, _last="": guess(size))
+        patch.setattr(estimate, "vae_flops", lambda _vae, size: (guess(size), guess(size)))
+        patch.setattr(estimate, "student_flops", lambda _spec, size: 10**5 * size[0] * size[1])
+        patch.setattr(estimate, "saved_bytes", lambda _spec, size, _dtype: 1000 * size[0] * size[1])
+        yield
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A run's estimate as it truly is."""
+    monkeypatch.setattr(estimate, "_counted", {})
+    for name, count in COUNTS.items():
+        monkeypatch.setattr(estimate, name, count)
 
 
 @pytest.fixture(scope="session", autouse=True)
