@@ -64,6 +64,7 @@ def test_sites_that_share_a_block_are_numbered_and_its_unet_can_be_counted(model
     assert unet_flops(unet, (16, 24)) > unet_flops(unet, (16, 16)) > 0
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_in_every_stage_drawn_with_and_evaluated(model, tmp_path):
     shared = dict(out_dir=str(tmp_path / "out"), log_dir=str(tmp_path / "logs"), device="cpu", seed=1)
     sizes = dict(width=96, height=64, num_samples=4, sample_steps=2, batch_size=2, n_steps=3, warmup_steps=0)
