@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
     result.add_argument("--quick", action="store_true", help="small sizes, few rounds: 3 minutes on two cores")
     result.add_argument("--images", type=int, default=12, help="of the suite grow, at 512 px; a third at 1024 px")
+    result.add_argument("--upscaler", default="", help="of the suite grow: a file that is measured alone, too")
     result.add_argument("--out", type=Path, default=None, help="folder of the results; default: benchmarks/results")
     return result
 
@@ -49,7 +50,7 @@ def main(given: argparse.Namespace) -> None:
     device = pick_device(given.device)
     suite = importlib.import_module(f"benchmarks.suites.{given.suite}")
     if given.suite == "grow":
-        suite.measure(given.images, given.out or record.RESULTS)
+        suite.measure(given.images, given.out or record.RESULTS, upscaler=given.upscaler)
         return
     if given.suite == "cpu":
         device = torch.device("cpu")

@@ -8,6 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import copy
+import gc
+import io
+import pickle
 import shutil
 import subprocess
 import sys
@@ -19,8 +22,9 @@ from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.tiny_sd.train import MAX_TOKENS
-from sd_hyena.distil import previews, training
+from sd_hyena.distil import estimate, previews, sources, training
 from sd_hyena.generate import engine
+from sd_hyena.models import pipeline
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.upscaler import load_upscaler
 from sd_hyena.options.shipped import SHIPPED_MODEL
@@ -34,18 +38,24 @@ OUT11 = "up_blocks.3.attentions.2.transformer_blocks.0.attn1"
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish():
+    """What is there now stays: else each command walks a million objects when it gives its memory back."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def short_previews():
-    """One picture of two steps in place of four of twelve: they are drawn at every validation of some hundred small runs."""
+    """One picture of one step in place of four of twelve: they are drawn at every validation of some hundred small runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(previews, "STEPS", 2)
+        patch.setattr(previews, "STEPS", 1)
         for module in (previews, training):
             patch.setattr(module, "PICTURES", 1)
         yield
 
 
 @pytest.fixture(scope="session")
-def shared_pipe():
+def shared_pipe(read_once):
     return load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
 
 
@@ -58,12 +68,108 @@ def pipe(shared_pipe):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in shared_pipe.unet.modules())
 
 
+class _Pickler(pickle.Pickler):
+    """Leaves tensors out: the same one is the same number."""
+
+    def __init__(self, file):
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.tensors, self.numbers = [], {}
+
+    def persistent_id(self, value):
+        if not isinstance(value, torch.Tensor):
+            return None
+        if id(value) not in self.numbers:
+            self.numbers[id(value)] = len(self.tensors)
+            self.tensors.append(value)
+        return self.numbers[id(value)]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, tensors):
+        super().__init__(file)
+        self.tensors, self.copies = tensors, {}
+
+    def persistent_load(self, number):
+        if number not in self.copies:
+            self.copies[number] = copy.deepcopy(self.tensors[number])
+        return self.copies[number]
+
+
+class _Kept:
+    """What can be copied in a tenth of the time that deepcopy takes."""
+
+    def __init__(self, pipe):
+        file = io.BytesIO()
+        pickler = _Pickler(file)
+        pickler.dump(pipe)
+        self.content, self.tensors = file.getvalue(), pickler.tensors
+
+    def copy(self):
+        return _Unpickler(io.BytesIO(self.content), self.tensors).load()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_samples():
+    """What a teacher draws to learn from is of 128 px where its own size is 256: a quarter of the time."""
+    draw = sources._draw_images
+
+    def drawn(pipe, *rest):
+        own = pipe.unet.config.sample_size
+        pipe.unet.register_to_config(sample_size=min(own, 16))
+        try:
+            return draw(pipe, *rest)
+        finally:
+            pipe.unet.register_to_config(sample_size=own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_draw_images", drawn)
+        yield
+
+
+COUNTS = {name: getattr(estimate, name) for name in ("unet_flops", "student_flops", "vae_flops", "saved_bytes")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guessed_counts():
+    """What a run's estimate multiplies is guessed: counting takes seconds for each new student, and is tested elsewhere."""
+    guess = lambda size: 10**7 * size[0] * size[1] + 1000 * (size[0] * size[1]) ** 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "unet_flops", lambda _unet, size, _last="": guess(size))
+        patch.setattr(estimate, "vae_flops", lambda _vae, size: (guess(size), guess(size)))
+        patch.setattr(estimate, "student_flops", lambda _spec, size: 10**5 * size[0] * size[1])
+        patch.setattr(estimate, "saved_bytes", lambda _spec, size, _dtype: 1000 * size[0] * size[1])
+        yield
+
+
 @pytest.fixture
-def own_pipe(shared_pipe):
+def counted(monkeypatch):
+    """A run's estimate as it truly is."""
+    monkeypatch.setattr(estimate, "_counted", {})
+    for name, count in COUNTS.items():
+        monkeypatch.setattr(estimate, name, count)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once():
+    """The shipped model's files are read once; each time that it is loaded after that is a copy."""
+    load, kept = pipeline._load_folder, {}
+
+    def loaded(path, dtype, vae):
+        if path.resolve() != SHIPPED_MODEL.resolve() or vae:
+            return load(path, dtype, vae)
+        if dtype not in kept:
+            kept[dtype] = _Kept(load(path, dtype, vae))
+        return kept[dtype].copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_load_folder", loaded)
+        yield
+
+
+@pytest.fixture
+def own_pipe(read_once):
     """A copy, for what diffusers or peft do not undo completely."""
-    pipe = copy.deepcopy(shared_pipe)
-    pipe.unet.requires_grad_(True)  # as it was loaded; a Teacher freezes the shared one
-    return pipe
+    return load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture

@@ -21,14 +21,14 @@ from tests.fork import python_that_forks
 SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhere, for the reason given
     "bash examples/demo.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1 -s 1",
     "python -m sd_hyena.demo": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1 -s 1",
-    "bash examples/train.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 2",
-    "python train.py": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 2",
+    "bash examples/train.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1",
+    "python train.py": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1",
     "bash examples/generate.sh": "-W 64 -s 2 -n 1",
     "python generate.py": "-W 64 -s 2 -n 1",
     "bash examples/ui.sh": None,  # a server; tests/ui
     "python -m sd_hyena.students.checkpoint": "",
     "python -m sd_hyena.evaluate": "--images 1 --states 1 --steps 1 --sizes 64 --guidance 1",
-    "python -m sd_hyena.recipe": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 2 --validate_every_n_steps 0",
+    "python -m sd_hyena.recipe": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 1 --validate_every_n_steps 0",
     "bash tests/run.sh": None,  # this very run
     "python3 -m venv": None,  # test_install.py
     "pip install": None,

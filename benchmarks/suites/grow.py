@@ -1,7 +1,8 @@
 """Is a large picture still one picture: every way to grow on the shipped model, judged by the frozen checker.
 
-Captions of one object that are right at the model's own 256 px, in the order of the held-out scenes, each with its number
-as the seed. A picture is a row of its own, written as it is done, so the same command goes on where it ended.
+The first forty captions of one object that are right at the model's own 256 px, in the order of the held-out scenes, each
+with its number as the seed; the file has a row for each of them. A picture is a row of its own, written as it is done, so the
+same command goes on where it ended.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from sd_hyena.cost.timing import seconds
 from sd_hyena.files.comparison import similarity
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.watch import Watch
+from sd_hyena.large.enlargement import enlarge
+from sd_hyena.large.growing.stages import sizes
 from sd_hyena.models.latents import decoded, encoded
+from sd_hyena.models.upscaler import load_upscaler
 from sd_hyena.options.generate_config import GenerateConfig
 
-OWN = 256
+OWN, SEEDS = 256, 40
 CPU = torch.device("cpu")
 SMALL_TILES = dict(tiled_diffusion="mixture", tile_width=32, tile_height=32, overlap=16)
 STUDENTS = "landmarks"
@@ -63,11 +67,12 @@ class Case:
         return GenerateConfig(**given, **(SMALL_TILES if self.canvas == "tiles" else {}))
 
 
-def cases() -> list[Case]:
-    """In the order of what is most worth knowing."""
+def cases(upscaler: str = "") -> list[Case]:
+    """In the order of what is most worth knowing; `upscaler` is a file."""
     found = []
     for size, share in (((512, 512), 1.0), ((768, 512), 1 / 3), ((1024, 1024), 1 / 3)):
-        own = [Case(size, name, share=share) for name in ("true render", "Lanczos")]
+        alone = ("Lanczos", f"{Path(upscaler).stem} alone") if upscaler else ("Lanczos",)
+        own = [Case(size, name, share=share) for name in ("true render", *alone)]
         own += [Case(size, "redraw", "students", share=share), Case(size, "plain", "students", share=share / 2)]
         own += [Case(size, "redraw", "attention", share=share / 2), Case(size, "plain", "students", "tiles", share / 3)]
         others = ("diffusehigh", "deep_shrink", "hidiffusion", "demofusion")
@@ -102,8 +107,9 @@ def reduced(image: np.ndarray) -> np.ndarray:
 class Pictures:
     """Drawn when they are asked for, and kept in a folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, upscaler: str = ""):
         self.folder, self.engine = folder, Engine()
+        self.upscaler = load_upscaler(upscaler, CPU, torch.float32) if upscaler else None
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, case: Case, i: int) -> Path:
@@ -119,10 +125,10 @@ class Pictures:
         if case.method == "true render":
             pipe = self.engine.load(GenerateConfig(device="cpu")).pipe
             return decoded(pipe, encoded(pipe, to_tensor(draw(scene, *case.size).copy())[None]))
-        if case.method == "Lanczos":
-            return np.array(
-                Image.fromarray(self.drawn(Case(_own(case.size), "plain", "attention"), i)).resize(case.size, 1)
-            )
+        if not case.by:
+            small = self.drawn(Case(sizes(case.size, OWN)[0], "plain", "attention"), i)
+            upscaler = None if case.method == "Lanczos" else self.upscaler
+            return np.array(enlarge(Image.fromarray(small), case.size, upscaler))
         return np.array(next(iter(self.engine.draw(case.config(scene, i), _Silent()))).image)
 
     def row(self, case: Case, i: int, counted: bool) -> dict[str, Any]:
@@ -146,17 +152,11 @@ class Pictures:
         return row | dict(commit=commit(), date=date.today().isoformat(), hardware=hardware(CPU))
 
 
-def _own(size: tuple[int, int]) -> tuple[int, int]:
-    from sd_hyena.large.growing.stages import sizes
-
-    return sizes(size, OWN)[0]
-
-
-def rows(pictures: Pictures, images: int, done: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-    """What is not done yet, for the first `images` scenes that are right at the model's own size."""
+def rows(pictures: Pictures, images: int, done: list[dict[str, str]], upscaler: str = "") -> Iterator[dict[str, Any]]:
+    """What is not done yet, for the first `images` of the scenes that are right at the model's own size."""
     known = {(row["size"], row["method"], row["by"], row["canvas"], int(row["scene"])): row for row in done}
     own, right, i = Case((OWN, OWN), "plain", "attention"), [], 0
-    while len(right) < images:
+    while len(right) < max(SEEDS, images):
         if is_single(numbered_scene(HELD_OUT_SEED, i)):
             row = known.get((*own.label, i))
             if row is None:
@@ -164,14 +164,14 @@ def rows(pictures: Pictures, images: int, done: list[dict[str, str]]) -> Iterato
                 yield row
             right += [i] if int(row["right"]) else []
         i += 1
-    for case in cases():
+    for case in cases(upscaler):
         for n, i in enumerate(right[: max(1, round(images * case.share))]):
             if (*case.label, i) not in known:
                 yield pictures.row(case, i, counted=n == 0 and bool(case.by))
 
 
-def measure(images: int, folder: Path = RESULTS, kept: Path = Path("runs/grow")) -> None:
-    """Append to grow.csv in `folder` until all is there; the pictures lie in `kept`."""
+def measure(images: int, folder: Path = RESULTS, kept: Path = Path("runs/grow"), upscaler: str = "") -> None:
+    """Append to grow.csv in `folder` until all is there; the pictures lie in `kept`. Raises BadInput."""
     torch.set_num_threads(1)
     path = folder / "grow.csv"
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def measure(images: int, folder: Path = RESULTS, kept: Path = Path("runs/grow"))
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if not done:
             writer.writeheader()
-        for row in rows(Pictures(kept), images, done):
+        for row in rows(Pictures(kept, upscaler), images, done, upscaler):
             writer.writerow(row)
             file.flush()
             path.with_suffix(".json").write_text(json.dumps(facts(CPU), indent=1) + "\n")

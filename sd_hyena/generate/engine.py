@@ -30,36 +30,30 @@ from sd_hyena.generate.alternatives import (
     kept_in,
     students_of,
 )
-from sd_hyena.generate.drawing import denoising_steps
-from sd_hyena.generate.growth import Stage, Standing, grown
+from sd_hyena.generate.growth import Stage, Standing
 from sd_hyena.generate.job import Drawn, Job, shares
 from sd_hyena.generate.kept import Kept, stamp
 from sd_hyena.generate.latent_colours import coloured, fitted
-from sd_hyena.generate.offload import check_offload, offload
-from sd_hyena.generate.optimize import check_optimize, optimized
+from sd_hyena.generate.offload import offload
+from sd_hyena.generate.optimize import optimized
+from sd_hyena.generate.order import Order
+from sd_hyena.generate.remarks import of_order, of_students
 from sd_hyena.generate.summary import summary
 from sd_hyena.generate.task import controlnets, loras
 from sd_hyena.generate.watch import Advance, Watch
 from sd_hyena.models.example_prompts import prompts_of
-from sd_hyena.models.location import model_path, model_sha256
-from sd_hyena.models.lora.applied import Given
+from sd_hyena.models.location import model_sha256
 from sd_hyena.models.pipeline import load_pipeline
-from sd_hyena.models.prediction import noise_levels
-from sd_hyena.models.upscaler import Upscaler, load_upscaler
-from sd_hyena.models.vae import check_vae
-from sd_hyena.options.command_line import with_paths
-from sd_hyena.options.effect import in_vain
+from sd_hyena.models.upscaler import Upscaler
 from sd_hyena.options.generate_config import GenerateConfig
-from sd_hyena.options.growing import method_of, own_side
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
-from sd_hyena.options.sampler import check_sampler, note_on_steps, set_scheduler
-from sd_hyena.processes.device import pick_device, pick_dtype
-from sd_hyena.processes.group import Group, own_device
+from sd_hyena.options.sampler import set_scheduler
+from sd_hyena.processes.group import Group
 from sd_hyena.processes.progress import work
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.text.encoding import chunks, weighted_prompts
-from sd_hyena.text.textual_inversion import Embedding, check_asked, embedded, read_embeddings, with_bundled
+from sd_hyena.text.textual_inversion import embedded
 
 KERNELS = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "cudnn": "CUDNN_ATTENTION", "math": "MATH"}
 
@@ -70,71 +64,6 @@ class NotDrawn(RuntimeError):
     def __init__(self, failures: list[str], total: int, where: str = ""):
         super().__init__(f"{len(failures)} of {total} images failed{where}; {failures[0]}")
         self.failures, self.total = failures, total
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a config asks for, looked at before a model is loaded; a picture that does not grow has one stage."""
-
-    config: GenerateConfig
-    model: Path
-    device: torch.device
-    dtype: torch.dtype
-    stages: tuple[Stage, ...]
-    embeddings: tuple[Embedding, ...]
-
-    @classmethod
-    def of(cls, config: GenerateConfig) -> Order:
-        """Raises BadInput."""
-        config = with_paths(config)
-        path = model_path(config.model, config.vae)
-        check_sampler(config.scheduler, noise_levels(path))
-        if config.vae:
-            check_vae(config.vae)
-        own = own_side(config.model)
-        stages = tuple(Stage.all_of(config, own, method_of(config, own)))
-        embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in stages[-1].task.loras))
-        prompts = config.prompt or "", config.negative_prompt, *stages[-1].arrangement.prompts
-        check_asked(prompts, embeddings)
-        device = pick_device(own_device(config.device))
-        check_offload(config.offload, device)
-        check_optimize(config.optimizations, device)
-        dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
-        return cls(config, path, device, dtype, stages, embeddings)
-
-    @property
-    def loras(self) -> tuple[Given, ...]:
-        """The LoRAs with their weights."""
-        return self.stages[-1].task.loras
-
-    @property
-    def plainly(self) -> Order:
-        """The same without growing."""
-        return Order.of(replace(self.config, grow="off"))
-
-    def keys(self) -> dict[str, Hashable]:
-        """By which it is known whether something is loaded already."""
-        config = self.config
-        parts = {
-            "embeddings": tuple(map(stamp, (one.path for one in self.embeddings))),
-            "loras": tuple((stamp(one.lora.path), one.strength, one.text_strength) for one in self.loras),
-            "controlnets": tuple(stamp(path) for path, _ in config.controls),
-        }
-        parts["loras"] += parts["embeddings"]  # a LoRA may change the vectors of words
-        model = (stamp(self.model), config.vae and stamp(config.vae), self.dtype, str(self.device), config.offload)
-        if config.offload != "off":  # its hooks stand around all that was there when they were set
-            model += tuple(parts.values())
-        alone = {"pipeline": ("pipeline", model), "upscaler": self.upscaler_key}
-        return alone | {name: (name, key, model) for name, key in parts.items()}
-
-    @property
-    def upscaler_key(self) -> Hashable:
-        """That of `keys()`, without a look at all the other files."""
-        return "upscaler", self.config.upscaler and stamp(self.config.upscaler), self.dtype, str(self.device)
-
-    def upscaler(self) -> Upscaler | None:
-        """Raises BadInput."""
-        return load_upscaler(self.config.upscaler, self.device, self.dtype) if self.config.upscaler else None
 
 
 @dataclass(frozen=True)
@@ -191,35 +120,17 @@ class Engine:
         if order.config.grow == "auto" and len(order.stages) > 1 and _of_one_size(stored):
             order = order.plainly
             model, nets, stored = self._loaded(order, [_files(stage) for stage in order.stages])
-        config, last = order.config, order.stages[-1]
-        arrangement = last.arrangement
-        for line in filter(None, (str(arrangement), *arrangement.cuts_nothing, *in_vain(config), grown(order.stages))):
-            watch.note(line)
-        few = note_on_steps(config.scheduler, denoising_steps(last.config))
-        for said in filter(None, (*last.task.notes, *arrangement.notes, few)):
-            watch.note(said)
-        pipe = model.pipe
+        config, pipe, arrangement = order.config, model.pipe, order.stages[-1].arrangement
         prompt = prompts_of(order.model)[0] if config.prompt is None else config.prompt
         config = replace(config, seed=group.agreed(drawn_seed(config.seed)), prompt=prompt)
         stages = [stage.told(config.seed, prompt) for stage in order.stages]
         by_stage = [joined_students(config.hyena, one) or [Alternative({})] for one in stored]
         check_target(config.target, stored[-1])
-        texts = (prompt, config.negative_prompt, *arrangement.prompts)
-        for embedding in order.embeddings:
-            if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):
-                watch.note(f"note: no prompt says {embedding.word!r}, the word of embeddings={str(embedding.path)!r}")
-        for alternative in by_stage[-1]:
-            if any(hash_ and hash_ != model.sha256 for hash_ in alternative.teacher_sha256):
-                watch.note(
-                    f"note: {alternative.label} was trained on another model; its change is added to this one's projections"
-                )
         for stage, alternatives in zip(stages, by_stage, strict=True):
             for alternative in alternatives:
                 check_sizes(alternative, pipe.unet, stage.arrangement.tile)
-                if Landmarks.read(alternative.entry):
-                    where = " ".join(student.spec.short for student in alternative.students.values())
-                    at = f" of {stage.config.width}x{stage.config.height}" if len(stages) > 1 else ""
-                    watch.note(f"{alternative.entry} at {where or 'no site: attention is cheaper at this size'}{at}")
+        for line in (*of_order(order, prompt), *of_students(stages, by_stage, model.sha256)):
+            watch.note(line)
         if config.keep_attention:
             wanted = kept_in(config.keep_attention, len(stages))
             for stage, alternatives, keep in zip(stages, by_stage, wanted, strict=True):

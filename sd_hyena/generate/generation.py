@@ -18,8 +18,9 @@ from sd_hyena.files.hashes import file_sha256, lora_sha256
 from sd_hyena.files.names import next_number, writable_folder
 from sd_hyena.files.picture import read_picture, write_image
 from sd_hyena.generate.bar import Bar
-from sd_hyena.generate.engine import Engine, NotDrawn, Order
+from sd_hyena.generate.engine import Engine, NotDrawn
 from sd_hyena.generate.job import Drawn
+from sd_hyena.generate.order import Order
 from sd_hyena.generate.watch import Part, Watch
 from sd_hyena.options import given_path
 from sd_hyena.options.command_line import to_dict, with_paths

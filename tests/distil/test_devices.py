@@ -29,7 +29,9 @@ def arguments(folder, operator, *more):
     return ["train.py", *OPTIONS, operator, "-o", folder / "out", "-l", folder / "logs", *more]
 
 
-@pytest.mark.parametrize("operator, more", [("bidirectional", []), ("safari", ["--ema", "0.8"])])
+@pytest.mark.parametrize(
+    "operator, more", [("bidirectional", []), pytest.param("safari", ["--ema", "0.8"], marks=pytest.mark.slow)]
+)
 def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, operator, more):
     alone = tmp_path_factory.mktemp("alone")
     shutil.copytree(folder / "out" / "cache", alone / "out" / "cache")
@@ -85,7 +87,9 @@ def test_devices_that_cannot_share_the_batch_are_refused(tmp_path, more, rule):
     assert result.returncode == 2 and rule in result.stderr and len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("failure", ["torch.OutOfMemoryError('injected')", "ValueError('injected')"])
+@pytest.mark.parametrize(
+    "failure", [pytest.param("torch.OutOfMemoryError('injected')", marks=pytest.mark.slow), "ValueError('injected')"]
+)
 def test_one_process_that_fails_ends_the_other_without_a_hang(folder, tmp_path, failure):
     script = tmp_path / "failing.py"
     script.write_text(

@@ -89,7 +89,9 @@ def test_out_of_memory_in_a_validation_halves_the_batch_and_goes_on(folder, monk
     assert load_students(outcome.exported).training["step"] == 6 and outcome.metrics["val/relative_mse/IN01"] > 0
 
 
-def test_before_anything_is_drawn_the_run_is_estimated_and_better_choices_are_named(tmp_path, monkeypatch, capsys):
+def test_before_anything_is_drawn_the_run_is_estimated_and_better_choices_are_named(
+    tmp_path, monkeypatch, capsys, counted
+):
     from sd_hyena.distil import training
 
     class Reached(Exception):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import default_collate
 
-from sd_hyena.distil import pilot, stages
+from sd_hyena.distil import pilot, previews, stages
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import PATIENCE, Distillation, NonFinite
 from sd_hyena.distil.resume import Resumable
@@ -75,9 +76,9 @@ def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"micro_batch_size": 2, "operator": "bidirectional"},
-        {"ema": 0.8},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"micro_batch_size": 2, "operator": "bidirectional"}, marks=pytest.mark.slow),
+        pytest.param({"ema": 0.8}, marks=pytest.mark.slow),
         {"ema": 0.8, "micro_batch_size": 2, "schedule": "constant"},
         {"stage": "end_to_end"},
     ],
@@ -175,8 +176,11 @@ def test_a_batch_that_does_not_fit_the_teacher_is_halved_before_the_run(folder, 
     assert sizes[:3] == [6, 3, 1] and set(sizes[2:]) == {1}
 
 
-def test_a_half_precision_teacher_teaches_a_float32_student(folder):
-    outcome = train(config(folder, dtype="bfloat16", n_steps=3, data="noise"))  # a VAE in bfloat16 may take a minute
+def test_a_half_precision_teacher_teaches_a_float32_student(folder, monkeypatch):
+    monkeypatch.setattr(previews, "draws_previews", lambda *_: False)  # a VAE in bfloat16 may take a minute
+    save_file({"latents": torch.randn(2, 4, 8, 8)}, folder / "latents.safetensors")
+    given = dict(n_steps=1, batch_size=2, data="latents", data_path=str(folder / "latents.safetensors"))
+    outcome = train(config(folder, dtype="bfloat16", **given))
     assert outcome.metrics["val/relative_mse/IN01"] > 0
     assert {value.dtype for value in weights(folder).values()} == {torch.float32}
 
@@ -457,6 +461,7 @@ def test_options_survive_the_run_in_its_config_file(folder):
     )
 
 
+@pytest.mark.slow
 def test_auto_runs_a_pilot_shows_its_choice_and_trains_the_chosen_sites_from_it(folder, capsys, monkeypatch):
     monkeypatch.setattr(pilot, "speedup", lambda *_, **__: 2.0)  # at so small a size attention is faster everywhere
     monkeypatch.setattr(pilot, "STEPS", 10)

@@ -65,7 +65,9 @@ def test_a_run_that_is_stopped_before_it_saved_anything_leaves_no_folder(folder,
     assert [path.name for path in (folder / "out").iterdir()] == ["cache"] and not any((folder / "logs").iterdir())
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code", [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_a_signal_while_the_teacher_draws_its_samples_ends_the_run_and_keeps_whole_pictures_alone(
     tmp_path, monkeypatch, number, code
 ):

@@ -26,6 +26,7 @@ def without_network():
     sys.addaudithook(hook)
 
 
+@pytest.mark.slow
 def test_nobody_reaches_out_to_train_and_to_draw(folder):
     assert ended(folder, TrainConfig, *TRAIN, fault=without_network).code == 0
     assert ended(folder, GenerateConfig, *GENERATE, "-y", "out/hyena.pt", fault=without_network).code == 0

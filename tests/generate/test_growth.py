@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_metadata, write_image
-from sd_hyena.generate import engine
+from sd_hyena.generate import engine, order
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.generation import generate
 from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, larger, sizes_of
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("small_model", "loaded_once")
 @pytest.fixture
 def small_model(monkeypatch):
     """The shipped model as if it had been trained at 80 px, so that 128 px are large."""
-    monkeypatch.setattr(engine, "own_side", lambda _: OWN)
+    monkeypatch.setattr(order, "own_side", lambda _: OWN)
 
 
 def config(tmp_path, **given):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sd_hyena.generate import engine
+from sd_hyena.generate import order
 from sd_hyena.large.growing.demofusion import _Dilated
 from tests.processes.test_group import alone, drawn, pixels, same  # noqa: F401
 
@@ -13,7 +13,7 @@ GROWN = "-W 104 -H 96 -s 3 -n 1 --tiled_diffusion multidiffusion --tile_width 8 
 @pytest.fixture
 def small_model(monkeypatch):
     """The shipped model as if it had been trained at 64 px."""
-    monkeypatch.setattr(engine, "own_side", lambda _: OWN)
+    monkeypatch.setattr(order, "own_side", lambda _: OWN)
 
 
 @pytest.mark.usefixtures("small_model", "loaded_once")

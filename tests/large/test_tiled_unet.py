@@ -560,7 +560,7 @@ def seam(pictures, tile, overlap, unit):
     return mean(0).item(), low.item(), high.item()
 
 
-@pytest.mark.parametrize("cells, count", [(64, 4), (128, 1)])
+@pytest.mark.parametrize("cells, count", [(64, 4), pytest.param(128, 1, marks=pytest.mark.slow)])
 def test_a_prediction_has_no_seam_where_tiles_begin_unless_they_do_not_overlap_or_count_alike(pipe, cells, count):
     """At the first timestep v is, but for its sign, the picture foreseen: smooth, so a jump shows."""
     source = torch.Generator().manual_seed(0)

@@ -1,5 +1,6 @@
 """A pipeline of SDXL's layout, tiny and with random weights, through training, generation and evaluation."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -9,6 +10,7 @@ from sd_hyena.cost.operations import unet_flops
 from sd_hyena.distil.training import train
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.evaluation import evaluate
+from sd_hyena.generate import order
 from sd_hyena.generate.generation import generate
 from sd_hyena.models.condition import condition
 from sd_hyena.models.pipeline import load_pipeline
@@ -62,6 +64,7 @@ def test_sites_that_share_a_block_are_numbered_and_its_unet_can_be_counted(model
     assert unet_flops(unet, (16, 24)) > unet_flops(unet, (16, 16)) > 0
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_in_every_stage_drawn_with_and_evaluated(model, tmp_path):
     shared = dict(out_dir=str(tmp_path / "out"), log_dir=str(tmp_path / "logs"), device="cpu", seed=1)
     sizes = dict(width=96, height=64, num_samples=4, sample_steps=2, batch_size=2, n_steps=3, warmup_steps=0)
@@ -90,3 +93,20 @@ def test_a_student_is_trained_in_every_stage_drawn_with_and_evaluated(model, tmp
     )  # fmt: skip
     prediction = report["students"]["hyena"]["sizes"]["96x64"]["prediction"]
     assert 0 < prediction["conditional"] < 10 and 0 < prediction["unconditional"] < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["redraw", "diffusehigh", "demofusion", "deep_shrink"])
+@pytest.mark.parametrize("hyena", ["", "landmarks:16:all"])
+def test_a_picture_grows_by_every_method_and_repeats_itself(model, tmp_path, monkeypatch, method, hyena):
+    monkeypatch.setattr(order, "own_side", lambda _: 64)
+    given = dict(
+        model=str(model), device="cpu", prompt="a red circle", width=136, height=104, steps=4, seed=3, hyena=hyena
+    )
+    plain, grown, again = (
+        generate(GenerateConfig(**given, num_images=1, grow=grow, out_dir=str(tmp_path / name)))[0]
+        for name, grow in (("plain", "off"), ("grown", method), ("again", method))
+    )
+    pictures = [np.array(Image.open(path)) for path in (plain, grown, again)]
+    assert pictures[1].shape == (104, 136, 3)
+    assert np.array_equal(pictures[1], pictures[2]) and not np.array_equal(pictures[0], pictures[1])

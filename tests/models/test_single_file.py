@@ -31,7 +31,7 @@ from examples.tiny_sd.train import MAX_TOKENS
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
 from sd_hyena.files.weights import sha256
-from sd_hyena.generate import engine
+from sd_hyena.generate import engine, order
 from sd_hyena.generate.drawing import decoded
 from sd_hyena.generate.generation import generate
 from sd_hyena.models.clip_vocabulary import MERGES, clip_tokenizer, merges_and_ids
@@ -648,7 +648,7 @@ def test_offloaded_weights_draw_the_same_with_tiles_and_students(tmp_path, monke
     )
     options |= dict(width=96, num_images=2, decoder_tile_size=8)
     expected = [np.array(Image.open(path)) for path in generate(small(tmp_path, **options))]
-    monkeypatch.setattr(engine, "check_offload", lambda *_: None)  # from the CPU to the CPU: the hooks are the same
+    monkeypatch.setattr(order, "check_offload", lambda *_: None)  # from the CPU to the CPU: the hooks are the same
     moving = (
         accelerate.cpu_offload
     )  # diffusers calls it with "cpu:0", which for accelerate is another device than "cpu"

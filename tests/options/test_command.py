@@ -162,7 +162,9 @@ def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_exits_with_its_code_and_resume_finishes(tmp_path, number, code):
     rest = ["-s", "0", *SMALL, "-o", str(tmp_path / "out"), "-l", str(tmp_path / "logs")]
     process = started("train.py", "-n", "20000", *rest, cwd=ROOT)

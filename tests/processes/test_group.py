@@ -81,7 +81,10 @@ def test_two_processes_draw_the_images_of_one_bit_for_bit_and_one_of_them_speaks
     assert same(pixels(tmp_path / "two"), alone("-n", 3))
 
 
-@pytest.mark.parametrize("more", [[], ["--regions", "{regions}", "--draw_background", "--hypertile", "32"]])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param([], marks=pytest.mark.slow), ["--regions", "{regions}", "--draw_background", "--hypertile", "32"]],
+)
 def test_two_processes_share_the_tiles_of_one_image_bit_for_bit(tmp_path, drawn, alone, more):
     (tmp_path / "regions.json").write_text(json.dumps(REGIONS))
     options = [*TILES, *(part.format(regions=tmp_path / "regions.json") for part in more)]
@@ -140,8 +143,16 @@ def raising(error: Exception):
     return raise_
 
 
-@pytest.mark.parametrize("tiles", [["-n", "4"], TILES], ids=["images", "tiles"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "rank, tiles",
+    [
+        pytest.param(0, ["-n", "4"], marks=pytest.mark.slow),
+        (1, ["-n", "4"]),
+        (0, TILES),
+        pytest.param(1, TILES, marks=pytest.mark.slow),
+    ],
+    ids=["0-images", "1-images", "0-tiles", "1-tiles"],
+)
 def test_where_one_process_fails_all_end_with_its_one_line(tmp_path, drawn, tiles, rank):
     ended = drawn(2, "two", *tiles, fault=failing(job, "draw", raising(ValueError("injected")), rank))
     assert [one.code for one in ended] == [1, 1]
@@ -197,6 +208,7 @@ def test_each_process_takes_the_gpu_of_its_own_number(monkeypatch):
     assert own_device("auto") == "auto"
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it(tmp_path, alone):
     """As typed; everything above is started as torchrun does it, without its ten seconds."""
     done = command(

@@ -96,13 +96,13 @@ def is_sane(prompt: str) -> None:
 
 
 @given(written)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 def test_every_prompt_is_read_as_the_naive_grammar_reads_it(prompt):
     agrees(prompt)
 
 
 @given(st.text(max_size=300) | written)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 def test_every_text_is_a_prompt(prompt):
     is_sane(prompt)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,22 +19,25 @@ from sd_hyena.cost.peak import peak_bytes, unet_peak_bytes
 from sd_hyena.errors import BadInput
 from sd_hyena.generate.forecast import forecast
 from sd_hyena.options.command_line import option
+from sd_hyena.options.from_image import OURS_ALONE
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
 from sd_hyena.students.untrained import untrained
+from sd_hyena.ui.curves import chart, curves_of
+from sd_hyena.ui.folders import SHIPPED, Folders, kind_of
 from sd_hyena.ui.page_config import PageConfig
+from sd_hyena.ui.trainings import Training, Trainings
 from tests.conftest import ROOT
 
-gr = pytest.importorskip("gradio", reason="no gradio; pip install -r requirements-ui.txt")
 
-from sd_hyena.options.from_image import OURS_ALONE  # noqa: E402
-from sd_hyena.ui.curves import chart, curves_of  # noqa: E402
-from sd_hyena.ui.folders import SHIPPED, Folders, kind_of  # noqa: E402
-from sd_hyena.ui.form import Form  # noqa: E402
-from sd_hyena.ui.region_editor import regions_of, value_of  # noqa: E402
-from sd_hyena.ui.session import HIDDEN, Session  # noqa: E402
-from sd_hyena.ui.trainings import Training, Trainings  # noqa: E402
+@pytest.fixture(scope="module")
+def page():
+    """What needs gradio, which takes five seconds to import: here, so that collecting tests does not."""
+    gradio = pytest.importorskip("gradio", reason="no gradio; pip install -r requirements-ui.txt")
+    from sd_hyena.ui import form, region_editor, session
+
+    return SimpleNamespace(gradio=gradio, form=form, region_editor=region_editor, session=session)
 
 
 @pytest.fixture
@@ -47,9 +51,9 @@ def config(tmp_path):
     return PageConfig(lora_dir=str(tmp_path / "loras"), student_dir=str(tmp_path / "students"), **places)
 
 
-def form_of(config_class, config, left_out=()):
-    form = Form(config_class, Folders(config), "x", left_out)
-    with gr.Blocks():
+def form_of(page, config_class, config, left_out=()):
+    form = page.form.Form(config_class, Folders(config), "x", left_out)
+    with page.gradio.Blocks():
         form.add_groups()
     return form
 
@@ -62,8 +66,8 @@ class Later(GenerateConfig):
 
 
 @pytest.mark.parametrize("config_class", [GenerateConfig, TrainConfig, Later])
-def test_every_option_has_its_field_but_for_the_machines_own(config, config_class):
-    form = form_of(config_class, config)
+def test_every_option_has_its_field_but_for_the_machines_own(page, config, config_class):
+    form = form_of(page, config_class, config)
     places = {f.name for f in dataclasses.fields(config_class) if kind_of(f) == "place"}
     assert form.components.keys() == {f.name for f in dataclasses.fields(config_class)} - places
     assert all(component.label for component in form.components.values())
@@ -71,8 +75,8 @@ def test_every_option_has_its_field_but_for_the_machines_own(config, config_clas
     assert config_class(**form.values(given)) == config_class()  # untouched, the form asks for the defaults
 
 
-def test_what_a_form_shows_it_reads_back(config):
-    form = form_of(GenerateConfig, config, HIDDEN)
+def test_what_a_form_shows_it_reads_back(page, config):
+    form = form_of(page, GenerateConfig, config, page.session.HIDDEN)
     folders = Folders(config)
     lora = folders.value("lora", "loras", ["gold.safetensors:0.5", "deep/blue.safetensors"])
     options = dict(steps=7, prompt="a circle", cfg_scale=2.5, overlap=None, scheduler="euler", karras=True, lora=lora)
@@ -84,9 +88,9 @@ def test_what_a_form_shows_it_reads_back(config):
     assert form.shown({"lora": "/elsewhere/red.safetensors"})[1] == ["lora 'red.safetensors'"]
 
 
-def test_uploads_are_shown_again_while_they_are_there_and_nothing_else_is(config, tmp_path):
+def test_uploads_are_shown_again_while_they_are_there_and_nothing_else_is(page, config, tmp_path):
     form, (a, b) = (
-        form_of(GenerateConfig, config, HIDDEN),
+        form_of(page, GenerateConfig, config, page.session.HIDDEN),
         (tmp_path / "uploads" / "a.png", tmp_path / "uploads" / "b,c.png"),
     )
     options = dict(init_image=str(a), control_image=f"{a},{b}", prompt="x")
@@ -103,8 +107,8 @@ def test_uploads_are_shown_again_while_they_are_there_and_nothing_else_is(config
     assert "x-init_image" not in shown() and form.shown(options)[0].keys() == {form.components["prompt"]}
 
 
-def test_a_fault_is_put_at_its_field(config):
-    form = form_of(GenerateConfig, config)
+def test_a_fault_is_put_at_its_field(page, config):
+    form = form_of(page, GenerateConfig, config)
     for given in (dict(width=100), dict(steps=-1), dict(karras=True), dict(strength=2.0), dict(controlnet="a")):
         with pytest.raises(BadInput) as error:
             GenerateConfig(**given)
@@ -130,8 +134,8 @@ def test_a_config_that_names_a_file_elsewhere_is_refused_links_included(config, 
     assert Folders(config).value("model", "models", SHIPPED) == ""
 
 
-def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_other_file(config):
-    session = Session(config)
+def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_other_file(page, config):
+    session = page.session.Session(config)
     (session.uploads / "mask.png").write_bytes(b"grey")
     control = dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle", seed=3)
     given = [control | {"mask": "/etc/passwd"}, control | {"mask": str(session.uploads / "mask.png")}]
@@ -140,18 +144,18 @@ def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_ot
     stored = json.loads(Path(session.order({"width": 64}, json.dumps(given[1:])).regions).read_text())
     assert stored["bbox_controls"][0]["mask"] == str(session.uploads / "mask.png")
     value, lines = session.regions_of(json.dumps(given))
-    left, right = regions_of(value)
+    left, right = page.region_editor.regions_of(value)
     assert (left.mask, left.seed, left.prompt, right.mask) == ("", 3, "a circle", given[1]["mask"])
     assert lines == ["region 1: its mask 'passwd' is in none of the page's folders; give it anew"]
-    assert regions_of(value_of([left, right])) == (left, right)
+    assert page.region_editor.regions_of(page.region_editor.value_of([left, right])) == (left, right)
     with pytest.raises(BadInput, match="damaged"):
-        regions_of("{")
+        page.region_editor.regions_of("{")
 
 
-def test_what_a_page_lost_while_it_was_being_opened_is_shown_once_more_and_nothing_else(config):
+def test_what_a_page_lost_while_it_was_being_opened_is_shown_once_more_and_nothing_else(page, config):
     from sd_hyena.ui.server import Page
 
-    page = Page(session := Session(config))
+    page = Page(session := page.session.Session(config))
     parts, regions = page.form.components, json.dumps([dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle")])
     given = {component: component.value for component in page.settings}
     session.remember(page.form.values(given) | {"steps": 9, "hyena": "landmarks:64:IN01"}, regions)
@@ -177,7 +181,8 @@ def test_other_machines_come_in_only_with_a_password(tmp_path):
     assert open_one.credentials == ("me", "with:colons") and PageConfig().address == "127.0.0.1"
 
 
-def test_settings_and_presets_survive_and_presets_are_what_the_command_reads(config):
+def test_settings_and_presets_survive_and_presets_are_what_the_command_reads(page, config):
+    Session = page.session.Session
     session = Session(config)
     assert session.last() == ({}, "[]")
     session.remember({"steps": 5, "prompt": "größe", "out_dir": "elsewhere"}, '[{"x": 0}]')
