@@ -87,7 +87,7 @@ def main(given: argparse.Namespace) -> int:
                 rows.append(
                     (round(passed), round(page.resident_mib, 1), len(list((page.folder / "outputs").glob("*.png"))))
                 )
-                print(*rows[-1], sep=" s, MiB ", flush=True)
+                print("{} s, {} MiB, {} pictures".format(*rows[-1]), flush=True)
         for tab in pages:
             tab.close()
         said, alive = page.said, page.process.poll() is None

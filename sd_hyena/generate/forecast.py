@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,22 +15,27 @@ from sd_hyena.cost.peak import unet_peak_bytes
 from sd_hyena.generate.alternatives import joined_students, students_of
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.drawing import denoising_steps
+from sd_hyena.generate.growth import Stage
 from sd_hyena.large.tiling import Size, grid
 from sd_hyena.models.hollow import COUNTING, hollow_network
 from sd_hyena.models.location import model_path
 from sd_hyena.options import given_path
-from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
+from sd_hyena.options.growing import method_of, own_side
+from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.processes.device import pick_device, pick_dtype
 from sd_hyena.processes.progress import Work
 from sd_hyena.sites import find_sites
+from sd_hyena.students.checkpoint import StudentFile
 
 LARGEST = 512  # cells of a side up to which memory is counted
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one picture: operations with students and without, GiB that a step has in hand beside the weights (None: not
-    counted), the calls of the UNet in a step, the sites with students; and of the whole the pictures and what is on."""
+    """Of one picture: operations of all its stages with students and without, GiB that a step has in hand beside the
+    weights (None: not counted), the calls of the UNet in a step of the last, its sites with students; and of the whole
+    the pictures and what is on."""
 
     operations: int
     as_teacher: int
@@ -68,39 +74,88 @@ def forecast(config: GenerateConfig) -> Forecast:
 
 def _counted(config: GenerateConfig) -> Forecast:
     model = model_path(config.model, config.vae)
-    unet, arrangement = hollow_network(model, "unet"), Arrangement.of(config)
-    canvas = config.height // 8, config.width // 8
-    views = _views(arrangement, canvas)
-    specs: Mapping[str, Any] = {}
-    if config.hyena:
-        first = given_path.alternatives(config.hyena)[0]
-        stored = {name: students_of(name, unet, arrangement.tile, config.target, torch.empty(0)) for name in first}
-        (alternative,) = joined_students("+".join(first), stored)
-        specs = {site: student.spec for site, student in alternative.students.items()}
-    sites = {site.name: site for site in find_sites(unet)}
-    whole = saved = 0
-    for size, count in views.items():
-        whole += count * _unet(model, size)
-        for name, spec in specs.items():
-            own = sites[name].size(*size)
-            saved += count * (attention_flops(sites[name], own) - _student(repr(spec), own, spec))
-    steps = (denoising_steps(config) + config.noise_inversion) * (1 + (config.cfg_scale > 1))
-    vae = 0 if config.vae else vae_flops(hollow_network(model, "vae"), canvas)[1]
+    unet, own = hollow_network(model, "unet"), own_side(config.model)
     device = pick_device(config.device)
     dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
-    largest = max(views, key=lambda size: size[0] * size[1])
-    batch = (1 + (config.cfg_scale > 1)) * config.batch_size * min(config.tile_batch_size, max(views.values()))
-    gib = _peak(model, largest, batch, dtype) / 2**30 if max(largest) <= LARGEST else None
+    method = method_of(config, own)
+    if method == "off":
+        stages = [_Counted.of(config, Arrangement.of(config), model, dtype)]
+    else:
+        plain = replace(config, lora="", controlnet="", control_image="", control_scale=1.0)  # which need not be read
+        found = Stage.all_of(plain, own, method)
+        stages = [_Counted.of(stage.config, stage.arrangement, model, dtype, method) for stage in found]
+    peaks = [stage.gib for stage in stages]
+    last = stages[-1]
     return Forecast(
-        operations=steps * (whole - saved) + vae,
-        as_teacher=steps * whole + vae,
-        gib=gib,
+        operations=sum(stage.operations for stage in stages),
+        as_teacher=sum(stage.as_teacher for stage in stages),
+        gib=None if None in peaks else max(peaks),
         weights_gib=sum(p.numel() for p in unet.parameters()) * dtype.itemsize / 2**30,
-        calls=sum(views.values()),
-        sites=tuple(sites[name].short for name in sites if name in specs),
+        calls=last.calls,
+        sites=last.sites,
         pictures=config.num_images * config.iteration,
-        arrangement=str(arrangement),
+        arrangement=", ".join(filter(None, (_stages_said(stages, method), last.arrangement))),
     )
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """One stage of a picture."""
+
+    config: GenerateConfig
+    operations: int
+    as_teacher: int
+    gib: float | None
+    calls: int
+    sites: tuple[str, ...]
+    arrangement: str
+
+    @classmethod
+    def of(
+        cls, config: GenerateConfig, arrangement: Arrangement, model: Path, dtype: torch.dtype, method: str = "off"
+    ) -> _Counted:
+        unet, canvas = hollow_network(model, "unet"), (config.height // 8, config.width // 8)
+        views = _views(arrangement, canvas)
+        specs: Mapping[str, Any] = {}
+        if config.hyena:
+            first = given_path.alternatives(config.hyena)[0]
+            stored = {name: _students_of(name, model, arrangement.tile, config.target) for name in first}
+            (alternative,) = joined_students("+".join(first), stored)
+            specs = {site: student.spec for site, student in alternative.students.items()}
+        sites = {site.name: site for site in find_sites(unet)}
+        whole = saved = 0
+        for size, count in views.items():
+            whole += count * _unet(model, size)
+            for name, spec in specs.items():
+                own = sites[name].size(*size)
+                saved += count * (attention_flops(sites[name], own) - _student(repr(spec), own, spec))
+        steps = (denoising_steps(config) + config.noise_inversion) * (1 + (config.cfg_scale > 1))
+        from_latents = config.init_image == BEFORE and method == "demofusion"
+        encode, decode = (0, 0) if config.vae else _vae(model, canvas)
+        vae = decode + encode * bool(config.init_image and not from_latents)
+        largest = max(views, key=lambda size: size[0] * size[1])
+        batch = (1 + (config.cfg_scale > 1)) * config.batch_size * min(config.tile_batch_size, max(views.values()))
+        return cls(
+            config=config,
+            operations=steps * (whole - saved) + vae,
+            as_teacher=steps * whole + vae,
+            gib=_peak(model, largest, batch, dtype) / 2**30 if max(largest) <= LARGEST else None,
+            calls=sum(views.values()),
+            sites=tuple(sites[name].short for name in sites if name in specs),
+            arrangement=str(arrangement),
+        )
+
+
+def _stages_said(stages: Sequence[_Counted], method: str) -> str:
+    """How a picture grows; empty if it does not."""
+    if len(stages) == 1 and method in ("off", *STAGED):
+        return ""
+    if len(stages) == 1:
+        return f"grows by {method}: counted as drawn plainly, so at most"
+    way = " -> ".join(
+        f"{stage.config.width}x{stage.config.height} ({denoising_steps(stage.config)} steps)" for stage in stages
+    )
+    return f"grows by {method} in {len(stages)} stages: {way}"
 
 
 def _views(arrangement: Arrangement, canvas: Size) -> dict[Size, int]:
@@ -124,6 +179,25 @@ def _views(arrangement: Arrangement, canvas: Size) -> dict[Size, int]:
 @lru_cache(maxsize=64)
 def _unet(model: Any, size: Size) -> int:
     return unet_flops(hollow_network(model, "unet"), size)
+
+
+def _students_of(name: str, model: Path, tile: Size | None, target: str) -> StudentFile:
+    return _landmarks(name, model, tile) if Landmarks.read(name) else _read(name, model, tile, target)
+
+
+def _read(name: str, model: Path, tile: Size | None, target: str) -> StudentFile:
+    return students_of(name, hollow_network(model, "unet"), tile, target, torch.empty(0))
+
+
+@lru_cache(maxsize=64)
+def _landmarks(name: str, model: Path, tile: Size | None) -> StudentFile:
+    """Which no file is behind, so that it is the same again."""
+    return _read(name, model, tile, "")
+
+
+@lru_cache(maxsize=64)
+def _vae(model: Any, canvas: Size) -> tuple[int, int]:
+    return vae_flops(hollow_network(model, "vae"), canvas)
 
 
 @lru_cache(maxsize=64)

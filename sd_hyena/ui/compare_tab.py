@@ -16,7 +16,6 @@ from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.ui.comparison import Comparison, pair_of
 from sd_hyena.ui.draw_tab import QUICK
-from sd_hyena.ui.form import Form
 from sd_hyena.ui.region_editor import script
 from sd_hyena.ui.result_panel import ResultPanel
 from sd_hyena.ui.session import Session
@@ -60,13 +59,15 @@ class CompareTab:
 
     @staticmethod
     def names(session: Session) -> list[str]:
-        return [NO_STUDENTS, *session.library.choices("students")]
+        return [NO_STUDENTS, *session.folders.choices("students")]
 
-    def wire(self, panel: ResultPanel, form: Form, settings: list[Any], order: Any, faults: gr.HTML, tabs: Any) -> None:
-        """`order` makes a config of the settings, `settings` are their components."""
-        self._form, self._panel, self._order = form, panel, order
+    def wire(
+        self, panel: ResultPanel, settings: list[Any], order: Any, fault: Any, faults: gr.HTML, tabs: gr.Tabs
+    ) -> None:
+        """`order` makes a config of the settings, `settings` are their components; `fault` is for `faults`."""
+        self._panel, self._order, self._fault, self._faults = panel, order, fault, faults
         given = {self.left, self.right, self.also, *settings}
-        begun = [panel.job, panel.timer, panel.stage, self.job, self.shown]
+        begun = [panel.job, panel.timer, panel.stage, self.job, self.shown, faults]
         self.go.click(self.begin, given, begun, **QUICK)
         panel.timer.tick(self.look, [self.job], [self.shown, self.job], **QUICK)
         for i, button in enumerate((panel.to_left, panel.to_right)):
@@ -81,16 +82,17 @@ class CompareTab:
             pair = []
             for side, also in ((self.left, ""), (self.right, given[self.also])):
                 names = [name for name in given[side] or () if name != NO_STUDENTS]
-                students = self.session.library.value("hyena", "students", names)
+                students = self.session.folders.value("hyena", "students", names)
                 options = to_dict(base) | {"hyena": students} | _written(also)
                 pair.append(self.session.checked(to_dict(from_dict(GenerateConfig, options)) | self.session.own))
         except BadInput as error:
             line = escape(" ".join(str(error).split()))
-            return {self.shown: f"<p class='fault-here' role='alert'>{line}</p>"}
+            return {self.shown: f"<p class='fault' role='alert'>{line}</p>", self._faults: self._fault(error)}
         job = self.session.worker.submit(Comparison(pair=tuple(pair), taken=self.session.take))
         panel = self._panel
         followed = dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
-        return followed | {self.job: job.number, self.shown: "<p class='quiet'>drawing both ...</p>"}
+        begun = {self.job: job.number, self.shown: "<p class='quiet'>drawing both ...</p>", self._faults: "{}"}
+        return followed | begun
 
     def look(self, number: int) -> list[Any]:
         """Both pictures, once they are there."""
@@ -99,7 +101,7 @@ class CompareTab:
             return [gr.skip(), gr.skip()]
         if job.state == "done":
             return [pair_of(self.session.album, *job.pictures, self.session.state / "small"), 0]
-        return [f"<p class='fault-here'>{escape(job.fault or 'ended')}</p>", 0]
+        return [f"<p class='fault'>{escape(job.fault or 'ended')}</p>", 0]
 
     def put(self, i: int, chosen: str, slots: list[str]) -> list[Any]:
         """A picture of the session into the left or the right slot."""

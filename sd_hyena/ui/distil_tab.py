@@ -19,15 +19,16 @@ from sd_hyena.options.shipped import CONFIGS
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.ui.curves import charts, pictures_of
 from sd_hyena.ui.draw_tab import QUICK
+from sd_hyena.ui.folders import SHIPPED
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.job import Job
-from sd_hyena.ui.library import SHIPPED
 from sd_hyena.ui.session import Session
 from sd_hyena.ui.trainings import Training, Trainings
 
-HIDDEN = ("cache_dir", "debug", "dry_run", "devices", "num_nodes", "strategy", "name_format")
-FIRST = ("target", "width", "n_steps", "batch_size", "num_samples", "operator", "stage")
 SINGLE = "a single stage, as below"
+HIDDEN = ("cache_dir", "debug", "dry_run", "devices", "num_nodes", "strategy", "name_format")
+RECIPES = [SINGLE, *sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))]
+FIRST = ("target", "width", "n_steps", "batch_size", "num_samples", "operator", "stage")
 OFTEN = 1.5  # seconds between two looks at a run
 LINES = 14  # of its log
 
@@ -57,9 +58,8 @@ class DistilTab:
 
     @classmethod
     def build(cls, session: Session, faults: gr.HTML) -> DistilTab:
-        form = Form(TrainConfig, session.library, "train", HIDDEN)
-        recipes = [SINGLE, *sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))]
-        recipe = gr.Dropdown(recipes, value=SINGLE, label="recipe", info="stages in turn, or one", elem_id="recipe")
+        form = Form(TrainConfig, session.folders, "train", HIDDEN)
+        recipe = gr.Dropdown(RECIPES, value=SINGLE, label="recipe", info="stages in turn, or one", elem_id="recipe")
         form.add("teacher_model")
         form.add_in_pairs(*FIRST)
         form.add_groups()
@@ -101,12 +101,16 @@ class DistilTab:
         if values["device"] != "auto":
             own.pop("device")
         config = with_paths(from_dict(TrainConfig, values | own))
-        self.session.library.check(config, [self.session.uploads, CONFIGS])
+        self.session.folders.check(config, [self.session.uploads, CONFIGS])
+        self.session.remember_training(values | {"page_recipe": given[self.recipe]})
         return config
 
     def open(self) -> dict[Any, Any]:
         """For a page that is opened: the training that is running, wherever it was started."""
-        updates = self.form.with_choices()
+        stored = self.session.last_training()
+        updates = self.form.with_choices() | self.form.shown(stored, self.session.uploads)[0]
+        if (recipe := stored.get("page_recipe")) in RECIPES:
+            updates[self.recipe] = gr.update(value=recipe)
         names = list(self.trainings.all())
         if running := self.trainings.running():
             return updates | dict(zip(self.followed, self.follow(running.name), strict=True))
@@ -193,7 +197,7 @@ class DistilTab:
         job = self.session.worker.find(number)
         if job is None or not job.over.is_set():
             return [gr.skip(), gr.skip()]
-        found = job.result if job.state == "done" else f"<p class='fault-here'>{escape(job.fault or 'ended')}</p>"
+        found = job.result if job.state == "done" else f"<p class='fault'>{escape(job.fault or 'ended')}</p>"
         return [found, gr.Timer(active=False)]
 
     def _asked(self, job: Job) -> dict[Any, Any]:
@@ -201,19 +205,19 @@ class DistilTab:
         return {self.job: job.number, self.asking: gr.Timer(active=True), self.answer: waiting, self.faults: "{}"}
 
     def newest(self, name: str | None) -> tuple[str, str] | None:
-        """The name in the library of the newest students of a training, and of its model; None if there are none."""
+        """The name in the folders of the newest students of a training, and of its model; None if there are none."""
         training = self.trainings.all().get(name or "") or next(iter(self.trainings.all().values()), None)
         if training is None or training.students is None:
             return None
-        library = self.session.library
-        students, _ = library.names("students", str(training.students))
-        models, _ = library.names("models", training.model)
+        folders = self.session.folders
+        students, _ = folders.names("students", str(training.students))
+        models, _ = folders.names("models", training.model)
         return (students[0], models[0] if models else SHIPPED) if students else None
 
     def _refused(self, error: BadInput) -> dict[Any, Any]:
         line, name = " ".join(str(error).split()), self.form.faulty(str(error))
         faults = json.dumps({self.form.element(name): line} if name else {})
-        return {self.answer: f"<p class='fault-here' role='alert'>{escape(line)}</p>", self.faults: faults}
+        return {self.answer: f"<p class='fault' role='alert'>{escape(line)}</p>", self.faults: faults}
 
     def _pictures(self, training: Training, seen: str) -> tuple[Any, Any]:
         """The run's pictures if there are new ones, by the size of its event files."""

@@ -91,7 +91,7 @@ def described(session: Session, names: list[str] | None) -> str:
     parts = []
     for name in names or ():
         try:
-            path = session.library.value("hyena", "students", [name])
+            path = session.folders.value("hyena", "students", [name])
             text = "seen through landmarks of the picture's own, without training"
             text = text if Landmarks.read(path) else describe(load_students(path))
         except BadInput as error:

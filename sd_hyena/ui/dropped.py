@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.options import from_image, named_files
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.ui.region_editor import value_of
+from sd_hyena.ui.session import Session
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,16 @@ class Dropped:
     left: list[str]
 
 
-def dropped(path: str, own: Mapping[str, Any]) -> Dropped | None:
-    """`own` are the options of the page's command, with its folders. None for a picture that says nothing."""
+def dropped(path: str, session: Session) -> Dropped | None:
+    """None for a picture that says nothing."""
+    own = session.own
     try:
         found = from_image.read(path)
     except BadInput as error:
         if "holds no options" in str(error):
             return None
         return Dropped({}, "[]", "", [str(error).partition(" ")[2] or str(error)])
-    defaults = {f.name: f.default for f in dataclasses.fields(GenerateConfig)} | dict(own)
+    defaults = {f.name: f.default for f in dataclasses.fields(GenerateConfig)} | own
     untouched = defaults | found.options | found.beside
     chosen, lost = dict(untouched), []
     try:
@@ -45,7 +46,8 @@ def dropped(path: str, own: Mapping[str, Any]) -> Dropped | None:
         from sd_hyena.large.regions import read_regions
 
         try:
-            regions = value_of(read_regions(chosen["regions"]))
+            regions, lines = session.regions_of(value_of(read_regions(chosen["regions"])))
+            lost += lines
         except BadInput as error:
             lost.append(str(error).replace(path, "the picture"))
     taken = {name: value for name, value in chosen.items() if value != defaults[name] or name in found.options}

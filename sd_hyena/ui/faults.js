@@ -12,8 +12,6 @@ function show() {
     node.textContent = message;
     field.append(node);
     field.querySelectorAll("input, textarea").forEach(input => input.setAttribute("aria-invalid", "true"));
-    const folded = field.closest(".hide");
-    if (folded) continue;
   }
 }
 watch("value", show);

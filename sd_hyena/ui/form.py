@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
 
 from sd_hyena.errors import BadInput
+from sd_hyena.options import given_path
 from sd_hyena.options.help import grouped
 from sd_hyena.options.own_defaults import own_defaults
-from sd_hyena.ui.library import SEPARATORS, SHIPPED, Library, kind_of
+from sd_hyena.ui.folders import SEPARATORS, SHIPPED, Folders, kind_of
 
 LINES = {"prompt": 3, "negative_prompt": 2}
 REST = "more options"
 PICTURES = ("init_image", "mask", "control_image")  # of the options that are uploads
+SEVERAL = given_path.pictures  # looks at the value of an option that takes several of them
 
 
 class Form:
     """The components of a config's options by name. Build them inside gr.Blocks, where they are to stand."""
 
-    def __init__(self, config_class: type, library: Library, prefix: str, left_out: Iterable[str] = ()):
-        self.config_class, self.library, self.prefix = config_class, library, prefix
+    def __init__(self, config_class: type, folders: Folders, prefix: str, left_out: Iterable[str] = ()):
+        self.config_class, self.folders, self.prefix = config_class, folders, prefix
         self.types = typing.get_type_hints(config_class)
         self.fields = {f.name: f for f in dataclasses.fields(config_class) if f.name not in set(left_out)}
         self.fields = {name: f for name, f in self.fields.items() if kind_of(f) != "place"}
@@ -53,7 +57,7 @@ class Form:
         names = [name for name in names if name in self.fields and name not in self.components]
         for i in range(0, len(names), 2):
             with gr.Row():
-                self.add(*names[i : i + 2])
+                self.add(*names[i : i + 2], min_width=240)
 
     def needing(self, *names: str) -> list[str]:
         """These, and the options that have no effect without one of them."""
@@ -65,18 +69,19 @@ class Form:
 
     def values(self, given: Mapping[Any, Any]) -> dict[str, Any]:
         """Options from the components' values. Raises BadInput."""
-        values = {}
-        for name, component in self.components.items():
-            values[name] = self._value(name, given[component])
-        return values
+        return {name: self.value(name, given) for name in self.components}
+
+    def value(self, name: str, given: Mapping[Any, Any]) -> Any:
+        """One of them."""
+        return self._value(name, given[self.components[name]])
 
     def _value(self, name: str, value: Any) -> Any:
         field, kind = self.fields[name], kind_of(self.fields[name])
         expected = self.types[name]
         if kind == "upload":
-            return value or ""
+            return ",".join(path for path, _ in value) if isinstance(value, list) else value or ""
         if kind:
-            return self.library.value(name, kind, value)
+            return self.folders.value(name, kind, value)
         if value is None and _is_left_open(field):
             return field.default
         if value is None or (value == "" and type(None) in typing.get_args(expected)):
@@ -95,25 +100,34 @@ class Form:
                 return value
         return value
 
-    def shown(self, options: Mapping[str, Any]) -> tuple[dict[Any, Any], list[str]]:
-        """Updates, by component, that show these options, and what of them is in none of the page's folders."""
+    def shown(self, options: Mapping[str, Any], uploads: Path | None = None) -> tuple[dict[Any, Any], list[str]]:
+        """Updates, by component, that show these options, and what of them is in none of the page's folders. Uploads are
+        shown if their folder is given and they are still there."""
         updates, strange = {}, []
         for name, value in options.items():
             if name not in self.components:
                 continue
             kind = kind_of(self.fields[name])
             if kind == "upload":
+                files = given_path.several(value or "")
+                if uploads and files and all(self._uploaded(path, uploads) for path in files):
+                    several = self.fields[name].metadata["path"] is SEVERAL
+                    updates[self.components[name]] = gr.update(value=files if several else value)
                 continue
             if kind:
-                names, unknown = self.library.names(kind, value or "")
+                names, unknown = self.folders.names(kind, value or "")
                 strange += [f"{name} {one!r}" for one in unknown]
                 single = names[0] if names else SHIPPED if kind == "models" else None
                 value = names if kind in SEPARATORS else single
-                updates[self.components[name]] = gr.update(value=value, choices=self.library.choices(kind))
+                updates[self.components[name]] = gr.update(value=value, choices=self.folders.choices(kind))
             else:
                 left = _is_left_open(self.fields[name]) and value in (0, None)
                 updates[self.components[name]] = gr.update(value=None if left else _shown(value, self.types[name]))
         return updates, strange
+
+    @staticmethod
+    def _uploaded(path: str, uploads: Path) -> bool:
+        return os.path.isfile(path) and Path(os.path.realpath(uploads)) in Path(os.path.realpath(path)).parents
 
     def own(self, model: str) -> dict[Any, Any]:
         """Updates that show, in the fields that are left open, what the model itself is best drawn with."""
@@ -131,7 +145,7 @@ class Form:
         """Updates with the files that are there now."""
         kinds = {name: kind_of(self.fields[name]) for name in self.components}
         return {
-            self.components[name]: gr.update(choices=self.library.choices(kind))
+            self.components[name]: gr.update(choices=self.folders.choices(kind))
             for name, kind in kinds.items()
             if kind not in ("", "upload")
         }
@@ -155,11 +169,14 @@ class Form:
             told.pop("info")
             if name not in PICTURES:
                 return gr.File(type="filepath", file_types=[".txt"], height=90, **told)
+            if field.metadata["path"] is SEVERAL:
+                given = dict(columns=3, height=240, object_fit="contain", interactive=True)
+                return gr.Gallery(type="filepath", sources=["upload", "clipboard"], **given, **told)
             return gr.Image(type="filepath", sources=["upload", "clipboard"], height=240, **told)
         if kind:
             several = kind in SEPARATORS
             value = [] if several else SHIPPED if kind == "models" else None
-            told |= dict(choices=self.library.choices(kind), allow_custom_value=True, multiselect=several)
+            told |= dict(choices=self.folders.choices(kind), allow_custom_value=True, multiselect=several)
             return gr.Dropdown(value=value, **told)
         if expected is bool:
             return gr.Checkbox(value=field.default, **told)

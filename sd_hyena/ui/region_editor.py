@@ -29,15 +29,14 @@ def region_editor(**given: Any) -> gr.HTML:
 
 def regions_of(value: str | None) -> tuple[Any, ...]:
     """What the editor holds. Raises BadInput."""
+    if value in (None, "", "[]"):
+        return ()
     from sd_hyena.large.regions import from_dict
 
     try:
         controls = json.loads(value or "[]")
     except ValueError:
         raise BadInput("regions: the editor's value is damaged; load the page again") from None
-    for control in controls if isinstance(controls, list) else ():
-        if isinstance(control, dict):
-            control.pop("mask", None)  # a path, which no browser may name
     return from_dict({"bbox_controls": controls}, "regions")
 
 
@@ -50,11 +49,11 @@ def value_of(regions: Sequence[Any]) -> str:
 
 def written(value: str | None, folder: Path) -> str:
     """The regions as a file of `folder`, named by what it holds; empty if there are none. Raises BadInput."""
-    from sd_hyena.large.regions import to_dict, write_regions
-
     regions = regions_of(value)
     if not regions:
         return ""
+    from sd_hyena.large.regions import to_dict, write_regions
+
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(json.dumps(to_dict(regions)).encode()).hexdigest()[:16]
     write_regions(path := folder / f"{name}.json", regions)

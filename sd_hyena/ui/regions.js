@@ -78,7 +78,7 @@ function snapped({x, y, w, h}) {
 function place(i) {
   const region = regions[i], node = stage.querySelectorAll(".region")[i];
   if (!node) return;
-  for (const [name, value] of [["left", region.x], ["top", region.y], ["width", region.w], ["height", region.h]]) node.style[name] = `${100 * value}%`;
+  for (const [name, value] of Object.entries({left: region.x, top: region.y, width: region.w, height: region.h})) node.style[name] = `${100 * value}%`;
   const box = stage.getBoundingClientRect();
   const edge = region.blend_mode === "Foreground" ? region.feather_ratio * Math.min(region.w * box.width, region.h * box.height) / 2 : 0;
   node.style.setProperty("--edge", `${edge}px`);
@@ -153,6 +153,15 @@ function entry(region, i) {
   const loras = make("input", {type: "text", placeholder: "as the picture's", "aria-label": `LoRAs of region ${i + 1}`,
     onchange: edit("adapters", n => n.value.trim() ? n.value.split(",").map(s => s.trim()).filter(Boolean) : undefined)});
   loras.value = (region.adapters || []).join(", ");
+  const grey = make("input", {type: "file", accept: "image/*", hidden: true, onchange: async event => {
+    const file = event.target.files[0];
+    if (!file) return;
+    const {path} = await upload(file);
+    change(() => { region.mask = path; });
+  }});
+  const mask = make("span", {class: "mask"}, grey,
+    button((region.mask || "").split(/[\\/]/).pop() || "choose", `mask of region ${i + 1}: a grey picture laid over it`, () => grey.click()));
+  if (region.mask) mask.append(button("✕", `no mask for region ${i + 1}`, () => change(() => { delete region.mask; })));
   const swap = k => change(() => { [regions[i], regions[k]] = [regions[k], regions[i]]; selected = k; });
   const head = make("div", {class: "head"}, make("b", {style: `background:${colour(i)}`}, `${i + 1}`), on,
     button("↑", `region ${i + 1} up`, () => i > 0 && swap(i - 1)),
@@ -164,7 +173,7 @@ function entry(region, i) {
       field("soft edge", input("feather_ratio", {type: "range", min: 0, max: 1, step: 0.05}, n => Number(n.value))),
       field("seed", input("seed", {type: "number", step: 1, min: -1}, n => n.value === "" ? -1 : Math.trunc(Number(n.value)))),
       field("guidance", input("guidance_scale", {type: "number", step: 0.5, min: 1, placeholder: "as the picture's"}, number)),
-      field("LoRAs", loras)));
+      field("LoRAs", loras), make("div", {class: "field"}, make("span", {}, "mask"), mask)));
 }
 function at(event) {
   const box = stage.getBoundingClientRect();
@@ -256,6 +265,6 @@ function load() {
   show();
 }
 watch("value", load);
-watch(["width", "height", "src"], () => { if (!drag) show(); });
+watch("width height src".split(" "), () => { if (!drag) show(); });
 new ResizeObserver(() => regions.forEach((_, i) => place(i))).observe(stage);
 load();

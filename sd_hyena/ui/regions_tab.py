@@ -54,21 +54,22 @@ class RegionsTab:
         return tab
 
     def _wire(self, session: Session) -> None:
-        self.loaded.upload(read, [self.loaded], [self.editor, self.notice], **QUICK)
+        self.loaded.upload(lambda path: read(path, session), [self.loaded], [self.editor, self.notice], **QUICK)
         self.saved.click(None, [self.editor], None, js=SAVE, **QUICK)
         self.below.click(lambda: _underlay(session), None, [self.editor], **QUICK)
         self.bare.click(lambda: gr.HTML(src=""), None, [self.editor], **QUICK)
 
 
-def read(path: str) -> tuple[Any, str]:
+def read(path: str, session: Session) -> tuple[Any, str]:
     """The regions of an uploaded file, and what is said of them."""
     from sd_hyena.large.regions import read_regions
 
     try:
         regions = read_regions(path)
+        value, lines = session.regions_of(value_of(regions))
     except BadInput as error:
         return gr.skip(), str(error).replace(path, Path(path).name)
-    return value_of(regions), f"{len(regions)} regions of {Path(path).name}"
+    return value, "; ".join([f"{len(regions)} regions of {Path(path).name}", *lines])
 
 
 def _underlay(session: Session) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from contextlib import suppress
@@ -22,8 +23,8 @@ from sd_hyena.ui.compare_tab import CompareTab
 from sd_hyena.ui.distil_tab import DistilTab
 from sd_hyena.ui.draw_tab import QUICK, DrawTab
 from sd_hyena.ui.dropped import dropped
+from sd_hyena.ui.folders import SEPARATORS, kind_of
 from sd_hyena.ui.form import Form
-from sd_hyena.ui.library import SEPARATORS, kind_of
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.redraw_tab import RedrawTab
 from sd_hyena.ui.region_editor import script
@@ -34,6 +35,14 @@ from sd_hyena.ui.session import HIDDEN, Session
 TITLE = "sd_hyena"
 DARK = "() => { document.body.classList.toggle('dark'); }"
 OPENED = "() => { document.body.dataset.opened = 'yes'; }"  # what is typed from here on stays
+IF_OPENED = "(...values) => [...values.slice(0, -1), document.body.dataset.opened || '']"
+ELSEWHERE = {
+    "regions": "regions",
+    "mask": "painter",
+    "preset": "preset-name",
+    "right": "compare-also",
+}  # what has no field
+TABS = 16  # open pages whose state is kept: each costs a copy of all components' configuration
 KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
 
 
@@ -42,7 +51,9 @@ class Page:
 
     def __init__(self, session: Session):
         self.session = session
-        self.form = Form(GenerateConfig, session.library, "draw", HIDDEN)
+        self.form = Form(GenerateConfig, session.folders, "draw", HIDDEN)
+        self._looked: tuple[Any, Any] = None, None  # settings, and what was found of them
+        self._looking = threading.Lock()
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT, fill_width=True) as self.blocks:
             self._build()
             self._wire()
@@ -68,6 +79,7 @@ class Page:
                     self.distil = DistilTab.build(session, self.faults)
             with gr.Column(scale=2, min_width=300, elem_id="panel"):
                 self.panel = ResultPanel.build(session)
+        self.opened = gr.Textbox("", visible=False)  # of what is built the last: the last value of IF_OPENED
 
     @property
     def settings(self) -> list[Any]:
@@ -81,8 +93,13 @@ class Page:
         panel.draw.click(self.begin, set(self.settings), begun, **QUICK)
         shown = [*form.components.values(), self.regions.editor]
         gr.api(self.generate, api_name="generate", concurrency_limit=None)
-        opened = self.blocks.load(self.open, None, [*shown, *begun[:3], panel.gallery, panel.seen], **QUICK)
-        opened.then(None, None, None, js=OPENED, **QUICK)
+        seen = [panel.gallery, panel.seen, self.draw.presets]
+        opened = self.blocks.load(self.open, None, [*shown, *begun[:3], *seen], **QUICK)
+        opened = opened.then(self.settle, set(self.settings), shown, **QUICK)
+        opened = opened.then(None, None, None, js=OPENED, **QUICK)
+        settings = {*self.settings, self.opened}
+        told = dict(js=IF_OPENED, **QUICK)
+        opened.then(self.check, settings, [self.faults], **told).then(self.foretell, settings, [panel.forecast], **told)
         filled = [*shown, self.redraw.notice]
         form.components["init_image"].upload(self.take, [form.components["init_image"]], filled, **QUICK)
         panel.to_form.click(self.take, [panel.chosen], filled, **QUICK)
@@ -93,21 +110,22 @@ class Page:
         saved = [self.draw.presets, self.faults]
         named = {self.draw.preset_name, *self.settings}
         self.draw.save_preset.click(self.save_preset, named, saved, **QUICK)
-        self.compare.wire(panel, form, self.settings, self.order, self.faults, self.tabs)
-        distil = [*self.distil.form.components.values(), *self.distil.followed]
+        self.compare.wire(panel, self.settings, self.order, self.fault, self.faults, self.tabs)
+        distil = [*self.distil.form.components.values(), self.distil.recipe, *self.distil.followed]
         self.blocks.load(self.distil.open, None, distil, **QUICK)
         parts = form.components
         tried = [parts["hyena"], parts["model"], self.tabs]
         self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
-        changes = [one.input if hasattr(one, "input") else one.change for one in parts.values()]
-        changes.append(self.regions.editor.change)
+        changes = [
+            one.change for one in self.settings
+        ]  # `input` of a text box is not told of what is pasted or deleted
         sized = ("model", "width", "height", "scale", "init_image")
         sizes = [parts[name].change for name in sized if name in parts]
         measured = [self.regions.editor, *parts.values()]
         gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
-        latest = dict(trigger_mode="always_last", **QUICK)
-        gr.on(changes, self.check, set(self.settings), [self.faults], **latest)
-        gr.on(changes, self.foretell, set(self.settings), [panel.forecast], **latest)
+        latest = dict(trigger_mode="always_last", **told)
+        gr.on(changes, self.check, settings, [self.faults], **latest)
+        gr.on(changes, self.foretell, settings, [panel.forecast], **latest)
 
     def generate(self, config: dict) -> list[str]:
         """Draw what a config says, as one JSON: options by name, files by the names that the page shows, regions as
@@ -134,13 +152,27 @@ class Page:
             if kind not in ("", "upload") and isinstance(value, str):
                 entries = value.split(SEPARATORS[kind]) if kind in SEPARATORS else value
                 with suppress(BadInput):  # a path, then, which is looked at below
-                    options[name] = self.session.library.value(name, kind, entries)
+                    options[name] = self.session.folders.value(name, kind, entries)
         return self.session.order(options, regions if isinstance(regions, str) else "")
 
     def order(self, given: dict[Any, Any]) -> GenerateConfig:
         """What the page's settings ask for. Raises BadInput."""
         options = self.form.values(given)
         return self.session.order(options, given[self.regions.editor], given[self.redraw.painter])
+
+    def looked_at(self, given: dict[Any, Any]) -> GenerateConfig:
+        """The same for who only looks: several ask about one change, the first one's answer is theirs too. Raises BadInput."""
+        asked = {component._id: given[component] for component in self.settings}
+        with self._looking:
+            if self._looked[0] != asked:
+                try:
+                    self._looked = asked, self.order(given)
+                except BadInput as error:
+                    self._looked = asked, error
+            found = self._looked[1]
+        if isinstance(found, BadInput):
+            raise found
+        return found
 
     def begin(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Draw; or say, at its field, what is wrong."""
@@ -163,22 +195,26 @@ class Page:
         updates = self.form.own(options["model"])
         return updates | {self.regions.editor: gr.HTML(width=config.width, height=config.height)}
 
-    def check(self, given: dict[Any, Any]) -> str:
-        """What is wrong with the settings, at its field; what is right is remembered."""
+    def check(self, given: dict[Any, Any]) -> Any:
+        """What is wrong with the settings, at its field; what is right is remembered, once the page shows the last ones."""
+        if not given[self.opened]:
+            return gr.skip()
         try:
-            self.order(given)
+            self.looked_at(given)
         except BadInput as error:
             return self.fault(error)
         self.session.remember(self.form.values(given), given[self.regions.editor])
         return "{}"
 
-    def foretell(self, given: dict[Any, Any]) -> str:
+    def foretell(self, given: dict[Any, Any]) -> Any:
         """What the settings would do and cost, once there is what counts it."""
+        if not given[self.opened]:
+            return gr.skip()
         self.session.worker.ready.wait()
         from sd_hyena.generate.forecast import forecast
 
         try:
-            config = self.order(given)
+            config = self.looked_at(given)
             return escape(forecast(config).line(self.session.rate(config)))
         except BadInput:
             return ""
@@ -200,27 +236,43 @@ class Page:
 
     def fault(self, error: BadInput) -> str:
         """For the component that puts it at its field."""
-        name = self.form.faulty(str(error))
-        return json.dumps({self.form.element(name): " ".join(str(error).split())} if name else {})
+        line, name = " ".join(str(error).split()), self.form.faulty(str(error))
+        place = self.form.element(name) if name else ELSEWHERE.get(re.split(r"\W", line, maxsplit=1)[0], "")
+        return json.dumps({place: line} if place else {})
 
     def open(self) -> dict[Any, Any]:
         """What a page that is opened shows: last time's settings, the pictures, and what is being drawn."""
         panel, (options, regions) = self.panel, self.session.last()
-        updates = self.form.with_choices() | self.form.shown({"device": self.session.config.device} | options)[0]
+        told, _ = self.form.shown({"device": self.session.config.device} | options, self.session.uploads)
+        updates = self.form.with_choices() | told
         updates[self.regions.editor] = _editor(regions, _size(options))
         for component, update in self.form.own(options.get("model", "")).items():
             updates[component] = updates.get(component, {}) | update
         gallery, seen = panel.pictures(-1)
-        updates |= {panel.gallery: gallery, panel.seen: seen}
+        presets = gr.Dropdown(choices=list(self.session.presets()))
+        updates |= {panel.gallery: gallery, panel.seen: seen, self.draw.presets: presets}
         if job := self.session.worker.newest():
             updates |= dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
         return updates
+
+    def settle(self, given: dict[Any, Any]) -> Any:
+        """Once more what a page that is opened does not show yet: a value that comes while its tab is being built is lost."""
+        options, regions = self.session.last()
+        values = {}
+        for name, value in options.items():
+            with suppress(BadInput, KeyError):
+                if self.form.value(name, given) != value:
+                    values[name] = value
+        updates, _ = self.form.shown(values, self.session.uploads)
+        if given[self.regions.editor] != regions:
+            updates[self.regions.editor] = _editor(regions, _size(options))
+        return updates or gr.skip()
 
     def take(self, path: str | None) -> dict[Any, Any]:
         """Fill the form with what a picture was drawn with."""
         if not path or not Path(path).is_file():
             return {self.redraw.notice: ""}
-        found = dropped(path, self.session.own)
+        found = dropped(path, self.session)
         if found is None:
             return {self.redraw.notice: _notice("This picture does not say what it was drawn with.", [])}
         updates, strange = self.form.shown(found.options)
@@ -232,7 +284,7 @@ class Page:
 
     def take_regions(self, path: str) -> Any:
         """The regions of the chosen picture."""
-        found = dropped(path, self.session.own) if path else None
+        found = dropped(path, self.session) if path else None
         if found is None:
             return gr.skip()
         return {self.regions.editor: _editor(found.regions, found.options), self.tabs: gr.Tabs(selected="regions")}
@@ -258,7 +310,9 @@ class Page:
             from sd_hyena.ui.region_editor import value_of
 
             try:
-                regions = value_of(read_regions(shipped_file(options["regions"])))
+                given = value_of(read_regions(shipped_file(options["regions"])))
+                regions, lines = self.session.regions_of(given)
+                strange += lines
                 updates[self.regions.editor] = _editor(regions, options)
             except BadInput as error:
                 strange.append(str(error))
@@ -312,7 +366,7 @@ def launched(session: Session) -> tuple[Page, str]:
             server_name=config.address, server_port=port, auth=config.credentials, share=False, quiet=True,
             prevent_thread_lock=True, run_history=False, footer_links=[], mcp_server=False, enable_monitoring=False,
             max_file_size=f"{config.max_upload}mb", theme=_theme(), css=script("page.css"), pwa=False,
-            ssr_mode=False, show_error=True,
+            ssr_mode=False, show_error=True, state_session_capacity=TABS,
         )  # fmt: skip
     except OSError as error:
         raise BadInput(f"port={config.port} cannot be used ({error}); give another one with --port") from None

@@ -25,8 +25,8 @@ from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import CONFIGS
 from sd_hyena.ui import region_editor
 from sd_hyena.ui.album import Album
+from sd_hyena.ui.folders import Folders
 from sd_hyena.ui.job import Drawing, Picture
-from sd_hyena.ui.library import Library
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.worker import Worker
 
@@ -44,7 +44,7 @@ class Session:
         self.uploads = self.state / "uploads"
         for folder in (self.state, self.uploads, Path(config.out_dir)):
             folder.mkdir(parents=True, exist_ok=True)
-        self.library, self.album, self.worker = Library(config), Album(self.state / "small"), Worker()
+        self.folders, self.album, self.worker = Folders(config), Album(self.state / "small"), Worker()
         self._writing = threading.Lock()
         self._rates: dict[tuple, float] = {}  # operations a second, by device and precision
         self._loaded: tuple = ()
@@ -68,10 +68,22 @@ class Session:
     def checked(self, given: Mapping[str, Any]) -> GenerateConfig:
         """A config, once all that it names was looked at and lies in the page's folders. Raises BadInput."""
         config = from_dict(GenerateConfig, dict(given))
-        self.library.check(config, [self.uploads, CONFIGS])  # before any of it is read
+        self.folders.check(config, [self.uploads, CONFIGS])  # before any of it is read
         config = with_paths(config)
-        self.library.check(config, [self.uploads, CONFIGS])
+        self.folders.check(config, [self.uploads, CONFIGS])
         return config
+
+    def regions_of(self, value: str | None) -> tuple[str, list[str]]:
+        """The editor's value without the masks that lie elsewhere, and a line for each of these. Raises BadInput."""
+        regions, lines = [], []
+        for i, region in enumerate(region_editor.regions_of(value), 1):
+            if region.mask and not self.folders.hold(region.mask, [self.uploads, CONFIGS]):
+                lines.append(
+                    f"region {i}: its mask {Path(region.mask).name!r} is in none of the page's folders; give it anew"
+                )
+                region = dataclasses.replace(region, mask="")
+            regions.append(region)
+        return region_editor.value_of(regions) if lines else value or "[]", lines
 
     def draw(self, config: GenerateConfig, name: str = "drawing") -> Drawing:
         """Have the worker draw it; its pictures come into the album."""
@@ -115,15 +127,27 @@ class Session:
         kept = {name: value for name, value in options.items() if name not in OURS_ALONE}
         self._write(self.state / "last.yaml", kept | {"page_regions": regions or "[]"})
 
+    def remember_training(self, options: Mapping[str, Any]) -> None:
+        """Likewise those of a training, with `page_recipe`."""
+        self._write(self.state / "last-training.yaml", options)
+
+    def last_training(self) -> dict[str, Any]:
+        """The settings of the training that was asked about last."""
+        return self._stored("last-training.yaml")
+
     def last(self) -> tuple[dict[str, Any], str]:
         """The settings of last time, and the regions as their editor has them."""
-        try:
-            (stored,) = read_documents(str(self.state / "last.yaml"))
-        except (BadInput, ValueError):
-            return {}, "[]"
+        stored = self._stored("last.yaml")
         regions = stored.pop("page_regions", "[]")
         known = {f.name for f in dataclasses.fields(GenerateConfig)}
         return {name: value for name, value in stored.items() if name in known}, regions
+
+    def _stored(self, name: str) -> dict[str, Any]:
+        try:
+            (stored,) = read_documents(str(self.state / name))
+        except (BadInput, ValueError):
+            return {}
+        return stored
 
     def presets(self) -> dict[str, Path]:
         """By name: those that ship, and those that were saved here."""

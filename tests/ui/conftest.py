@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from urllib.parse import urlparse
 
 import pytest
+from safetensors.torch import save_file
 
 from tests.conftest import ROOT
 
@@ -57,10 +58,13 @@ def served(tmp_path_factory):
         "CALLS": str(folder / "calls"),
         "OMP_NUM_THREADS": "1",
     }
-    places = ["--out_dir", folder / "outputs", "--train_dir", folder / "out", "--log_dir", folder / "logs"]
+    (folder / "loras").mkdir()
+    save_file({}, folder / "loras" / "gold.safetensors")
+    places = {"lora": "loras", "out": "outputs", "train": "out", "log": "logs"}
+    places = [f"--{name}_dir={folder / place}" for name, place in places.items()]
     log = open(folder / "said", "w")  # noqa: SIM115
     process = subprocess.Popen(
-        [sys.executable, "-m", "sd_hyena.ui", "--port", "0", "--device", "cpu", *map(str, places)],
+        [sys.executable, "-m", "sd_hyena.ui", "--port", "0", "--device", "cpu", *places],
         cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
     said = lambda: (folder / "said").read_text()
@@ -94,14 +98,19 @@ def browser(served):
 
 @pytest.fixture
 def opened(browser, served):
-    """Opens pages; afterwards none has asked anybody else, or stumbled."""
+    """Opens pages, the first as if nobody had been there; afterwards none has asked anybody else, or stumbled."""
+    (served.outputs / ".page" / "last.yaml").unlink(missing_ok=True)
     pages, requests, errors = [], [], []
+    asked, stumbled = lambda request: requests.append(request.url), lambda error: errors.append(str(error))
 
     def open_one(width: int = 1280):
-        page = browser.new_page(viewport={"width": width, "height": 900})
+        every = [page for context in browser.contexts for page in context.pages]
+        free = [page for page in every if page not in pages]
+        page = free[0] if free else browser.new_page()  # one that was used before has gradio's code at hand
         page.set_default_timeout(150_000)
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_viewport_size({"width": width, "height": 900})
+        page.on("request", asked)
+        page.on("pageerror", stumbled)
         page.goto(served.address)
         page.wait_for_selector("#draw")
         page.wait_for_selector("body[data-opened=yes]")
@@ -110,7 +119,9 @@ def opened(browser, served):
 
     yield open_one
     for page in pages:
-        page.close()
+        page.goto("about:blank")
+        page.remove_listener("request", asked)
+        page.remove_listener("pageerror", stumbled)
     assert not errors
     far = {
         url
@@ -125,6 +136,15 @@ def fill(page, **options) -> None:
     for name, value in options.items():
         page.locator(f"#draw-{name} :is(input, textarea)").first.fill(str(value))
     page.locator("#title").click()  # the last field is left
+
+
+def choose(page, *values: str, **option: str) -> None:
+    """Type and take these in the field of choices of an option."""
+    ((name, value),) = option.items()
+    for one in (value, *values):
+        page.locator(f"#draw-{name} input").first.fill(one)
+        page.keyboard.press("Enter")
+    page.locator("#title").click()
 
 
 def ended(page, state: str = "done", locator: str = "#stage"):

@@ -25,7 +25,7 @@ from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
 from sd_hyena.students.untrained import untrained
 from sd_hyena.ui.curves import chart, curves_of
-from sd_hyena.ui.library import SHIPPED, Library, kind_of
+from sd_hyena.ui.folders import SHIPPED, Folders, kind_of
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.trainings import Training, Trainings
 from tests.conftest import ROOT
@@ -52,7 +52,7 @@ def config(tmp_path):
 
 
 def form_of(page, config_class, config, left_out=()):
-    form = page.form.Form(config_class, Library(config), "x", left_out)
+    form = page.form.Form(config_class, Folders(config), "x", left_out)
     with page.gradio.Blocks():
         form.add_groups()
     return form
@@ -77,8 +77,8 @@ def test_every_option_has_its_field_but_for_the_machines_own(page, config, confi
 
 def test_what_a_form_shows_it_reads_back(page, config):
     form = form_of(page, GenerateConfig, config, page.session.HIDDEN)
-    library = Library(config)
-    lora = library.value("lora", "loras", ["gold.safetensors:0.5", "deep/blue.safetensors"])
+    folders = Folders(config)
+    lora = folders.value("lora", "loras", ["gold.safetensors:0.5", "deep/blue.safetensors"])
     options = dict(steps=7, prompt="a circle", cfg_scale=2.5, overlap=None, scheduler="euler", karras=True, lora=lora)
     options |= dict(hyena="landmarks:64:IN01", width=0, control_scale="1,0.5", tiled_vae="exact")
     updates, strange = form.shown(options)
@@ -86,6 +86,25 @@ def test_what_a_form_shows_it_reads_back(page, config):
     values = form.values({c: updates.get(c, {"value": c.value})["value"] for c in form.components.values()})
     assert {name: values[name] for name in options} == options
     assert form.shown({"lora": "/elsewhere/red.safetensors"})[1] == ["lora 'red.safetensors'"]
+
+
+def test_uploads_are_shown_again_while_they_are_there_and_nothing_else_is(page, config, tmp_path):
+    form, (a, b) = (
+        form_of(page, GenerateConfig, config, page.session.HIDDEN),
+        (tmp_path / "uploads" / "a.png", tmp_path / "uploads" / "b,c.png"),
+    )
+    options = dict(init_image=str(a), control_image=f"{a},{b}", prompt="x")
+    shown = lambda: {c.elem_id: u["value"] for c, u in form.shown(options, tmp_path / "uploads")[0].items()}
+    assert shown() == {"x-prompt": "x"}
+    a.parent.mkdir()
+    for path in (a, b):
+        path.write_bytes(b"")
+    assert shown() == {"x-prompt": "x", "x-init_image": str(a), "x-control_image": [str(a), str(b)]}
+    values = {component: component.value for component in form.components.values()}
+    values[form.components["control_image"]] = [(str(a), None), (str(b), None)]  # as a gallery answers
+    assert form.values(values)["control_image"] == f"{a},{b}"
+    options["init_image"] = str(tmp_path / "loras" / "gold.safetensors")
+    assert "x-init_image" not in shown() and form.shown(options)[0].keys() == {form.components["prompt"]}
 
 
 def test_a_fault_is_put_at_its_field(page, config):
@@ -100,28 +119,55 @@ def test_a_fault_is_put_at_its_field(page, config):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../loras/gold.safetensors", "gold", "gold.safetensors:x/y"])
 def test_a_browser_names_files_of_the_folders_and_nothing_else(config, name):
     with pytest.raises(BadInput, match="none of the page's folders"):
-        Library(config).value("lora", "loras", [name])
+        Folders(config).value("lora", "loras", [name])
 
 
 def test_a_config_that_names_a_file_elsewhere_is_refused_links_included(config, tmp_path):
-    library, inside = Library(config), tmp_path / "loras" / "deep" / "blue.safetensors"
-    library.check(GenerateConfig(lora=f"{inside}:0.5"), [])
+    folders, inside = Folders(config), tmp_path / "loras" / "deep" / "blue.safetensors"
+    folders.check(GenerateConfig(lora=f"{inside}:0.5"), [])
     (tmp_path / "secret.png").write_bytes(b"")
     (tmp_path / "loras" / "link.png").symlink_to(tmp_path / "secret.png")
     for path in (tmp_path / "secret.png", tmp_path / "loras" / "link.png", tmp_path / "loras" / ".." / "secret.png"):
         with pytest.raises(BadInput, match="outside the page's folders"):
-            library.check(GenerateConfig(init_image=str(path)), [])
-        library.check(GenerateConfig(init_image=str(path)), [tmp_path])
-    assert Library(config).value("model", "models", SHIPPED) == ""
+            folders.check(GenerateConfig(init_image=str(path)), [])
+        folders.check(GenerateConfig(init_image=str(path)), [tmp_path])
+    assert Folders(config).value("model", "models", SHIPPED) == ""
 
 
-def test_regions_from_a_browser_name_no_file(page, config):
-    control = dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle", mask="/etc/passwd", seed=3)
-    (region,) = page.region_editor.regions_of(json.dumps([control]))
-    assert (region.mask, region.seed, region.prompt) == ("", 3, "a circle")
-    assert page.region_editor.regions_of(page.region_editor.value_of([region])) == (region,)
+def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_other_file(page, config):
+    session = page.session.Session(config)
+    (session.uploads / "mask.png").write_bytes(b"grey")
+    control = dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle", seed=3)
+    given = [control | {"mask": "/etc/passwd"}, control | {"mask": str(session.uploads / "mask.png")}]
+    with pytest.raises(BadInput, match="regions names a file outside the page's folders"):
+        session.order({"width": 64}, json.dumps(given))
+    stored = json.loads(Path(session.order({"width": 64}, json.dumps(given[1:])).regions).read_text())
+    assert stored["bbox_controls"][0]["mask"] == str(session.uploads / "mask.png")
+    value, lines = session.regions_of(json.dumps(given))
+    left, right = page.region_editor.regions_of(value)
+    assert (left.mask, left.seed, left.prompt, right.mask) == ("", 3, "a circle", given[1]["mask"])
+    assert lines == ["region 1: its mask 'passwd' is in none of the page's folders; give it anew"]
+    assert page.region_editor.regions_of(page.region_editor.value_of([left, right])) == (left, right)
     with pytest.raises(BadInput, match="damaged"):
         page.region_editor.regions_of("{")
+
+
+def test_what_a_page_lost_while_it_was_being_opened_is_shown_once_more_and_nothing_else(page, config):
+    from sd_hyena.ui.server import Page
+
+    page = Page(session := page.session.Session(config))
+    parts, regions = page.form.components, json.dumps([dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle")])
+    given = {component: component.value for component in page.settings}
+    session.remember(page.form.values(given) | {"steps": 9, "hyena": "landmarks:64:IN01"}, regions)
+    found = page.settle(given)
+    assert found.keys() == {parts["steps"], parts["hyena"], page.regions.editor} and found[parts["steps"]]["value"] == 9
+    given |= {parts["steps"]: 9, parts["hyena"]: ["landmarks:64:IN01"], page.regions.editor: regions}
+    assert not isinstance(page.settle(given), dict) or "value" not in page.settle(given)
+    before = (session.state / "last.yaml").read_bytes()
+    page.check(given | {parts["steps"]: 1, page.opened: ""})  # of a page that does not show the last settings yet
+    assert (session.state / "last.yaml").read_bytes() == before
+    page.check(given | {parts["steps"]: 1, page.opened: "yes"})
+    assert session.last()[0]["steps"] == 1
 
 
 def test_other_machines_come_in_only_with_a_password(tmp_path):
@@ -168,6 +214,19 @@ def test_the_forecast_counts_what_the_unet_and_the_vae_are_counted_at(shared_pip
     assert (
         forecast(tiled).operations == 3 * 3 * unet_flops(unet, (12, 8)) + vae
     )  # 20 cells in tiles of 8 without overlap
+
+
+def test_the_forecast_of_a_growing_picture_counts_all_its_stages(shared_pipe):
+    growing = GenerateConfig(width=512, height=512, steps=10, cfg_scale=1.0, prompt="x", device="cpu", grow="redraw")
+    found = forecast(growing)
+    assert "256x256 (10 steps) -> 512x512 (3 steps)" in found.line()
+    small, large = (
+        forecast(dataclasses.replace(growing, grow="off", width=side, height=side, steps=steps))
+        for side, steps in ((256, 10), (512, 3))
+    )
+    encoded = vae_flops(shared_pipe.vae, (64, 64))[0]
+    assert found.operations == small.operations + large.operations + encoded and "grows" not in large.line()
+    assert found.gib == large.gib > small.gib
 
 
 def test_memory_in_hand_is_what_is_alive_at_once_and_grows_with_the_batch(shared_pipe):

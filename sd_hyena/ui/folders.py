@@ -27,7 +27,7 @@ KINDS = {  # of an option, by the function that looks at its value
     given_path.embeddings: "embeddings",
     given_path.controlnets: "controlnets",
 }
-SEPARATORS = {"students": "+", "loras": ",", "embeddings": ","}  # of the values of options that take several
+SEPARATORS = {"students": "+", "loras": ",", "embeddings": ",", "controlnets": ","}  # of options that take several
 SUGGESTED = (WORD, f"{WORD}:128", f"{WORD}:level0")
 UPLOADS = (given_path.plain_file, given_path.pictures)
 PLACES = (given_path.folder, given_path.folders, given_path.run)  # the command's own to say
@@ -45,12 +45,12 @@ def kind_of(field: dataclasses.Field) -> str:
     return "" if look is None else "place" if look in PLACES else f"{field.name}s"
 
 
-class Library:
+class Folders:
     """Files by option and name, looked up anew whenever it is asked."""
 
     def __init__(self, config: PageConfig):
         split = lambda given: [Path(name) for name in given_path.several(given)]
-        self._folders = {
+        self._places = {
             "models": split(config.model_dir),
             "students": [*split(config.student_dir), Path(config.train_dir)],
             "vae": split(config.vae_dir),
@@ -66,7 +66,7 @@ class Library:
     def files(self, kind: str) -> dict[str, Path]:
         """By the names that the page shows."""
         found: dict[str, Path] = {}
-        for folder in self._folders.get(kind, ()):
+        for folder in self._places.get(kind, ()):
             for path in _below(folder, kind):
                 name = folder.name if path == folder else path.relative_to(folder).as_posix()
                 found[f"{folder.name}/{name}" if name in found else name] = path.absolute()
@@ -115,12 +115,15 @@ class Library:
 
     def check(self, config: GenerateConfig, uploads: Sequence[Path]) -> None:
         """Raise BadInput unless all that a config names lies where the page's command, or an upload, has put it."""
-        allowed = [*self._own, *uploads, *(folder for folders in self._folders.values() for folder in folders)]
-        roots = [os.path.realpath(path) for path in allowed]
         for name, path in _named(config):
-            real = os.path.realpath(path)
-            if not any(real == root or real.startswith(root + os.sep) for root in roots):
+            if not self.hold(path, uploads):
                 raise BadInput(f"{name} names a file outside the page's folders; start the page with that folder")
+
+    def hold(self, path: str | Path, uploads: Sequence[Path]) -> bool:
+        """Whether a path, after links, lies where the page's command, or an upload, has put files."""
+        allowed = [*self._own, *uploads, *(folder for folders in self._places.values() for folder in folders)]
+        roots, real = [os.path.realpath(place) for place in allowed], os.path.realpath(path)
+        return any(real == root or real.startswith(root + os.sep) for root in roots)
 
 
 def _weighted(entry: str) -> tuple[str, str, str]:
@@ -144,6 +147,10 @@ def _named(config: Any) -> Iterator[tuple[str, Path]]:
             path = one[0] if isinstance(one, tuple) else one
             if not (kind == "students" and Landmarks.read(str(path))):
                 yield field.name, Path(path)
+    if getattr(config, "regions", ""):  # looked at by now
+        from sd_hyena.large.regions import read_regions
+
+        yield from (("regions", Path(region.mask)) for region in read_regions(config.regions) if region.mask)
 
 
 def _below(folder: Path, kind: str) -> Iterable[Path]:
