@@ -7,10 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import copy
 import gc
-import io
-import pickle
 import shutil
 import subprocess
 import sys
@@ -29,6 +26,7 @@ from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.models.upscaler import load_upscaler
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from tests import upscalers
+from tests.copied import Copied
 from tests.fetched import NotToBeHad
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,46 +64,6 @@ def pipe(shared_pipe):
     yield shared_pipe
     assert {name: id(module) for name, module in shared_pipe.unet.named_modules()} == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in shared_pipe.unet.modules())
-
-
-class _Pickler(pickle.Pickler):
-    """Leaves tensors out: the same one is the same number."""
-
-    def __init__(self, file):
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.tensors, self.numbers = [], {}
-
-    def persistent_id(self, value):
-        if not isinstance(value, torch.Tensor):
-            return None
-        if id(value) not in self.numbers:
-            self.numbers[id(value)] = len(self.tensors)
-            self.tensors.append(value)
-        return self.numbers[id(value)]
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, tensors):
-        super().__init__(file)
-        self.tensors, self.copies = tensors, {}
-
-    def persistent_load(self, number):
-        if number not in self.copies:
-            self.copies[number] = copy.deepcopy(self.tensors[number])
-        return self.copies[number]
-
-
-class _Kept:
-    """What can be copied in a tenth of the time that deepcopy takes."""
-
-    def __init__(self, pipe):
-        file = io.BytesIO()
-        pickler = _Pickler(file)
-        pickler.dump(pipe)
-        self.content, self.tensors = file.getvalue(), pickler.tensors
-
-    def copy(self):
-        return _Unpickler(io.BytesIO(self.content), self.tensors).load()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -158,7 +116,7 @@ def read_once():
         if path.resolve() != SHIPPED_MODEL.resolve() or vae:
             return load(path, dtype, vae)
         if dtype not in kept:
-            kept[dtype] = _Kept(load(path, dtype, vae))
+            kept[dtype] = Copied(load(path, dtype, vae))
         return kept[dtype].copy()
 
     with pytest.MonkeyPatch.context() as patch:

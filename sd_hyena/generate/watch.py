@@ -55,6 +55,10 @@ class Part(Watch):
     def __init__(self, whole: Watch, number: int, of: int):
         self._whole, self._number, self._of = whole, number, of
 
+    def begin(self, total: int) -> None:
+        if self._number == 0:
+            self._whole.begin(self._of * 100)
+
     def step(self, done: float, total: int, latents: Tensor | None) -> None:
         self._whole.step((self._number + done / total) * 100, self._of * 100, latents)
 
