@@ -8,8 +8,8 @@ ruff format --check .
 if (($#)); then
   exec python -m pytest -n 2 --dist worksteal "$@"
 fi
-# Those that fork their own process go apart: torch's threads may not outlive a fork of one that has computed much else.
-python -m pytest -n 2 --dist loadfile tests/faults tests/processes
-python -m pytest -n 2 --dist worksteal --ignore tests/faults --ignore tests/processes --ignore tests/ui/test_page.py
-echo "in ComfyUI, and in a browser:"  # apart: the one has modules with names like ours, the other is a single file
-python -m pytest tests/comfyui tests/ui/test_page.py -rs -n 2 --dist loadfile
+# Those that fork their own process go apart and first: of one that has computed much a fork is slow, and torch's threads may
+# not outlive it.
+forking=(tests/faults tests/processes tests/test_readme.py tests/options/test_command.py tests/distil/test_kept.py)
+python -m pytest -n 2 --dist loadfile "${forking[@]}"
+python -m pytest -n 2 --dist worksteal tests "${forking[@]/#/--ignore=}" --ignore=tests/comfyui --ignore=tests/ui/test_page.py

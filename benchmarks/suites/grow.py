@@ -141,7 +141,8 @@ class Pictures:
         scene, image = numbered_scene(HELD_OUT_SEED, i), found[0]
         row = dict(zip(("size", "method", "by", "canvas"), case.label, strict=True))
         row |= dict(scene=i, caption=str(scene.caption), right=int(is_right(reduced(image), scene.caption)))
-        row |= dict(sharpness=f"{sharpness(image) / sharpness(draw(scene, *case.size)):.3f}", seconds=f"{took:.1f}")
+        edges = sharpness(draw(scene, *case.size))  # 0 where a colour stands on one that is as bright
+        row |= dict(sharpness=f"{sharpness(image) / edges:.3f}" if edges else "", seconds=f"{took:.1f}")
         row |= {"TFLOP": f"{operations[0] / 1e12:.3f}" if counted else "", "psnr_dB": ""}
         if case.by == "students":
             other = self.path(Case(case.size, case.method, "attention", case.canvas), i)

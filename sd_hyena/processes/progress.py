@@ -93,7 +93,7 @@ def work(
 def _bar(piece: Work) -> Iterator[None]:
     form = BAR if piece.total else NO_BAR
     given = {"total": piece.total, "initial": piece.before, "bar_format": form, "leave": False}
-    with tqdm(**given, **_columns()) as bar:
+    with tqdm(**given, **_size()) as bar:
 
         def show() -> None:
             bar.n = piece.done
@@ -105,9 +105,10 @@ def _bar(piece: Work) -> Iterator[None]:
     _say_done(piece)
 
 
-def _columns() -> dict[str, int | bool]:
-    """The terminal's width, which changes; 80 where it does not say: tqdm would be silent there."""
-    return {"dynamic_ncols": True} if os.get_terminal_size(sys.stderr.fileno()).columns else {"ncols": 80}
+def _size() -> dict[str, int | bool]:
+    """The terminal's, which changes; 80x24 where it does not say: tqdm would be silent there."""
+    columns, lines = os.get_terminal_size(sys.stderr.fileno())
+    return {"dynamic_ncols": True} if columns and lines else {"ncols": columns or 80, "nrows": lines or 24}
 
 
 @contextmanager

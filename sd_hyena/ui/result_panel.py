@@ -39,7 +39,7 @@ class ResultPanel:
 
     @classmethod
     def build(cls, session: Session) -> ResultPanel:
-        with gr.Row():
+        with gr.Row(elem_id="act"):
             draw = gr.Button("Draw", variant="primary", elem_id="draw")
             cancel = gr.Button("Cancel", variant="stop", elem_id="cancel")
         forecast = gr.HTML("", elem_id="forecast", elem_classes="quiet", label="what it will do")

@@ -13,6 +13,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.framed import framed
 from sd_hyena.files.picture_text import read_texts
 from sd_hyena.generate import engine as engine_module
+from sd_hyena.generate import order
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.generation import generate
 from sd_hyena.generate.watch import Cancelled, Watch
@@ -83,11 +84,9 @@ def test_a_start_of_another_shape_is_framed_before_the_model_enlarges_it(own, st
 
 def test_it_is_loaded_once_until_its_file_changes_and_without_another_pipeline(start, monkeypatch, tmp_path):
     loads, own = Counter(), Engine()  # one of its own
-    for name in ("load_upscaler", "load_pipeline"):
-        original = getattr(engine_module, name)
-        monkeypatch.setattr(
-            engine_module, name, lambda *a, name=name, original=original: loads.update([name]) or original(*a)
-        )
+    for module, name in ((order, "load_upscaler"), (engine_module, "load_pipeline")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, original=original: loads.update([name]) or original(*a))
     drawn(own, start)
     drawn(own, replace(start, seed=3))
     assert loads == {"load_upscaler": 1, "load_pipeline": 1}

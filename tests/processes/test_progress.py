@@ -48,15 +48,15 @@ def test_the_time_left_counts_from_what_was_done_before(monkeypatch):
     assert piece.left == 4 * 30 and piece.line() == "x: 8/12, 2:00 left"
 
 
-@pytest.mark.parametrize("columns", [80, 0])  # 0: it does not say
-def test_on_a_terminal_nested_work_has_one_bar_and_a_long_label_leaves_it_whole(columns):
+@pytest.mark.parametrize("lines, columns", [(24, 80), (24, 0), (0, 80), (0, 0)])  # 0: it does not say
+def test_on_a_terminal_nested_work_has_one_bar_and_a_long_label_leaves_it_whole(lines, columns):
     script = (
         "import time; from sd_hyena.processes import progress; progress.OFTEN = .05\n"
         "with progress.work('a label ' * 30, 4) as piece:\n"
         "    piece.to(2)\n    with progress.work('tile', 7):\n        time.sleep(.3)\n"
     )
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
     child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=theirs, stdout=theirs)
     os.close(theirs)
     said = b""
