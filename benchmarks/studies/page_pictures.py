@@ -107,9 +107,11 @@ def main(given: argparse.Namespace) -> None:
                     if given.all or shown in KEPT:
                         page.evaluate(TOP)
                         tab(page, name)
+                        page.wait_for_timeout(1000)  # a gallery scrolls to what is chosen in it, some frames later
                         page.evaluate(TOP)
                         if name == "Distil":  # what came of it
                             page.evaluate("document.querySelector('#train-start').scrollIntoView()")
+                        page.wait_for_timeout(300)
                         path = given.out / f"ui-{shown}.png"
                         page.screenshot(path=path)
                         small(path)
