@@ -16,6 +16,7 @@ from sd_hyena.generate.alternatives import joined_students, students_of
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.drawing import denoising_steps
 from sd_hyena.generate.growth import Stage
+from sd_hyena.generate.order import dtype_of
 from sd_hyena.large.tiling import Size, grid
 from sd_hyena.models.hollow import COUNTING, hollow_network
 from sd_hyena.models.location import model_path
@@ -23,7 +24,7 @@ from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
 from sd_hyena.options.growing import method_of, own_side
 from sd_hyena.options.landmarks import Landmarks
-from sd_hyena.processes.device import pick_device, pick_dtype
+from sd_hyena.processes.device import pick_device
 from sd_hyena.processes.progress import Work
 from sd_hyena.sites import find_sites
 from sd_hyena.students.checkpoint import StudentFile
@@ -75,8 +76,7 @@ def forecast(config: GenerateConfig) -> Forecast:
 def _counted(config: GenerateConfig) -> Forecast:
     model = model_path(config.model, config.vae)
     unet, own = hollow_network(model, "unet"), own_side(config.model)
-    device = pick_device(config.device)
-    dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
+    dtype = dtype_of(config, pick_device(config.device))
     method = method_of(config, own)
     if method == "off":
         stages = [_Counted.of(config, Arrangement.of(config), model, dtype)]

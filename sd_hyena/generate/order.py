@@ -53,8 +53,7 @@ class Order:
         device = pick_device(own_device(config.device))
         check_offload(config.offload, device)
         check_optimize(config.optimizations, device)
-        dtype = torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)
-        return cls(config, path, device, dtype, stages, embeddings)
+        return cls(config, path, device, dtype_of(config, device), stages, embeddings)
 
     @property
     def loras(self) -> tuple[Given, ...]:
@@ -89,3 +88,8 @@ class Order:
     def upscaler(self) -> Upscaler | None:
         """Raises BadInput."""
         return load_upscaler(self.config.upscaler, self.device, self.dtype) if self.config.upscaler else None
+
+
+def dtype_of(config: GenerateConfig, device: torch.device) -> torch.dtype:
+    """What a config is drawn in. Raises BadInput."""
+    return torch.bfloat16 if "bf16" in config.optimizations else pick_dtype(config.dtype, device)

@@ -116,9 +116,7 @@ class Page:
         parts = form.components
         tried = [parts["hyena"], parts["model"], self.tabs]
         self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
-        changes = [
-            one.change for one in self.settings
-        ]  # `input` of a text box is not told of what is pasted or deleted
+        changes = [one.change for one in self.settings]  # `input` of a text box tells nothing of what is pasted
         sized = ("model", "width", "height", "scale", "init_image")
         sizes = [parts[name].change for name in sized if name in parts]
         measured = [self.regions.editor, *parts.values()]
