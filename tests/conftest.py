@@ -36,6 +36,20 @@ OUT11 = "up_blocks.3.attentions.2.transformer_blocks.0.attn1"
 torch.set_num_threads(1)
 
 
+FORKING = (
+    "tests/faults",
+    "tests/processes",
+    "tests/test_readme.py",
+    "tests/options/test_command.py",
+    "tests/distil/test_kept.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Those that fork their own process come first: of one that has computed much a fork is slow, or torch's threads do not outlive it."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FORKING))
+
+
 def pytest_collection_finish():
     """What is there now stays: else each command walks a million objects when it gives its memory back."""
     gc.collect()
@@ -84,18 +98,20 @@ def small_samples():
         yield
 
 
+RATE = estimate.Estimator._rate
 COUNTS = {name: getattr(estimate, name) for name in ("unet_flops", "student_flops", "vae_flops", "saved_bytes")}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def guessed_counts():
-    """What a run's estimate multiplies is guessed: counting takes seconds for each new student, and is tested elsewhere."""
+    """What a run's estimate multiplies is guessed, and how fast the machine is: to find out takes seconds, and is tested elsewhere."""
     guess = lambda size: 10**7 * size[0] * size[1] + 1000 * (size[0] * size[1]) ** 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "unet_flops", lambda _unet, size, _last="": guess(size))
         patch.setattr(estimate, "vae_flops", lambda _vae, size: (guess(size), guess(size)))
         patch.setattr(estimate, "student_flops", lambda _spec, size: 10**5 * size[0] * size[1])
         patch.setattr(estimate, "saved_bytes", lambda _spec, size, _dtype: 1000 * size[0] * size[1])
+        patch.setattr(estimate.Estimator, "_rate", lambda *_: 10**10)
         yield
 
 
@@ -103,6 +119,7 @@ def guessed_counts():
 def counted(monkeypatch):
     """A run's estimate as it truly is."""
     monkeypatch.setattr(estimate, "_counted", {})
+    monkeypatch.setattr(estimate.Estimator, "_rate", RATE)
     for name, count in COUNTS.items():
         monkeypatch.setattr(estimate, name, count)
 

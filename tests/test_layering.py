@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 MODULES = {name: path for name, path in FILES.items() if path.name not in ("__init__.py", "__main__.py")}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Everything that a file imports, wherever it does: our own modules whole, of others the package's name."""
     found = set()

@@ -52,6 +52,7 @@ def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, o
             assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.gate
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_goes_on_from(folder):
     given = arguments(folder, "bidirectional", "--devices", 2, "-n", 5000, "-s", 5, "--keep", 1)
     process = started(*given, cwd=ROOT)
@@ -139,6 +140,7 @@ def machines(folder, *arguments, fault=lambda node: None):
     return first, second
 
 
+@pytest.mark.gate
 def test_two_machines_train_the_student_of_one_and_the_first_one_speaks(folder, tmp_path_factory):
     alone = tmp_path_factory.mktemp("alone")
     shutil.copytree(folder / "out" / "cache", alone / "out" / "cache")
@@ -175,6 +177,7 @@ def test_numbers_of_one_machine_that_are_not_finite_reach_the_weights_of_none_an
     assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.gate
 def test_a_machine_whose_first_one_dies_before_the_run_begins_ends_too(folder):
     arrived = folder / "arrived"
 

@@ -69,6 +69,7 @@ def test_of_two_runs_at_once_one_makes_the_pictures_and_the_other_takes_them(tmp
     assert torch.equal(load_file(path)["latents"], expected()) and sorted(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.gate
 def test_when_the_run_that_was_waited_for_is_killed_the_other_one_goes_on(tmp_path):
     path = tmp_path / "x.safetensors"
     first = started(path, killed_at=7, seconds=0.2)

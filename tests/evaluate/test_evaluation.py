@@ -98,6 +98,7 @@ def test_everything_is_on_disk_and_in_tensorboard(report):
     assert {"same-64x64", "harmed-64x64", "same-errors"} <= set(events.Tags()["images"])
 
 
+@pytest.mark.gate
 def test_the_same_evaluation_gives_the_same_numbers(report):
     """Also for one of two students at one of two sizes."""
 
@@ -112,6 +113,7 @@ def test_the_same_evaluation_gives_the_same_numbers(report):
     assert without_times(evaluate(dataclasses.replace(given, **one))) == without_times(before)
 
 
+@pytest.mark.gate
 def test_alternatives_meet_the_same_vae_whatever_was_measured_before(report, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "TILED_VAE_FROM", 80)  # the second size is above, the first below
     same = report[0] / "same.safetensors"

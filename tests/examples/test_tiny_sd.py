@@ -11,6 +11,7 @@ from examples.tiny_sd.checker import faults, is_right
 from examples.tiny_sd.scenes import COLOURS, SHAPES, WORDS, Caption, draw, numbered_scene, random_scene
 from examples.tiny_sd.train import HELD_OUT_SEED, build_tokenizer, to_tensor, tokenize
 from sd_hyena.options.shipped import SHIPPED_MODEL
+from tests.gate import sampled
 
 SCENES = [numbered_scene(7, i) for i in range(200)]
 SMALL = 128, 128  # pixels: a fifth of the time
@@ -21,6 +22,7 @@ def test_true_renders_pass():
     assert len(wrong) <= 1, wrong
 
 
+@pytest.mark.gate
 def test_renders_with_swapped_captions_fail():
     right = sum(
         is_right(draw(s, *SMALL), other.caption) for s, other in zip(SCENES, SCENES[1:] + SCENES[:1], strict=True)
@@ -28,7 +30,9 @@ def test_renders_with_swapped_captions_fail():
     assert right <= 0.1 * len(SCENES)
 
 
-@pytest.mark.parametrize("attribute", ["colour", "shape", "count", "background", "pattern", "side", "mirror"])
+@pytest.mark.parametrize(
+    "attribute", sampled(["colour", "shape", "count", "background", "pattern", "side", "mirror"], 3)
+)
 def test_changing_one_word_of_a_caption_makes_it_wrong(attribute):
     """The hardest swap there is: everything else still fits."""
     rng, right, tried = np.random.default_rng(0), 0, 0
@@ -90,6 +94,7 @@ def test_a_caption_is_read_back_and_other_text_is_refused():
             Caption.parse(text)
 
 
+@pytest.mark.gate
 def test_scenes_can_be_drawn_at_any_size_and_are_judged_there_too():
     for scene in SCENES[:10]:
         for width, height in ((128, 128), (384, 256), (256, 512)):
@@ -115,6 +120,7 @@ def test_every_word_is_one_token_and_any_text_has_tokens():
     )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("n, wrong", [(8, 2), pytest.param(100, 5, marks=pytest.mark.slow)])
 def test_the_shipped_vae_keeps_held_out_scenes(n, wrong):
     """The card's bar: 25 dB, and 95 of a hundred captions still right; of the first eight two are wrong.

@@ -131,6 +131,7 @@ def kill_and_resume(folder, kills: int, n_steps: int, expected: dict[str, str]) 
     assert done.code == 0 and digests(folder).items() <= expected.items(), done.err
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("kills, n_steps", [(3, 24), pytest.param(200, 800, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_random_moments_goes_on_bit_equal_every_time(folder, tmp_path_factory, kills, n_steps):
     whole = writable_folder(tmp_path_factory.mktemp("whole"))

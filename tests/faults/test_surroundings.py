@@ -33,6 +33,7 @@ def test_nobody_reaches_out_to_train_and_to_draw(folder):
     assert not (folder / "reached out").exists()
 
 
+@pytest.mark.gate
 def test_without_tensorboard_the_curves_are_in_the_csv_file(folder):
     def missing():
         for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:

@@ -15,6 +15,7 @@ from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
 from tests.conftest import IN01, controlnet_of
 from tests.files_in_the_wild.adapters import in_the_original_layout, tensors_of, written
+from tests.gate import sampled
 from tests.generate.test_large_images import drawn
 from tests.ldm import single_file
 
@@ -46,7 +47,7 @@ FORMS = {
 @pytest.mark.parametrize(
     "dtype, suffix", [(torch.float32, ".safetensors"), (torch.float16, ".pth"), (torch.bfloat16, ".ckpt")]
 )
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sampled(FORMS, 2))
 def test_a_file_in_any_layout_is_the_controlnet_that_was_stored(shared_pipe, net, tmp_path, form, dtype, suffix):
     path = written(tmp_path / f"net{suffix}", FORMS[form](net, shared_pipe), dtype)
     check_controlnet(str(path))

@@ -24,6 +24,7 @@ from sd_hyena.students.swap import swapped
 from tests.conftest import IN01, image_of
 from tests.files_in_the_wild import adapters
 from tests.files_in_the_wild.adapters import answer, factors_of, merged, question, tensors_of, written
+from tests.gate import gated
 from tests.generate.test_large_images import config, drawn
 from tests.ldm import of_unet
 
@@ -414,7 +415,7 @@ def test_the_bits_come_back_after_an_exception_too(pipe, tmp_path):
 # Regions, students, pictures
 
 
-@pytest.mark.parametrize("family", ["LoRA", "DoRA", "OFT", "a whole difference"])
+@pytest.mark.parametrize("family", [*gated(["LoRA", "DoRA"]), "OFT", *gated(["a whole difference"])])
 def test_a_region_has_its_own_loras_of_any_family_and_its_text_too(pipe, tmp_path, family):
     """In two halves that do not touch, one with a LoRA and one without: each is the picture that it would be by itself."""
     files = []
@@ -482,7 +483,7 @@ def test_a_dora_is_not_drawn_as_a_lora_and_the_command_says_what_it_leaves(tmp_p
     assert said.out.count(f"changes 8 of its 9 modules; this model has no {FLUX}") == 1
 
 
-@pytest.mark.parametrize("family", ["LoRA", "DoRA"])
+@pytest.mark.parametrize("family", [*gated(["LoRA"]), "DoRA"])
 def test_an_engine_that_stays_loaded_takes_a_lora_and_its_rounding_back(tmp_path, loaded_once, own_pipe, family):
     """Also after a drawing in half precision, for which the factors were rounded too."""
     tensors, _ = tensors_of(own_pipe, family, EVERYWHERE)

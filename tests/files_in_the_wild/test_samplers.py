@@ -85,6 +85,7 @@ def test_of_a_picture_that_is_drawn_again_the_steps_that_are_taken_count(tmp_pat
     assert "note: pndm draws badly in 6 steps" in "".join(capsys.readouterr())
 
 
+@pytest.mark.gate
 @torch.no_grad()
 def test_the_samplers_that_are_named_draw_worse_in_few_steps_than_those_that_are_offered(shared_pipe):
     """Against 40 steps of DDIM; the rest agree with it three times better."""

@@ -22,6 +22,7 @@ from sd_hyena.options.infotext import options
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01
+from tests.gate import gated
 
 OWN = 80
 pytestmark = pytest.mark.usefixtures("small_model", "loaded_once")
@@ -112,7 +113,7 @@ def test_each_stage_is_told_and_kept_and_the_pictures_of_those_that_were_done_ou
     assert done == sorted(done) and {total for _, total in whole.steps} == {done[-1]} == {3 + 1 + 2 * (1 + 1)}
 
 
-@pytest.mark.parametrize("method", ["redraw", "diffusehigh", "demofusion"])
+@pytest.mark.parametrize("method", ["diffusehigh", *gated(["redraw", "demofusion"])])
 def test_a_picture_does_not_depend_on_its_batch(tmp_path, method):
     given = dict(grow=method, num_images=2, width=104, height=96, steps=4)
     together = [pixels(path).astype(int) for path in generate(config(tmp_path, batch_size=2, **given))]
@@ -121,7 +122,7 @@ def test_a_picture_does_not_depend_on_its_batch(tmp_path, method):
     assert not np.array_equal(*alone)
 
 
-@pytest.mark.parametrize("method", ["diffusehigh", "demofusion", "deep_shrink", "hidiffusion"])
+@pytest.mark.parametrize("method", ["diffusehigh", *gated(["demofusion", "hidiffusion"]), "deep_shrink"])
 def test_each_method_draws_another_picture_and_leaves_nothing_behind(tmp_path, own_pipe, method):
     small = dict(width=104, height=72, steps=4)
     plain = drawn(tmp_path, grow="off", **small)
@@ -197,6 +198,7 @@ def test_hires_is_a_redraw_in_a1111_s_words(tmp_path):
     assert sizes_of(same, 16, "redraw") == [(80, 64), (160, 128)]  # one pass, whatever the model's own size
 
 
+@pytest.mark.gate
 def test_so_many_steps_as_asked_for_are_taken_in_the_stages_but_the_first(tmp_path):
     for steps, strength in ((3, 0.3), (7, 0.9), (6, 0.35), (1, 0.05), (0, 0.3)):
         watch = Told()
@@ -221,6 +223,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_drawn(tmp_path,
         list(Engine().draw(config(tmp_path, **given), Told()))
 
 
+@pytest.mark.gate
 def test_the_noise_of_the_stage_before_can_be_looked_for(tmp_path):
     kept = dict(noise_inversion=4, renoise_strength=0.0, grow_strength=0.8, steps=10)
     first = np.array(larger(drawn(tmp_path, width=96, height=72, grow="off", steps=10), (128, 96))).astype(int)

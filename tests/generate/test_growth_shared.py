@@ -16,6 +16,7 @@ def small_model(monkeypatch):
     monkeypatch.setattr(order, "own_side", lambda _: OWN)
 
 
+@pytest.mark.gate
 @pytest.mark.usefixtures("small_model", "loaded_once")
 def test_two_processes_grow_the_picture_of_one_bit_for_bit_and_share_its_dilated_samples(
     tmp_path,

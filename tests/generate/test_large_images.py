@@ -26,6 +26,7 @@ from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import command, controlnet_of
+from tests.gate import gated
 
 SMALL = dict(width=136, height=96, steps=2, num_images=1, cfg_scale=4.0, seed=11, prompt="a red circle on blue")
 REGIONS = {
@@ -87,11 +88,15 @@ def test_all_at_once_is_told_and_repeats_bit_for_bit_from_the_picture_alone(tmp_
     "options",
     [
         dict(tiled_diffusion="multidiffusion", tile_width=8, tile_height=9, overlap=2),
-        dict(tiled_diffusion="spot", tile_width=8, tile_height=8),
         dict(hypertile=32),
-        dict(attn_shape="brick"),
         dict(tiled_vae="fast", decoder_tile_size=8),
-        dict(tiled_vae="blend", decoder_tile_size=8),
+        *gated(
+            [
+                dict(tiled_diffusion="spot", tile_width=8, tile_height=8),
+                dict(attn_shape="brick"),
+                dict(tiled_vae="blend", decoder_tile_size=8),
+            ]
+        ),
     ],
     ids=lambda o: next(iter(o.values())) if isinstance(o, dict) else str(o),
 )
@@ -173,6 +178,7 @@ def test_a_controlnet_reads_its_picture_also_in_tiles(tmp_path, own_pipe, pictur
     assert not np.array_equal(whole, drawn(tmp_path, **control, init_image=picture))
 
 
+@pytest.mark.gate
 def test_several_controlnets_each_read_their_picture_by_their_scale(tmp_path, own_pipe, picture):
     Image.open(picture).rotate(180).save(tmp_path / "b.png")
     for seed, name in enumerate("ab"):

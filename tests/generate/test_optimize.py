@@ -17,6 +17,7 @@ from sd_hyena.sites import find_sites
 from sd_hyena.students.student import build_student, spec_for
 from sd_hyena.students.swap import StandIn, swapped
 from tests.conftest import IN01, command, image_of
+from tests.gate import sampled
 from tests.students.test_swap import distance, lora
 
 ROUGH = {"bf16": 0.06, "int8": 0.08}  # of the latents after three steps; the rest only sums in another order
@@ -50,7 +51,7 @@ def available(step):
         pytest.importorskip("torchao", reason="the optimize extra is not installed")
 
 
-@pytest.mark.parametrize("step", OPTIMIZATIONS)
+@pytest.mark.parametrize("step", sampled(OPTIMIZATIONS, 3))
 def test_nothing_is_left_behind_after_an_exception_with_students_swapped_in(pipe, students, step):
     available(step)
     plain, before = image_of(pipe), everything(pipe.unet)
@@ -63,7 +64,7 @@ def test_nothing_is_left_behind_after_an_exception_with_students_swapped_in(pipe
     assert everything(pipe.unet) == before and torch.equal(image_of(pipe), plain)
 
 
-@pytest.mark.parametrize("step", WITHOUT_COMPILER)
+@pytest.mark.parametrize("step", sampled(WITHOUT_COMPILER, 3))
 def test_each_step_draws_the_same_picture_whether_students_come_before_or_after(pipe, students, step):
     available(step)
     plain = image_of(pipe)

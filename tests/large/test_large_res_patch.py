@@ -10,6 +10,7 @@ from tests.large.test_feed_forward import lengths
 from tests.large.test_tiled_attention import latents, met, predict, state_of
 
 
+@pytest.mark.gate
 def test_it_is_bricks_chunked_feed_forward_and_the_two_pass_vae_together(pipe):
     """With the arguments in the order of the original."""
     before, z = state_of(pipe.unet), latents(20, 28, 1)

@@ -19,6 +19,7 @@ from sd_hyena.sites import find_sites
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.swap import swapped
 from tests.conftest import IN01, OUT11, controlnet_of, image_of
+from tests.gate import gated
 
 TEXT = torch.randn(2, 32, 96, generator=torch.Generator().manual_seed(1))
 
@@ -574,7 +575,7 @@ def lora(pipe):
     pipe.unet.add_adapter(given, "style")
 
 
-@pytest.mark.parametrize("feature", [slicing, fused_qkv, other_processors, lora])
+@pytest.mark.parametrize("feature", [*gated([slicing, other_processors]), fused_qkv, lora])
 def test_what_changes_attentions_works_before_and_within_a_tiling_and_outlives_it(shared_pipe, feature):
     x, results = latents(12, 20), []
     for within in (False, True):

@@ -24,6 +24,7 @@ from sd_hyena.large.tiling import weights
 from sd_hyena.options.sampler import SAMPLERS, set_scheduler
 from sd_hyena.students.swap import swapped
 from tests.conftest import IN01, controlnet_of
+from tests.gate import gated, sampled
 
 TILES = dict(tile_width=16, tile_height=16, overlap=8)
 UNIFORM = TILES | dict(weights="uniform")
@@ -73,7 +74,7 @@ def with_scheduler(pipe, kind):
 @pytest.mark.parametrize(
     "name, options",
     [
-        *((name, {}) for name in SAMPLERS),
+        *sampled(((name, {}) for name in SAMPLERS), 3),
         ("ddim", dict(method="mixture", jitter=True)),
         ("ddim", dict(method="spot")),
     ],
@@ -116,8 +117,7 @@ def literal_loop(pipe, kind, prompt, negative, width, height, rects, weight, ste
 @pytest.mark.parametrize(
     "options, kernel",
     [
-        (dict(weights="uniform"), "uniform"),
-        (dict(method="multidiffusion"), "cosine"),
+        *gated([(dict(weights="uniform"), "uniform"), (dict(method="multidiffusion"), "cosine")]),
         (dict(method="mixture"), "gaussian"),
     ],
 )
@@ -385,8 +385,8 @@ def as_a_pipeline_calls(pipe, latents, text, hint, guess_mode=False, scale=0.7):
 
 
 @pytest.mark.parametrize("guess_mode", [False, True])
-@pytest.mark.parametrize("nets", [1, 2])
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("nets", [*gated([1]), 2])
+@pytest.mark.parametrize("size", [*gated([1]), 4])
 def test_a_controlnet_is_tiled_with_the_unet_its_hint_cropped_per_tile(controlled, canvas, guess_mode, nets, size):
     latents, text = canvas
     hint, scale = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(3)), 0.7
@@ -560,7 +560,7 @@ def seam(pictures, tile, overlap, unit):
     return mean(0).item(), low.item(), high.item()
 
 
-@pytest.mark.parametrize("cells, count", [(64, 4), pytest.param(128, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cells, count", [*gated([(64, 4)]), pytest.param(128, 1, marks=pytest.mark.slow)])
 def test_a_prediction_has_no_seam_where_tiles_begin_unless_they_do_not_overlap_or_count_alike(pipe, cells, count):
     """At the first timestep v is, but for its sign, the picture foreseen: smooth, so a jump shows."""
     source = torch.Generator().manual_seed(0)

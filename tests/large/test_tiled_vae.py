@@ -236,6 +236,7 @@ def scene(height, width):
     return torch.stack([0.8 * stripes, 1.6 * disc - 0.8 * y, x - 0.6])[None].clamp(-1, 1)
 
 
+@pytest.mark.gate
 def test_fast_and_two_pass_beat_blend_and_color_fix_mends_the_fast_encoder(tiny):
     x = scene(200, 264)
     truth = encoded(tiny, x)[:, :4]

@@ -137,6 +137,7 @@ def test_debug_shows_the_traceback():
     assert done.returncode == 2 and "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.gate
 def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
     """Every socket is blocked, $HOME is read-only, the locale is C, the paths have spaces and umlauts."""
     block = tmp_path / "sitecustomize.py"
@@ -161,6 +162,7 @@ def test_train_then_generate_work_as_typed_without_a_network(tmp_path):
     assert [line.rsplit("/", 1)[1] for line in drawn.stdout.splitlines() if line.endswith(".png")] == names
 
 
+@pytest.mark.gate
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 @pytest.mark.parametrize(
     "number, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]

@@ -167,6 +167,7 @@ def test_where_one_process_is_killed_the_other_ends_and_says_so(tmp_path, drawn)
     assert first.last_line == "error: ProcessFailed: another process of this run has ended"
 
 
+@pytest.mark.gate
 def test_memory_that_runs_out_in_one_process_halves_the_rows_in_all(tmp_path, drawn, alone):
     """Two images together do not fit into the second of three processes; one by one they do."""
     full = raising(torch.OutOfMemoryError("CUDA out of memory"))

@@ -197,6 +197,7 @@ def test_settings_and_presets_survive_and_presets_are_what_the_command_reads(pag
     assert not OURS_ALONE or "out_dir" not in session.preset("my own")
 
 
+@pytest.mark.gate
 def test_the_forecast_counts_what_the_unet_and_the_vae_are_counted_at(shared_pipe):
     unet = shared_pipe.unet
     vae = vae_flops(shared_pipe.vae, (12, 20))[1]

@@ -11,6 +11,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.large.growing.diffusehigh import diffusehigh, foreseen, sharpened, told
 from sd_hyena.large.growing.wavelet import daubechies, low_band
 from sd_hyena.options.sampler import SAMPLERS, set_scheduler
+from tests.gate import sampled
 
 
 @pytest.mark.parametrize("moments", [1, 2, 4, 8])
@@ -113,7 +114,7 @@ def test_it_is_the_paper_read_naively(pipe):
     assert torch.allclose(drawn, x, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", sampled(SAMPLERS, 3))
 def test_any_sampler_is_held_to_the_picture_and_nothing_stays(own_pipe, name):
     set_scheduler(own_pipe, name)
     own = img2img(own_pipe)
