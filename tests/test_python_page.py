@@ -73,6 +73,7 @@ def test_students_in_a_pipeline_that_one_has(run, tmp_path):
     assert plain.images[0].tobytes() != other.images[0].tobytes()  # outside of its block there was no student left
 
 
+@pytest.mark.gate
 def test_tiles_and_regions_around_it(run, tmp_path):
     run("Tiles and regions around it")
     assert Image.open(tmp_path / "regions.png").size == (512, 384)

@@ -47,6 +47,7 @@ def test_every_stage_starts_from_the_student_before_and_the_last_one_is_the_resu
     assert load_students(folder / "out" / "hyena.pt").training["config"]["stage"] == "end_to_end"
 
 
+@pytest.mark.gate
 def test_an_interrupted_recipe_goes_on_and_ends_as_the_uninterrupted_one(folder, whole, monkeypatch):
     expected = load_students(whole[1]).students[IN01].state_dict()
 

@@ -90,6 +90,7 @@ def test_what_is_no_number_or_has_another_shape_fails_the_gate():
     assert verdict(math.nan, torch.float32).startswith("failed")
 
 
+@pytest.mark.gate
 def test_every_method_passes_its_gate_at_a_prime_height():
     size = (67, 33)
     x = torch.randn(2, size[0] * size[1], 64, generator=torch.Generator().manual_seed(0))
@@ -221,6 +222,7 @@ def test_bad_arguments_end_with_2(wrong):
     assert benchmarks.run(wrong) == 2
 
 
+@pytest.mark.gate
 def test_every_plot_draws_its_suite(tmp_path):
     timed = lambda *values: Compared(Spread.of(values), Spread.of([2.0]), 0.1)
     size = dict(size=(512, 512))

@@ -156,6 +156,7 @@ def test_two_machines_train_the_student_of_one_and_the_first_one_speaks(folder, 
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gate
 def test_numbers_of_one_machine_that_are_not_finite_reach_the_weights_of_none_and_stop_both(folder):
     """Each takes the other's gradients, so both pass over the same steps."""
 

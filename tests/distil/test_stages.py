@@ -118,6 +118,7 @@ def test_min_snr_weighs_as_published(kind, below):
     torch.testing.assert_close(min_snr_weight(scheduler, t).double(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.gate
 def test_a_few_joint_steps_on_one_lesson_lower_the_prediction_error(unet, batch):
     torch.manual_seed(0)
     teacher = Teacher(unet, select(find_sites(unet), "level0"))

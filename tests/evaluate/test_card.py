@@ -166,6 +166,7 @@ def test_a_strangers_words_do_nothing_in_the_card():
         assert "# x: Hyena" in card_of(StudentFile({IN01: build_student(spec)}, broken), "x.safetensors")
 
 
+@pytest.mark.gate
 def test_without_a_network_there_is_one_line_and_the_card_is_written(students):
     given = ["-m", "sd_hyena.evaluate.card", students, "--push", "me/mine"]
     done = command(*given, env={"HF_HUB_OFFLINE": "1", "HF_TOKEN": "none"})

@@ -65,6 +65,7 @@ def test_a_read_only_folder_is_refused_in_one_line(tmp_path, config_class, optio
     )
 
 
+@pytest.mark.gate
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no second file system")
 def test_temporary_files_on_another_file_system_do_not_matter(folder, monkeypatch):
     """A rename from there would fail; and nothing is put there."""

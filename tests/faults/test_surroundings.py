@@ -67,6 +67,7 @@ def test_bytes_that_are_no_text_are_refused_as_a_prompt_in_one_line(tmp_path):
         Region(x=0, y=0, w=1, h=1, prompt="\ud800")
 
 
+@pytest.mark.gate
 def test_a_file_of_prompts_written_on_windows_is_read(folder):
     (folder / "prompts.txt").write_bytes("\ufeffa red circle\r\na grüner square\r\n".encode())
     assert ended(folder, TrainConfig, *TRAIN, "-n", 1, "--prompts", "prompts.txt").code == 0

@@ -13,8 +13,9 @@ from sd_hyena.models.lora.lora_file import read_lora
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
-from tests.conftest import IN01, controlnet_of
+from tests.conftest import IN01
 from tests.files_in_the_wild.adapters import in_the_original_layout, tensors_of, written
+from tests.fixtures import controlnet_of
 from tests.gate import sampled
 from tests.generate.test_large_images import drawn
 from tests.ldm import single_file

@@ -25,7 +25,8 @@ from sd_hyena.options.effect import in_vain
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
-from tests.conftest import IN01, controlnet_of
+from tests.conftest import IN01
+from tests.fixtures import controlnet_of
 
 SMALL = dict(width=64, steps=1, num_images=1, cfg_scale=3.0, seed=11, prompt="a red circle on blue")
 TILES = dict(width=128, tiled_diffusion="multidiffusion", tile_width=8, tile_height=8, overlap=4)

@@ -21,9 +21,10 @@ from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.swap import swapped
-from tests.conftest import IN01, image_of
+from tests.conftest import IN01
 from tests.files_in_the_wild import adapters
 from tests.files_in_the_wild.adapters import answer, factors_of, merged, question, tensors_of, written
+from tests.fixtures import image_of
 from tests.gate import gated
 from tests.generate.test_large_images import config, drawn
 from tests.ldm import of_unet

@@ -69,6 +69,7 @@ def test_without_pure_noise_every_sampler_is_taken(tmp_path):
         set_scheduler(types.SimpleNamespace(scheduler=diffusers.DDIMScheduler.from_config(levels)), name)
 
 
+@pytest.mark.gate
 def test_too_few_steps_are_noted_with_the_way_out(tmp_path, loaded_once, capsys):
     generate(small(tmp_path, scheduler="heun", steps=9))
     assert "note: heun draws badly in 9 steps; give it 10 or more" in "".join(capsys.readouterr())

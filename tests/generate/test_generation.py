@@ -144,6 +144,7 @@ def test_compare_images_lie_beside_their_images(tmp_path, students):
     assert [path.relative_to(tmp_path / "images").as_posix() for path in paths] == ["sub/h0.png", "sub/h0-compare.png"]
 
 
+@pytest.mark.gate
 def test_half_precision_draws_with_filters_in_float32(tmp_path, students, own_pipe):
     own_pipe.unet.to(torch.bfloat16)
     own_pipe.vae.to(torch.bfloat16)
@@ -224,6 +225,7 @@ def test_one_line_says_what_is_drawn(tmp_path, students, capsys):
     ]
 
 
+@pytest.mark.gate
 def test_names_go_on_where_a_format_has_a_number_and_other_names_get_one(tmp_path):
     names = lambda form: [path.name for path in generate(config(tmp_path, num_images=1, name_format=form))]
     assert [names("a/x-{n:3d}"), names("a/x-{n:3d}")] == [["x-  0.png"], ["x-  1.png"]]

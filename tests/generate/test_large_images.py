@@ -25,7 +25,8 @@ from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
-from tests.conftest import command, controlnet_of
+from tests.conftest import command
+from tests.fixtures import controlnet_of
 from tests.gate import gated
 
 SMALL = dict(width=136, height=96, steps=2, num_images=1, cfg_scale=4.0, seed=11, prompt="a red circle on blue")
@@ -146,6 +147,7 @@ def test_an_image_to_start_from_is_resized_and_kept_as_far_as_strength_leaves_it
     assert np.abs(near - start).mean() < 0.8 * np.abs(far - start).mean()
 
 
+@pytest.mark.gate
 def test_noise_inversion_keeps_the_picture_and_repeats_from_the_png(tmp_path, picture, capsys):
     start = np.array(Image.open(picture).resize((136, 96), Image.Resampling.LANCZOS)).astype(int)
     given = dict(init_image=picture, strength=0.5, steps=8, cfg_scale=0.0)
@@ -168,6 +170,7 @@ def test_inpainting_draws_the_masked_part_anew(tmp_path, picture):
     assert np.abs(masked - start)[:, :60].mean() < 0.5 * np.abs(masked - start)[:, 76:].mean()
 
 
+@pytest.mark.gate
 def test_a_controlnet_reads_its_picture_also_in_tiles(tmp_path, own_pipe, picture):
     controlnet_of(own_pipe.unet, 0).save_pretrained(tmp_path / "net")
     control = dict(controlnet=str(tmp_path / "net"), control_image=picture)

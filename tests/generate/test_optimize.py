@@ -16,7 +16,8 @@ from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
 from sd_hyena.students.student import build_student, spec_for
 from sd_hyena.students.swap import StandIn, swapped
-from tests.conftest import IN01, command, image_of
+from tests.conftest import IN01, command
+from tests.fixtures import image_of
 from tests.gate import sampled
 from tests.students.test_swap import distance, lora
 

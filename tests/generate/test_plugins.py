@@ -166,6 +166,7 @@ def loras(pipe):
     return pipe
 
 
+@pytest.mark.gate
 def test_several_loras_reach_the_student_by_their_weights(loras, student):
     pipe = loras
     drawn = {}
@@ -234,6 +235,7 @@ def controlnet(unet, seed: int) -> ControlNetModel:
     return net
 
 
+@pytest.mark.gate
 def test_several_controlnets_act_beside_a_student_each_by_its_scale(pipe, student):
     plain, bright, dark = with_student(pipe, student), torch.ones(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
     nets = MultiControlNetModel([controlnet(pipe.unet, 1), controlnet(pipe.unet, 2)])

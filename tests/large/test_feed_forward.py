@@ -7,7 +7,8 @@ from sd_hyena.errors import BadInput
 from sd_hyena.large.feed_forward import chunk_feed_forward
 from sd_hyena.large.tiled_attention import split_attention
 from sd_hyena.sites import find_sites
-from tests.conftest import IN01, image_of
+from tests.conftest import IN01
+from tests.fixtures import image_of
 
 BLOCK = IN01.removesuffix(".attn1")
 

@@ -5,7 +5,8 @@ from sd_hyena.errors import BadInput
 from sd_hyena.large.bricks import get_bricks
 from sd_hyena.large.large_res_patch import LargeResPatch
 from sd_hyena.large.tiled_vae import tiled_vae
-from tests.conftest import IN01, image_of
+from tests.conftest import IN01
+from tests.fixtures import image_of
 from tests.large.test_feed_forward import lengths
 from tests.large.test_tiled_attention import latents, met, predict, state_of
 

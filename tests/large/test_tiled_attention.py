@@ -18,7 +18,8 @@ from sd_hyena.large.tiled_attention import brick_attention, split_attention
 from sd_hyena.sites import find_sites
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.swap import swapped
-from tests.conftest import IN01, OUT11, controlnet_of, image_of
+from tests.conftest import IN01, OUT11
+from tests.fixtures import controlnet_of, image_of
 from tests.gate import gated
 
 TEXT = torch.randn(2, 32, 96, generator=torch.Generator().manual_seed(1))
@@ -468,6 +469,7 @@ def test_only_the_smallest_tiles_are_drawn_and_all_of_them(unet):
     assert {sum(batch for batch, _ in grid) for grid in drawn} == {3 * 5, 3 * 4, 2 * 5, 2 * 4}
 
 
+@pytest.mark.gate
 def test_the_same_seed_gives_the_same_image_also_as_the_second_of_a_block(pipe):
     plain = image_of(pipe, width=96)
     with split_attention(pipe.unet, tile_size=32, seed=3):

@@ -23,7 +23,8 @@ from sd_hyena.large.tiled_unet import tiled_diffusion
 from sd_hyena.large.tiling import weights
 from sd_hyena.options.sampler import SAMPLERS, set_scheduler
 from sd_hyena.students.swap import swapped
-from tests.conftest import IN01, controlnet_of
+from tests.conftest import IN01
+from tests.fixtures import controlnet_of
 from tests.gate import gated, sampled
 
 TILES = dict(tile_width=16, tile_height=16, overlap=8)

@@ -83,6 +83,7 @@ def test_tiles_without_a_common_border_would_show(spandrel, tmp_path):
         assert (error > 1e-3) == shown
 
 
+@pytest.mark.gate
 def test_a_real_dat_differs_in_tiles_by_what_its_windows_do_not_see(dat):
     """It attends in windows across the tile and weighs channels by their mean over it."""
     pixels = picture(32, 48)

@@ -466,6 +466,7 @@ def test_a_map_on_disk_leaves_resident_memory_when_settled_and_keeps_its_content
     assert cells[0, 4000, 77, 0] == 77 or torch.equal(cells[0, 4000, :, 0], torch.full((4096,), 4000.0))
 
 
+@pytest.mark.gate
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_offload_to_disk_keeps_no_more_than_a_few_tiles_of_the_maps_resident():
     def mapped():

@@ -47,8 +47,9 @@ from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.students.checkpoint import StudentFile, load_students, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests import ldm
-from tests.conftest import IN01, ROOT, image_of
+from tests.conftest import IN01, ROOT
 from tests.faults.conftest import ended
+from tests.fixtures import image_of
 from tests.gate import gated, sampled
 
 CPU = torch.device("cpu")
@@ -313,6 +314,7 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path):
         load_pipeline(model_path(str(tmp_path / "model")), CPU, torch.float32)
 
 
+@pytest.mark.gate
 def test_a_student_is_trained_on_a_single_file_and_records_its_hash(files, tmp_path):
     path = files["sd15", ".ckpt"]
     outcome = train(

@@ -7,6 +7,7 @@ from einops import rearrange
 from safari import ClusterAttention, Hyena2d, fftconv, head_groups, reference, toeplitz
 from safari.hyena2d import HeadNorm
 from safari.offset_filters import OffsetFilter
+from tests.gate import sampled
 
 D, HEADS = 12, 3
 KINDS = ["full", "separable", "axial_1d", "none"]
@@ -105,7 +106,7 @@ def test_one_head_at_a_time_is_the_definition_in_values_and_gradients(options, s
     assert_is_the_definition(options, (5, 7))
 
 
-@configurations
+@pytest.mark.parametrize("options", sampled(CONFIGURATIONS.values(), 3), ids=CONFIGURATIONS)
 def test_what_is_kept_between_calls_without_gradients_is_the_definition_too(options, small_pieces):
     """With a mean of 10, on two grids in turn, in float32 too, after the weights have changed too."""
     module = operator(**options)

@@ -7,7 +7,8 @@ from peft import LoraConfig
 from sd_hyena.sites import find_sites
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.swap import StandIn, swapped
-from tests.conftest import IN01, OUT11, image_of
+from tests.conftest import IN01, OUT11
+from tests.fixtures import image_of
 from tests.gate import gated
 
 

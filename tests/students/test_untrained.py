@@ -16,7 +16,7 @@ from sd_hyena.options.landmarks import COUNT, Landmarks
 from sd_hyena.sites import find_sites
 from sd_hyena.students.swap import swapped
 from sd_hyena.students.untrained import untrained
-from tests.conftest import image_of
+from tests.fixtures import image_of
 
 LEVEL0 = ["IN01", "IN02", "OUT09", "OUT10", "OUT11"]
 

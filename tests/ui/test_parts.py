@@ -230,6 +230,7 @@ def test_the_forecast_of_a_growing_picture_counts_all_its_stages(shared_pipe):
     assert found.gib == large.gib > small.gib
 
 
+@pytest.mark.gate
 def test_memory_in_hand_is_what_is_alive_at_once_and_grows_with_the_batch(shared_pipe):
     def call():
         a = torch.empty(1000, 250)  # 1 MB each
