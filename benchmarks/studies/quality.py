@@ -92,11 +92,11 @@ ROWS = [
 def run_row(row: Row, config: TrainConfig, folder: Path, examiner: Examiner) -> dict[str, Any]:
     """Train and evaluate one row."""
     config = replace(config, out_dir=str(folder / "out"), log_dir=str(folder / "logs"), **row.given)
-    unet = examiner.pipe.unet
+    unet, steps = examiner.pipe.unet, config.n_steps
     sites = select(examiner.sites, config.target)
     if row.untrained is not None:
         specs = [spec_for(site, *row.untrained, (32, 32)) for site in sites]
-        students, spec, config = {spec.site: Untrained(spec) for spec in specs}, specs[0], replace(config, n_steps=0)
+        students, spec, steps = {spec.site: Untrained(spec) for spec in specs}, specs[0], 0
     else:
         if row.random_projections:
             start = folder / "start.safetensors"
@@ -108,7 +108,7 @@ def run_row(row: Row, config: TrainConfig, folder: Path, examiner: Examiner) -> 
     ((_, measured, _),) = examiner.examine(students)
     operations = gflop(spec.operator, spec.options) if row.untrained else student_flops(_at_sd15(spec), CELLS) / 1e9
     facts = {"name": row.name, "commit": commit(), "date": date.today().isoformat()}
-    return facts | {"steps": config.n_steps, "seed": config.seed, **measured, "gflop_2048": round(operations, 1)}
+    return facts | {"steps": steps, "seed": config.seed, **measured, "gflop_2048": round(operations, 1)}
 
 
 def _at_sd15(spec: StudentSpec) -> StudentSpec:
