@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import shutil
 import threading
+import time
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -43,6 +45,7 @@ ELSEWHERE = {
     "right": "compare-also",
 }  # what has no field
 TABS = 16  # open pages whose state is kept: each costs a copy of all components' configuration
+TIDIED = 20  # seconds between looks for what events leave behind in cycles, which Python by itself looks for too seldom
 KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
 
 
@@ -380,8 +383,12 @@ def serve(config: PageConfig) -> None:
         page, address = launched(session)
         session.worker.start()  # what it imports would keep the page waiting
         say(f"the page is at {address}")
+        session.worker.ready.wait()
+        gc.freeze()  # what is there stays, and need not be looked at
         try:
-            threading.Event().wait()
+            while True:
+                time.sleep(TIDIED)
+                gc.collect()
         finally:
             page.blocks.close(verbose=False)
     finally:
