@@ -13,6 +13,8 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.gate
+
 LARGEST = 16_000_000  # bytes
 LEFT_OUT = (".git", ".venv", "runs", "out", "logs", "build", "dist", "__pycache__", "*.egg-info", ".*_cache")
 

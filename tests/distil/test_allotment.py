@@ -40,6 +40,7 @@ def test_a_site_that_gains_nothing_stays_at_the_least():
     assert chosen_counts(["a", "b"], errors, costs, 700) == {"a": 512, "b": LADDER[0]}
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(("asked", "price"), [*gated([("auto", 256)]), ("auto:150", 150)])
 def test_the_sites_of_the_shipped_model_get_numbers_of_the_ladder_for_no_more_operations(unet, states, asked, price):
     latents, timestep, condition = states

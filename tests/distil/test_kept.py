@@ -61,6 +61,7 @@ def test_killed_at_picture_7_of_12_the_next_run_makes_five_and_all_are_bit_equal
     assert torch.equal(load_file(path)["latents"], expected()) and sorted(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.gate
 def test_of_two_runs_at_once_one_makes_the_pictures_and_the_other_takes_them(tmp_path):
     path = tmp_path / "x.safetensors"
     runs = [started(path, killed_at=-1, seconds=0.1) for _ in range(2)]

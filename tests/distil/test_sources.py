@@ -32,6 +32,7 @@ def test_samples_are_drawn_once_and_cached_by_what_they_depend_on(pipe, tmp_path
     assert first.latents.shape == (3, 4, 8, 8) and first.text["encoder_hidden_states"].shape[0] == 4
 
 
+@pytest.mark.gate
 def test_a_drawn_sample_does_not_depend_on_how_many_are_drawn(pipe, tmp_path):
     few = make_bank(pipe, config(num_samples=4), PROMPTS, "", tmp_path).split()[0].latents
     more = make_bank(pipe, config(num_samples=8), PROMPTS, "", tmp_path).split()[0].latents

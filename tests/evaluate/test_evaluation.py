@@ -140,6 +140,7 @@ def test_what_is_measured_is_on_disk_before_the_next_size(report, tmp_path, monk
     assert list(json.loads((tmp_path / "r" / "report.json").read_text())["students"]["same"]["sizes"]) == ["64x64"]
 
 
+@pytest.mark.gate
 def test_a_one_dimensional_student_is_measured_at_its_own_size_alone(tmp_path):
     site = Site(IN01, "IN01", 32, 2, 0)
     spec = StudentSpec(site.name, site.short, 32, "bidirectional", {}, (8, 8))

@@ -17,6 +17,7 @@ SCENES = [numbered_scene(7, i) for i in range(200)]
 SMALL = 128, 128  # pixels: a fifth of the time
 
 
+@pytest.mark.gate
 def test_true_renders_pass():
     wrong = [str(s.caption) for s in SCENES[:100] if not is_right(draw(s), s.caption)]
     assert len(wrong) <= 1, wrong

@@ -65,6 +65,7 @@ def test_a_run_that_is_stopped_before_it_saved_anything_leaves_no_folder(folder,
     assert [path.name for path in (folder / "out").iterdir()] == ["cache"] and not any((folder / "logs").iterdir())
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "number, code", [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
 )

@@ -99,6 +99,7 @@ def test_sdxl_s_and_those_without_attention_take_their_sizes_from_the_unet_and_t
     assert same(load_controlnet(str(path), tiny_sdxl.unet), net)
 
 
+@pytest.mark.gate
 def test_a_picture_is_the_same_with_the_file_as_with_the_folder(shared_pipe, net, tmp_path, loaded_once):
     net.save_pretrained(tmp_path / "folder")
     path = written(tmp_path / "net.pth", in_the_original_layout(net))

@@ -123,6 +123,7 @@ def test_auto_tiles_above_its_sizes_and_gives_students_larger_tiles(student):
     assert at(1032).vae.mode == "exact" and at(4096, tiled_vae="off").vae is None
 
 
+@pytest.mark.gate
 def test_auto_draws_in_tiles_what_does_not_fit_in_one_piece_and_the_picture_says_so(tmp_path, own_pipe, capsys):
     tiles = dict(tile_width=8, tile_height=9)
     wanted = drawn(tmp_path, **tiles, tiled_diffusion="mixture")
@@ -247,6 +248,7 @@ def test_loras_are_called_by_their_files_names_as_regions_name_them(tmp_path, ow
     assert not loaded([own_pipe.unet])
 
 
+@pytest.mark.gate
 def test_a_lora_acts_by_its_weight(tmp_path, own_pipe):
     unet = copy.deepcopy(own_pipe.unet)
     torch.manual_seed(0)

@@ -24,6 +24,7 @@ from sd_hyena.sites import find_sites
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.swap import swapped
 from tests.conftest import IN01
+from tests.gate import gated
 
 SHARED = dict(width=64, height=64, num_inference_steps=2, guidance_scale=4.0, output_type="latent")
 
@@ -92,7 +93,7 @@ def ip_adapter(pipe, tmp_path):
     )
 
 
-@pytest.mark.parametrize("first", ["swap", "adapter"])
+@pytest.mark.parametrize("first", ["swap", *gated(["adapter"])])
 def test_an_ip_adapter_and_a_student_act_together_whichever_comes_first(pipe, student, ip_adapter, first):
     picture = lambda colour: Image.new("RGB", (64, 64), colour)
     without = with_student(pipe, student)
@@ -181,7 +182,7 @@ def test_several_loras_reach_the_student_by_their_weights(loras, student):
     assert distance(drawn[0, 0], with_student(pipe, student)) < 1e-5
 
 
-@pytest.mark.parametrize("first", ["swap", "fuse"])
+@pytest.mark.parametrize("first", ["swap", *gated(["fuse"])])
 def test_fused_loras_act_on_the_student_as_loaded_ones_and_are_unfused(loras, student, first):
     pipe = loras
     pipe.set_adapters(["style", "other"], [0.8, 0.3])
@@ -249,6 +250,7 @@ def test_several_controlnets_act_beside_a_student_each_by_its_scale(pipe, studen
     assert distance(drawn(0.7, 0.7), drawn(0.7, 0.0)) > 1e-3
 
 
+@pytest.mark.gate
 def test_img2img_and_inpainting_call_the_student_in_the_steps_that_are_left(pipe, student):
     given = dict(image=Image.new("RGB", (64, 64), "red"), width=None, height=None, strength=0.5)
     given |= dict(num_inference_steps=4)

@@ -18,6 +18,7 @@ from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01
+from tests.gate import gated
 
 SMALL = dict(width=64, steps=2, num_images=1, cfg_scale=3.0, seed=11, prompt="a red circle on blue")
 
@@ -124,7 +125,7 @@ def test_a_grid_of_large_pictures_and_long_labels_stays_small_and_keeps_shapes()
         assert (np.ptp(y) + 1, np.ptp(x) + 1) == size
 
 
-@pytest.mark.parametrize("format", ["webp", "jpg"])
+@pytest.mark.parametrize("format", ["webp", *gated(["jpg"])])
 @pytest.mark.usefixtures("loaded_once")
 def test_other_formats_carry_the_same_parameters_and_repeat_the_same_picture(tmp_path, format):
     given = dict(prompt="a (fox:1.2), größe 猫\nsecond line", negative_prompt="blur")

@@ -114,7 +114,7 @@ def literal_loop(pipe, kind, prompt, negative, width, height, rects, weight, ste
     return x
 
 
-@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("kind", [*gated([DDIMScheduler]), EulerDiscreteScheduler])
 @pytest.mark.parametrize(
     "options, kernel",
     [
@@ -168,6 +168,7 @@ def test_without_guidance_and_with_a_dictionary_asked_for_it_works_as_the_unet_d
         assert torch.equal(pipe.unet(latents, 500, text).sample, predicted(pipe, latents, text))
 
 
+@pytest.mark.gate
 def test_half_precision_is_summed_in_float32_and_given_back_as_it_came(own_pipe, canvas):
     latents, text = (x.to(torch.bfloat16) for x in canvas)
     own_pipe.unet.to(torch.bfloat16)
@@ -420,7 +421,7 @@ def predicted_without_hint(controlled, canvas):
         return predicted(controlled, *canvas, timestep=400)
 
 
-@pytest.mark.parametrize("guess_mode", [False, True])
+@pytest.mark.parametrize("guess_mode", [*gated([False]), True])
 def test_the_controlnet_pipeline_runs_in_tiles_and_its_hint_stays_in_ram_when_asked(controlled, guess_mode):
     before = state_of(controlled)
     hint = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(3))

@@ -584,6 +584,7 @@ def inpainting(files, shared_pipe, tmp_path_factory):
     return root
 
 
+@pytest.mark.gate
 def test_an_inpainting_model_draws_from_nothing_and_one_that_ignores_the_mask_draws_what_four_channels_draw(
     inpainting, shared_pipe
 ):

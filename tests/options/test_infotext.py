@@ -19,6 +19,7 @@ from sd_hyena.options.prompt_constructs import check_text_of
 from sd_hyena.options.sampler import KARRAS, SAMPLERS
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from tests.faults.conftest import ended
+from tests.gate import sampled
 
 
 def a1111(text: str) -> dict[str, str]:
@@ -178,7 +179,7 @@ def test_any_text_is_read_or_refused(text):
         )
 
 
-@pytest.mark.parametrize("piece", ['a:"\\q",', 'a:"x,', "a:   ", "a,", "\n", '\\"', "Steps: 5,"])
+@pytest.mark.parametrize("piece", sampled(["a,", 'a:"\\q",', 'a:"x,', "a:   ", "\n", '\\"', "Steps: 5,"], 3))
 def test_enormous_texts_are_read_or_refused(piece):
     try:
         options(piece * 100_000 + ", Steps: 5", "x")

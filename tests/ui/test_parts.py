@@ -217,6 +217,7 @@ def test_the_forecast_counts_what_the_unet_and_the_vae_are_counted_at(shared_pip
     )  # 20 cells in tiles of 8 without overlap
 
 
+@pytest.mark.gate
 def test_the_forecast_of_a_growing_picture_counts_all_its_stages(shared_pipe):
     growing = GenerateConfig(width=512, height=512, steps=10, cfg_scale=1.0, prompt="x", device="cpu", grow="redraw")
     found = forecast(growing)
