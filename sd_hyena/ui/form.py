@@ -82,8 +82,13 @@ class Form:
             return ",".join(path for path, _ in value) if isinstance(value, list) else value or ""
         if kind:
             return self.folders.value(name, kind, value)
-        if value is None and _is_left_open(field):
-            return field.default
+        if _is_left_open(field) and isinstance(value, str | None):
+            if not (value or "").strip():
+                return field.default
+            try:
+                value = float(value)
+            except ValueError:
+                raise BadInput(f"{name}={value!r} must be a number, or empty") from None
         if value is None or (value == "" and type(None) in typing.get_args(expected)):
             if field.default is None or isinstance(field.default, str):
                 return field.default
@@ -121,8 +126,9 @@ class Form:
                 value = names if kind in SEPARATORS else single
                 updates[self.components[name]] = gr.update(value=value, choices=self.folders.choices(kind))
             else:
-                left = _is_left_open(self.fields[name]) and value in (0, None)
-                updates[self.components[name]] = gr.update(value=None if left else _shown(value, self.types[name]))
+                open_ = _is_left_open(self.fields[name])
+                value = _written(value, self.fields[name]) if open_ else _shown(value, self.types[name])
+                updates[self.components[name]] = gr.update(value=value)
         return updates, strange
 
     @staticmethod
@@ -188,18 +194,19 @@ class Form:
             given = dict(placeholder="as the model's first example") if field.default is None else {}
             return gr.Textbox(value=_shown(field.default, expected), lines=lines, max_lines=3 * lines, **given, **told)
         if _is_left_open(field):
-            return gr.Number(
-                value=None,
-                placeholder=field.metadata["shown"] or "open",
-                precision=None if float in kinds else 0,
-                **told,
-            )
+            # a text, for gradio's number shows and sends 0 where it is given none
+            return gr.Textbox("", placeholder=field.metadata["shown"] or "open", lines=1, max_lines=1, **told)
         return gr.Number(value=field.default, precision=None if float in kinds else 0, **told)
 
 
 def _is_left_open(field: dataclasses.Field) -> bool:
     """Whether a number's default stands for one that the model, or a picture, decides."""
     return field.metadata.get("shown") is not None and not field.default and not isinstance(field.default, str)
+
+
+def _written(value: Any, field: dataclasses.Field) -> str:
+    """A number in a field that may be left open, and nothing where it is."""
+    return "" if value is None or value == field.default else f"{value:.12g}"
 
 
 def _shown(value: Any, expected: Any) -> Any:

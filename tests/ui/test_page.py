@@ -20,6 +20,8 @@ CELL = 8
 
 def test_a_changed_prompt_is_drawn_with_a_preview_and_progress_that_moves(opened, served):
     page = opened()
+    open_ = page.locator("#draw-cfg_scale input")
+    assert (open_.input_value(), open_.get_attribute("placeholder")) == ("", "the model's: 3")
     fill(page, **PICTURE | {"steps": 12, "width": 128}, prompt="a blue square on stripes")
     page.locator("#draw").click()
     seen, previews = [], set()
@@ -32,6 +34,7 @@ def test_a_changed_prompt_is_drawn_with_a_preview_and_progress_that_moves(opened
     path = newest(served.outputs)
     config = read_metadata(path)["config"]
     assert (config["prompt"], config["steps"], config["seed"]) == ("a blue square on stripes", 12, 5)
+    assert config["cfg_scale"] == 3.0  # the model's, for its field was left open
     with Image.open(path) as image:
         assert image.size == (128, 128) and "blue square" in image.info["parameters"]
     page.wait_for_function(f"document.querySelector('#gallery img')?.src.includes('{path.name}')")
