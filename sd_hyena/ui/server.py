@@ -383,9 +383,9 @@ def serve(config: PageConfig) -> None:
         page, address = launched(session)
         session.worker.start()  # what it imports would keep the page waiting
         say(f"the page is at {address}")
-        session.worker.ready.wait()
-        gc.freeze()  # what is there stays, and need not be looked at
         try:
+            session.worker.ready.wait()
+            gc.freeze()  # what is there stays, and need not be looked at
             while True:
                 time.sleep(TIDIED)
                 gc.collect()
