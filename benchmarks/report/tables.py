@@ -143,6 +143,25 @@ def quality(rows: Rows) -> str:
     return _markdown(head, lines)
 
 
+def students(rows: Rows) -> str:
+    """What stands in for attention, held to the teacher: sizes, scales of guidance, pictures."""
+    lines = [
+        [
+            row["students"],
+            f"{row['size'].replace('x', ' x ')}, {row['guidance']}",
+            row["images"],
+            *(_short(row[name]) for name in ("prediction", "guided")),
+            ", ".join(f"{float(row[f'psnr_{name}']):.1f}" for name in ("median", "mean", "min")),
+            f"{float(row['ssim_mean']):.3f}".removeprefix("0"),
+            f"{100 * float(row['share_above_20_dB']):.0f} %",
+            f"{row['teacher_right']}, {row['student_right']}",
+        ]
+        for row in rows
+    ]
+    head = ["students", "px, guidance", "pictures", "prediction", "guided", "PSNR dB: median, mean, least"]
+    return _markdown([*head, "SSIM", "above 20 dB", "captions right: teacher, student"], lines)
+
+
 def sharpness(rows: Rows) -> str:
     """What needs no training, at two sites, with all logits multiplied."""
     columns = [f"{site}_x{factor}" for site in ("IN01", "OUT09") for factor in (1, 2, 4)]
@@ -165,7 +184,9 @@ def _short(error: str) -> str:
     """Two digits that count, without the leading zero."""
     value = float(error)
     return (
-        f"{value:.1e}"
+        "0"
+        if not value
+        else f"{value:.1e}"
         if value < 1e-4
         else f"{value:.5f}".rstrip("0").removeprefix("0")
         if value < 1
@@ -262,6 +283,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str], str]] = {  # the CSV, the ta
     "ladder": ("ladder_cpu", ladder, ""),
     "image": ("image_cpu", image, ""),
     "quality": ("quality", quality, ""),
+    "students": ("students", students, ""),
     "sharpness": ("sharpness", sharpness, ""),
     "landmarks": ("landmarks", landmarks, ""),
     "vae_error": ("tiled_vae", vae_error, ""),

@@ -78,6 +78,7 @@ class Pictures:
             "images": len(teacher),
             "psnr_median": float(np.median(psnr)),
             "psnr_mean": float(psnr.mean()),
+            "psnr_min": float(psnr.min()),
             "ssim_mean": float(ssim.mean()),
             "share_above_20_dB": float((psnr > 20).mean()),
         }

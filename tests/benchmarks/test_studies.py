@@ -1,0 +1,58 @@
+"""Studies measure each row once, and say what stands in it."""
+
+import shlex
+from pathlib import Path
+
+from benchmarks.report import plots, tables
+from benchmarks.studies import students
+from sd_hyena.evaluate.config import EvaluationConfig
+from sd_hyena.options.command_line import parse
+
+
+def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(tmp_path, monkeypatch):
+    asked, examined = [], []
+
+    class Examiner:
+        def __init__(self, config, engine):
+            asked.append((config.sizes, config.scales()))
+            self.config, self.pipe = config, self
+            self.unet = None
+
+        def examine(self, given):
+            examined.append(given)
+            image = dict(
+                images=2, psnr_median=31.25, psnr_mean=32.0, psnr_min=20.0, ssim_mean=0.9876, share_above_20_dB=1
+            )
+            image |= dict(teacher_right=0.5, student_right=1.0)
+            scale = f"{self.config.scales()[0]:g}"
+            yield None, {"images": {scale: image}, "prediction": {"both": 1.234e-4, f"guided_{scale}": 0.0}}, []
+
+    class Alternative:
+        students = "given"
+
+    monkeypatch.setattr(students, "Examiner", Examiner)
+    monkeypatch.setattr(students, "load_alternatives", lambda files, unet: [Alternative])
+    students.main("all 256x256 *", out=str(tmp_path))
+    assert len(examined) == len(asked) == 3  # guidance 5, 10, 1, of which none shares its teacher's pictures
+    students.main("* 256x256 5", out=str(tmp_path))
+    assert len(examined) == 3 + len(students.STUDENTS) - 1 and len(asked) == 4
+    students.main("all 256x256 *", out=str(tmp_path))
+    assert len(asked) == 4
+    students.main("all 256x256 5", again=True, out=str(tmp_path))
+    rows = plots.read(tmp_path / "students.csv")
+    assert len(asked) == 5 and len(rows) == len(students.STUDENTS) + 2
+    assert [row["size"] + " " + row["guidance"] for row in rows] == ["256x256 5"] * 5 + ["256x256 10", "256x256 1"]
+    cells = tables.students(rows).splitlines()[2].split(" | ")
+    assert cells[1:] == ["256 x 256, 5", "2", ".00012", "0", "31.2, 32.0, 20.0", ".988", "100 %", "1, 2 |"]
+
+
+def test_the_command_of_a_row_asks_for_what_was_measured():
+    for case, files in students.CASES.items():
+        for file in files:
+            line = students.command_of(case, file)
+            _, _, _, given, *flags = shlex.split(line)
+            config = parse(EvaluationConfig, ["--students", given, *flags])
+            assert (Path(config.students).stem, config.sizes, config.images, config.states) == (
+                file, case.size, case.images, case.states,
+            )  # fmt: skip
+            assert config.scales() == [case.guidance]
