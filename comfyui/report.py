@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sd_hyena.cost.operations import attention_flops, student_flops
+from sd_hyena.cost.operations import attention_flops, folded_flops
 from sd_hyena.sites import Site
 from sd_hyena.students.checkpoint import StudentFile
 from sd_hyena.students.student import PublishedStudent
@@ -42,5 +42,5 @@ def _fit(student: nn.Module | None, site: Site, size: tuple[int, int], attention
         return "attention, its student serves {1}x{0} cells only".format(*spec.size), attention
     if isinstance(student, PublishedStudent):
         return "a published student", attention  # its own projections are not counted
-    cost = student_flops(spec, size)
+    cost = folded_flops(spec, size)
     return f"{spec.operator}, {attention / cost:.1f} times cheaper", cost

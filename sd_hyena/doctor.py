@@ -114,7 +114,7 @@ def _model(config: DoctorConfig) -> Iterator[str]:
 
 def _expectations(config: DoctorConfig) -> Iterator[str]:
     """Counted operations, and the time they take at the rate of this machine's matrix products: a lower bound."""
-    from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
+    from sd_hyena.cost.operations import attention_flops, folded_flops, unet_flops
     from sd_hyena.processes.device import pick_device
     from sd_hyena.sites import find_sites
     from sd_hyena.students.student import spec_for
@@ -127,7 +127,7 @@ def _expectations(config: DoctorConfig) -> Iterator[str]:
         cells, saved = (side // 8, side // 8), 0
         for site in finest:
             spec, size = spec_for(site, train.operator, train.options_of_operator(), cells), site.size(*cells)
-            saved += attention_flops(site, size) - student_flops(spec, size)
+            saved += attention_flops(site, size) - folded_flops(spec, size)
         whole = unet_flops(unet, cells)
         yield (
             f"{side} px: {whole / rate:.3g} s with attention, {(whole - saved) / rate:.3g} s with students at "

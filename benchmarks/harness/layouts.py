@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from benchmarks.harness.setting import Setting
-from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
+from sd_hyena.cost.operations import attention_flops, folded_flops, unet_flops
 from sd_hyena.models.single_file import LAYOUTS
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site, find_sites, select
@@ -73,7 +73,7 @@ def predicted_speedups(
     """How many times fewer operations a step takes with each set of students."""
     whole, known = unet_flops(unet, latent), {site.name: site for site in find_sites(unet)}
     saved = {
-        name: attention_flops(known[name], size) - student_flops(student.spec, size)
+        name: attention_flops(known[name], size) - folded_flops(student.spec, size)
         for name, student in max(sets.values(), key=len).items()
         for size in [known[name].size(*latent)]
     }

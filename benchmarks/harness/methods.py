@@ -20,10 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import peers  # noqa: F401  (registers them)
 from benchmarks.harness.setting import Setting
-from sd_hyena.cost.operations import attention_flops, student_flops
+from sd_hyena.cost.operations import attention_flops, folded_flops
 from sd_hyena.large.bricks import edges, grid
 from sd_hyena.large.tiled_attention import Tiled
-from sd_hyena.options.operators import operator_named
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site
 from sd_hyena.students.student import Projections, StudentSpec, build_student, cast, spec_for
@@ -146,13 +145,6 @@ def _untrained(
             student = Untrained(spec).to(setting.device).eval()
             reference = _student_reference(student, projections, size)
             yield Method(name, lambda x, s=student: s(x, projections, size), reference, folded_flops(spec, size))
-
-
-def folded_flops(spec: StudentSpec, size: Size) -> int:
-    """Of a block as generation computes it: the change of a projection is added to its weight, and no product of its own."""
-    streams = operator_named(spec.operator).count_streams(spec.options)
-    folded = streams + 1 if streams else 0
-    return student_flops(spec, size) - folded * 2 * size[0] * size[1] * spec.channels**2
 
 
 def woken(student: nn.Module) -> nn.Module:

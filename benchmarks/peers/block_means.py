@@ -30,11 +30,16 @@ class BlockMeanAttention(nn.Module):
         rows = min(size[0], max(1, round(math.sqrt(self.landmarks * size[0] / size[1]))))
         blocks = rows, min(size[1], max(1, self.landmarks // rows))
         q_, k_ = (_means(t, size, blocks) for t in (q, k))
-        met = F.scaled_dot_product_attention(q_, k, v)
-        between = (q_.double() @ k_.double().mT * q.shape[-1] ** -0.5).softmax(-1)
-        identity = torch.eye(between.shape[-1], dtype=torch.float64, device=x.device)
-        values = torch.linalg.solve(between.mT @ between + RIDGE**2 * identity, between.mT @ met.double())
-        return F.scaled_dot_product_attention(q, k_, values.to(v.dtype)).transpose(1, 2).flatten(2)
+        return by_landmarks(q, k, v, q_, k_).transpose(1, 2).flatten(2)
+
+
+def by_landmarks(q: Tensor, k: Tensor, v: Tensor, q_: Tensor, k_: Tensor) -> Tensor:
+    """(B, N, L, E) and landmarks (B, N, M, E) to (B, N, L, E)."""
+    met = F.scaled_dot_product_attention(q_, k, v)
+    between = (q_.double() @ k_.double().mT * q.shape[-1] ** -0.5).softmax(-1)
+    identity = torch.eye(between.shape[-1], dtype=torch.float64, device=q.device)
+    values = torch.linalg.solve(between.mT @ between + RIDGE**2 * identity, between.mT @ met.double())
+    return F.scaled_dot_product_attention(q, k_, values.to(v.dtype))
 
 
 def _means(t: Tensor, size: tuple[int, int], blocks: tuple[int, int]) -> Tensor:

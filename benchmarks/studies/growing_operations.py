@@ -10,7 +10,7 @@ import functools
 
 from benchmarks.harness.layouts import unet_on
 from benchmarks.harness.record import write
-from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
+from sd_hyena.cost.operations import attention_flops, folded_flops, unet_flops
 from sd_hyena.generate.growth import STRENGTH
 from sd_hyena.large.growing.stages import sizes
 from sd_hyena.options.growing import AUTO
@@ -42,7 +42,7 @@ def main(steps: int = 30, sides: tuple[int, ...] = (2048, 4096, 8192)) -> None:
                 size = site.size(*cells)
                 if (key := (site.channels, size)) not in saved:
                     spec = spec_for(site, train.operator, train.options_of_operator(), (64, 64))
-                    saved[key] = attention_flops(site, size) - student_flops(spec, size)
+                    saved[key] = attention_flops(site, size) - folded_flops(spec, size)
                 gained += max(saved[key], 0)
             whole = unet_flops(unet, cells)
             return whole, whole - gained

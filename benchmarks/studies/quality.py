@@ -1,8 +1,8 @@
 """python -m benchmarks.studies.quality: every operator and baseline trained alike on the shipped model, judged by the image.
 
-All five level-0 sites at once, same data, steps and seed. A row is trained, evaluated and kept by itself, so the
-table is made in pieces and resumed by the same command; rows of before that are not made anew stay. Cost: floating-point
-operations of one SD 1.5 block at 2048x2048.
+All five level-0 sites at once, same data, steps and seed. A row is trained, evaluated and kept by itself, so the table is
+made in pieces and resumed by the same command, which makes what neither the table nor the folder of rows has. Cost:
+floating-point operations of one SD 1.5 block at 2048x2048, as generation computes it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ from benchmarks.harness.methods import UNTRAINED
 from benchmarks.harness.record import RESULTS, commit, write
 from benchmarks.report.plots import read
 from benchmarks.studies.sharpness import gflop
-from sd_hyena.cost.operations import student_flops
 from sd_hyena.distil.training import train
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import select
 from sd_hyena.students.checkpoint import StudentFile, load_students, save_students
-from sd_hyena.students.student import Projections, StudentSpec, build_student, spec_for
+from sd_hyena.students.student import Projections, build_student, spec_for
 from sd_hyena.students.untrained import Untrained
-
-CELLS, D, HEADS = (256, 256), 320, 8  # of the block whose cost is counted: SD 1.5's level 0 at 2048 px
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def run_row(row: Row, config: TrainConfig, folder: Path, examiner: Examiner) -> 
     sites = select(examiner.sites, config.target)
     if row.untrained is not None:
         specs = [spec_for(site, *row.untrained, (32, 32)) for site in sites]
-        students, spec, steps = {spec.site: Untrained(spec) for spec in specs}, specs[0], 0
+        students, steps = {spec.site: Untrained(spec) for spec in specs}, 0
     else:
         if row.random_projections:
             start = folder / "start.safetensors"
@@ -104,18 +101,16 @@ def run_row(row: Row, config: TrainConfig, folder: Path, examiner: Examiner) -> 
             config = replace(config, pretrained_weight=str(start))
         path = train(config).exported
         students = load_students(path, unet).students
-        spec = next(iter(students.values())).spec
     ((_, measured, _),) = examiner.examine(students)
-    operations = gflop(spec.operator, spec.options) if row.untrained else student_flops(_at_sd15(spec), CELLS) / 1e9
     facts = {"name": row.name, "commit": commit(), "date": date.today().isoformat()}
-    return facts | {"steps": steps, "seed": config.seed, **measured, "gflop_2048": round(operations, 1)}
+    return facts | {"steps": steps, "seed": config.seed, **measured}
 
 
-def _at_sd15(spec: StudentSpec) -> StudentSpec:
-    """The same operator as SD 1.5 would have it at 2048 px."""
-    options = spec.options | ({"heads": HEADS} if "heads" in spec.options else {})
-    size = CELLS if spec.size else None
-    return StudentSpec("IN01", "IN01", D, spec.operator, options, size)
+def operations(name: str) -> float:
+    """GFLOP of the row's operator as SD 1.5 would have it at 2048 px."""
+    row = next(row for row in ROWS if row.name == name)
+    config = TrainConfig(**row.given)
+    return round(gflop(*(row.untrained or (config.operator, config.options_of_operator()))), 1)
 
 
 def _with_random_projections(unet, sites, config: TrainConfig) -> dict[str, Any]:
@@ -138,7 +133,7 @@ def _columns(row: dict[str, Any]) -> dict[str, Any]:
         "student": row["name"],
         "seed": row["seed"],
         "steps": row["steps"],
-        **{site: round(v["relative_mse"], 4) for site, v in row["sites"].items()},
+        **{site: float(f"{v['relative_mse']:.2g}") for site, v in row["sites"].items()},
         "prediction": round(row["prediction"]["both"], 5),
         "as_noise": round(row["prediction"]["as_noise"], 5),
         "guided_5": round(row["prediction"]["guided_5"], 5),
@@ -146,7 +141,7 @@ def _columns(row: dict[str, Any]) -> dict[str, Any]:
         "psnr_mean": round(image["psnr_mean"], 1),
         "ssim": round(image["ssim_mean"], 3),
         "above_20_dB": round(image["share_above_20_dB"], 2),
-        "gflop_2048": row["gflop_2048"],
+        "gflop_2048": operations(row["name"]),
         "commit": row["commit"],
         "date": row["date"],
     }
@@ -160,6 +155,7 @@ def main(
     out: str = "runs/quality",
     batch_size: int = 8,
     lr: float = 1e-2,
+    again: bool = False,
 ) -> None:
     """Make the rows that are missing, then the table.
 
@@ -171,28 +167,37 @@ def main(
         out: where rows are kept
         batch_size: samples in a step
         lr: learning rate, where the row does not say another
+        again: make rows anew that the table has with this seed and so many steps, but not those in the folder
     """
     common = dict(target="level0", width=256, batch_size=batch_size, n_steps=n_steps, ema=0.98, num_samples=64)
     common |= dict(lr=lr, lr_projections=lr)
     common |= dict(validate_every_n_steps=0, save_every_n_steps=0)
     common |= dict(cache_dir=str(Path(out) / "cache"))
     judged = dict(sizes=str(common["width"]), guidance="5", images=images, device="cpu")
-    examiner = Examiner(EvaluationConfig(**judged))
+    before, stay, examiner = read(RESULTS / "quality.csv"), [], None
+    has = {(row["student"], int(row["seed"])) for row in before if int(row["steps"]) in (0, n_steps)}
     series = Path(out) / f"{n_steps}-steps-batch-{batch_size}-lr-{lr:g}-images-{images}"
     for seed in range(seeds):
         for row in ROWS:
             folder = series / f"{''.join(c if c.isalnum() else '-' for c in row.name)}-{seed}"
             done = folder / "row.json"
-            if only in row.name and not done.exists():
+            if only not in row.name or done.exists():
+                continue
+            if (row.name, seed) in has and not again:
+                stay.append(row.name)
+            else:
                 folder.mkdir(parents=True, exist_ok=True)
+                examiner = examiner or Examiner(EvaluationConfig(**judged))
                 measured = run_row(row, TrainConfig(**common, seed=seed), folder, examiner)
                 done.write_text(json.dumps(measured, indent=1))
+    if stay:
+        print(f"{len(stay)} rows are in the table and stay; --again makes them anew: {', '.join(stay)}")
     found = [json.loads(path.read_text()) for path in sorted(series.glob("*/row.json"))]
     table = [_columns(row) for row in found]
     made = {(row["student"], row["seed"]) for row in table}
-    kept = [row for row in read(RESULTS / "quality.csv") if (row["student"], int(row["seed"])) not in made]
+    kept = [row for row in before if (row["student"], int(row["seed"])) not in made]
     table = sorted([*table, *kept], key=lambda row: float(row["prediction"]))
-    write("quality", table)
+    write("quality", table, command="python -m benchmarks.studies.quality")
     print(f"{RESULTS / 'quality.csv'}: {len(table)} rows")
 
 

@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import peers  # noqa: F401  (registers them)
-from benchmarks.harness.record import write
-from sd_hyena.cost.operations import attention_flops, student_flops
+from benchmarks.harness.record import RESULTS, write
+from benchmarks.report.plots import read
+from sd_hyena.cost.operations import attention_flops, folded_flops
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.sharpness import entropy
 from sd_hyena.sites import Site, select
 from sd_hyena.students.losses import error_and_spread
-from sd_hyena.students.student import Projections, StudentSpec
+from sd_hyena.students.student import Projections, StudentSpec, spec_for
 from sd_hyena.students.teacher import Teacher
 from sd_hyena.students.untrained import Untrained
 
@@ -32,6 +33,7 @@ SITES, FACTORS = ("IN01", "OUT09"), (1, 2, 4)
 SD15, CELLS = Site("IN01", "IN01", 320, 8, 0), (256, 256)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"clusters, {m}": ("clusters", {"landmarks": m}) for m in (64, 128, 256, 512)},
+    **{f"k-means landmarks, {m}": ("kmeans", {"landmarks": m}) for m in (64, 128, 256)},
     **{f"Nystromformer's block means, {m}": ("nystromformer", {"landmarks": m}) for m in (64, 128, 256)},
     **{f"tokens gathered by random queries, {m}": ("landmarks", {"landmarks": m}) for m in (64, 128, 256)},
     "ToMe, half of the tokens merged": ("tome", {}),
@@ -66,7 +68,7 @@ def untrained(site: Site, operator: str, options: dict[str, Any]) -> Untrained:
 
 
 def gflop(operator: str, options: dict[str, Any]) -> float:
-    """Of SD 1.5's block at 2048 px; of a circle, as a kernel that skips what lies outside would need."""
+    """Of SD 1.5's block at 2048 px as generation computes it; of a circle, as a kernel that skips what lies outside would."""
     if operator == "clear":
         tokens, d = math.prod(CELLS), SD15.channels
         return (8 * tokens * d * d + 4 * tokens * math.pi * options["radius"] ** 2 * d) / 1e9
@@ -77,8 +79,7 @@ def gflop(operator: str, options: dict[str, Any]) -> float:
     if operator == "todo":
         tokens, d = math.prod(CELLS), SD15.channels
         return (8 * tokens * d * d + tokens**2 * d) / 1e9
-    spec = StudentSpec("IN01", "IN01", SD15.channels, operator, {"heads": SD15.heads} | options, None)
-    return student_flops(spec, CELLS) / 1e9
+    return folded_flops(spec_for(SD15, operator, options, CELLS), CELLS) / 1e9
 
 
 @torch.no_grad()
@@ -103,12 +104,13 @@ def errors(found: list, operator: str, options: dict[str, Any], factor: float) -
     return {short: float(error / spread) for short, (error, spread) in sums.items()}
 
 
-def main(states_at_256: int = 8, larger: str = "512,1024") -> None:
+def main(states_at_256: int = 8, larger: str = "512,1024", only: str = "") -> None:
     """Both tables.
 
     Args:
         states_at_256: held-out states; a quarter of them at 512 px, one at 1024
         larger: sizes in pixels of the second table, beside 256
+        only: of the first table alone, rows whose name contains this; the others stay
     """
     sizes = [256, *(int(side) for side in larger.split(",") if side)]
     config = EvaluationConfig(
@@ -126,13 +128,19 @@ def main(states_at_256: int = 8, larger: str = "512,1024") -> None:
             flush=True,
         )
     rows = []
+    kept = {row["untrained"]: row for row in read(RESULTS / "sharpness.csv")} if only else {}
     for name, (operator, options) in METHODS.items():
+        if only not in name:
+            rows += [kept[name]] if name in kept else []
+            continue
         row = {"untrained": name, "gflop_2048": round(gflop(operator, options), 1)}
         for factor in FACTORS:
             row |= {f"{s}_x{factor}": float(f"{e:.2g}") for s, e in errors(found, operator, options, factor).items()}
         print(row, flush=True)
         rows.append(row)
-    write("sharpness", rows)
+    write("sharpness", rows, command="python -m benchmarks.studies.sharpness")
+    if only:
+        return
     rows = []
     for n, side in zip((states_at_256, max(2, states_at_256 // 4), 1), sizes, strict=False):
         seen = found if side == 256 else _first(states(examiner, (side, side)), n * len(SITES))

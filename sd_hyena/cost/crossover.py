@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from sd_hyena.cost.operations import attention_flops, student_flops
+from sd_hyena.cost.operations import attention_flops, folded_flops
 from sd_hyena.cost.timing import interleaved
 from sd_hyena.sites import Site
 from sd_hyena.students.student import Projections, Size
@@ -30,7 +30,7 @@ def speedup(site: Site, attention: nn.Module, student: nn.Module, size: Size, ba
     shape = spec.channels, attention.heads, spec.operator, repr(sorted(spec.options.items())), tuple(size), batch
     key = (machine, p.dtype, *shape)
     if key not in _measured:
-        if attention_flops(site, size) > SETTLED * student_flops(spec, size):
+        if attention_flops(site, size) > SETTLED * folded_flops(spec, size):
             _measured[key] = math.inf
             return math.inf
         x = torch.randn(batch, size[0] * size[1], spec.channels, device=p.device, dtype=p.dtype)

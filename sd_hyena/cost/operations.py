@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from sd_hyena.options.operators import operator_named
 from sd_hyena.sites import Site
 from sd_hyena.students.student import Projections, StudentSpec, build_student
 
@@ -52,11 +53,23 @@ def fake_block(
 
 
 def student_flops(spec: StudentSpec, size: tuple[int, int]) -> int:
-    """Of a student's block, its site's projections included, one sample on a grid (H, W)."""
+    """Of a student's block as training computes it, its site's projections included, one sample on a grid (H, W)."""
     with FakeTensorMode():
         student, projections, x = fake_block(spec, size)
         student.requires_grad_(False)
         return flops(lambda: student(x, projections, size))
+
+
+def folded_flops(spec: StudentSpec, size: tuple[int, int]) -> int:
+    """The same as generation computes it, and for a student without training: the change of a projection is added to its
+    weight, once, and is no product of its own."""
+    return student_flops(spec, size) - change_flops(spec, size)
+
+
+def change_flops(spec: StudentSpec, size: tuple[int, int]) -> int:
+    """Of the trained changes of a student's projections, which training computes beside these."""
+    streams = operator_named(spec.operator).count_streams(spec.options)
+    return (streams + 1 if streams else 0) * 2 * size[0] * size[1] * spec.channels**2
 
 
 def attention_flops(site: Site, size: tuple[int, int]) -> int:

@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops
+from sd_hyena.cost.operations import attention_flops, folded_flops, unet_flops
 from sd_hyena.distil.selection import Candidate
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import find_sites
@@ -20,6 +20,6 @@ def counted(unet: nn.Module, config: TrainConfig) -> tuple[int, list[tuple[Candi
     for site in find_sites(unet):
         size = site.size(*latent_size)
         spec = spec_for(site, config.operator, config.options_of_operator(), latent_size)
-        costs = attention_flops(site, size), student_flops(spec, size)
+        costs = attention_flops(site, size), folded_flops(spec, size)
         found.append((Candidate(site.short, *costs, error=math.inf), spec))
     return unet_flops(unet, latent_size), found

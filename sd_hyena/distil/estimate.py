@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sd_hyena.cost.activations import saved_bytes
-from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops, vae_flops
+from sd_hyena.cost.operations import attention_flops, change_flops, student_flops, unet_flops, vae_flops
 from sd_hyena.cost.timing import wait_for
 from sd_hyena.distil.lessons import VALIDATION_SIZE
 from sd_hyena.distil.previews import STEPS, draws_previews
@@ -84,7 +84,7 @@ class Estimator:
         for site in sites:
             size = site.size(*self.size)
             spec = _decided(spec_for(site, self.config.operator, options, self.size))
-            saved += attention_flops(site, size) - _student(spec, size)
+            saved += attention_flops(site, size) - _student(spec, size) + change_flops(spec, size)
         return whole / (whole - saved)
 
     def _rate(self, device: torch.device) -> float:

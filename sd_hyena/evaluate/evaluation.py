@@ -6,17 +6,15 @@ guided; pictures on the same seeds. Everything is deterministic and lands in a f
 
 from __future__ import annotations
 
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
+from sd_hyena.errors import BadInput
 from sd_hyena.evaluate.advice import advice
 from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.report import Report, markdown
 from sd_hyena.files.names import writable_folder
 from sd_hyena.generate.alternatives import load_alternatives
-from sd_hyena.options import given_path
 from sd_hyena.processes.ranks import say
 
 
@@ -27,9 +25,15 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     say(f"the report grows in {folder}: report.md, report.json and pictures, after each size")
     examiner = Examiner(config)
     report = Report(folder, examiner.facts)
-    for alternative in load_alternatives(config.students, examiner.pipe.unet):
+    width, height = examiner.sizes[0]
+    for alternative in load_alternatives(config.students, examiner.pipe.unet, tile=(height // 8, width // 8)):
+        if not alternative.students:
+            raise BadInput(
+                f"students={alternative.entry!r}: attention is cheaper at every site at {width}x{height}; name sites, "
+                "e.g. landmarks:level0, or a larger size first"
+            )
         measured: dict[str, Any] = {}
-        label = "+".join(Path(name).stem for name in chain(*given_path.alternatives(alternative.entry)))
+        label = "+".join(dict.fromkeys(alternative.files.values()))
         while label in report.content["students"]:
             label += "'"
         for size, found, rows in examiner.examine(alternative.students):

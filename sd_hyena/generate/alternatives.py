@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sd_hyena.cost.crossover import speedup
-from sd_hyena.cost.operations import attention_flops, student_flops
+from sd_hyena.cost.landmark_count import cheaper, count_for
 from sd_hyena.errors import BadInput
 from sd_hyena.options import given_path
 from sd_hyena.options.generate_config import GenerateConfig
-from sd_hyena.options.landmarks import Landmarks
+from sd_hyena.options.landmarks import COUNT, Landmarks
 from sd_hyena.sites import find_sites, select
 from sd_hyena.students.checkpoint import StudentFile, load_students
 from sd_hyena.students.untrained import untrained
@@ -21,7 +21,8 @@ from sd_hyena.students.untrained import untrained
 
 @dataclass(frozen=True)
 class Alternative:
-    """One entry of `-y a,b`: the students that are swapped in together by site, and the files that they are from.
+    """One entry of `-y a,b`: the students that are swapped in together by site, and the files that they are from, or how
+    many landmarks they have.
 
     `kept` are the short names of sites that have a student and keep their attention.
     """
@@ -56,21 +57,20 @@ def files_of(files: str) -> list[str]:
 def students_of(
     entry: str, unet: nn.Module, tile: tuple[int, int] | None = None, target: str = "IN01", like: Tensor | None = None
 ) -> StudentFile:
-    """What one entry of `-y` names: a file, or `landmarks`, which without a choice of sites are at all that they make
-    cheaper where the UNet meets `tile`, (H, W) in latent cells, by default at its own size. Raises BadInput."""
+    """What one entry of `-y` names: a file, or `landmarks`. These have by default as many of a head as still make a site
+    cheaper where the UNet meets `tile`, (H, W) in latent cells, by default its own size, and without a choice of sites are
+    at all that they make cheaper there. Raises BadInput."""
     landmarks = Landmarks.read(entry)
     if landmarks is None:
         return load_students(entry, unet, target, like)
-    if landmarks.sites:
-        return untrained(unet, landmarks.sites, landmarks.count)
     tile = tile or (unet.config.sample_size,) * 2
-    everywhere = untrained(unet, "all", landmarks.count)
-    cheaper = {
-        site.name: everywhere[site.name]
-        for site in find_sites(unet)
-        if student_flops(everywhere[site.name].spec, site.size(*tile)) < attention_flops(site, site.size(*tile))
-    }
-    return StudentFile(cheaper)
+    found = {}
+    for site in select(find_sites(unet), landmarks.sites or "all"):
+        size = site.size(*tile)
+        count = landmarks.count or count_for(site, size) or COUNT
+        if landmarks.sites or cheaper(site, size, count):
+            found.update(untrained(unet, [site], count).students)
+    return StudentFile(found)
 
 
 def load_alternatives(
@@ -92,7 +92,9 @@ def joined_students(files: str, loaded: Mapping[str, StudentFile]) -> list[Alter
                     raise BadInput(
                         f"hyena={entry!r} gives {student.spec.short} twice; separate alternatives with a comma"
                     )
-                together[site], stems[site] = student, Path(name).stem
+                landmarks = Landmarks.read(name)
+                stem = landmarks.named(student.spec.options["landmarks"]) if landmarks else Path(name).stem
+                together[site], stems[site] = student, stem
             hashes.append(file.training.get("teacher_sha256", ""))
         result.append(Alternative(together, entry, stems, tuple(hashes)))
     return result

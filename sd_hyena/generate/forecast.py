@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sd_hyena.cost.operations import attention_flops, student_flops, unet_flops, vae_flops
+from sd_hyena.cost.operations import attention_flops, folded_flops, unet_flops, vae_flops
 from sd_hyena.cost.peak import unet_peak_bytes
 from sd_hyena.generate.alternatives import joined_students, students_of
 from sd_hyena.generate.arrangement import Arrangement
@@ -210,5 +210,5 @@ _students: dict[tuple[str, Size], int] = {}
 
 def _student(key: str, size: Size, spec: Any) -> int:
     if (key, size) not in _students:
-        _students[key, size] = student_flops(spec, size)
+        _students[key, size] = folded_flops(spec, size)
     return _students[key, size]

@@ -34,6 +34,11 @@ def of_students(stages: Sequence[Stage], by_stage: Sequence[Sequence[Alternative
     for stage, alternatives in zip(stages, by_stage, strict=True):
         at = f" of {stage.config.width}x{stage.config.height}" if len(stages) > 1 else ""
         for alternative in alternatives:
-            if Landmarks.read(alternative.entry):
-                where = " ".join(student.spec.short for student in alternative.students.values())
-                yield f"{alternative.entry} at {where or 'no site: attention is cheaper at this size'}{at}"
+            found: dict[str, list[str]] = {}
+            for site, student in alternative.students.items():
+                found.setdefault(alternative.files[site], []).append(student.spec.short)
+            where = [f"{stem} at {' '.join(shorts)}" for stem, shorts in found.items() if Landmarks.read(stem)]
+            if alternative.entry and not found:
+                where = [f"{alternative.entry} at no site: attention is cheaper at this size"]
+            if where:
+                yield ", ".join(where) + at

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from sd_hyena.errors import BadInput
 
 WORD = "landmarks"
-COUNT = 256  # of a head, by default; docs/operator.md has what fewer and more are worth
+COUNT = 256  # of a head, where nothing else decides; docs/operator.md has what fewer and more are worth
 MOST = 65536
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """How many a head has, and the sites that are seen through them: a selection, or all where that is cheaper."""
+    """How many a head has, by the size of the picture if nobody says, and the sites that are seen through them: a
+    selection, or all where that is cheaper."""
 
-    count: int = COUNT
+    count: int | None = None
     sites: str = ""
 
     @classmethod
@@ -34,4 +35,8 @@ class Landmarks:
                 f"hyena={entry!r} must be {WORD}, {WORD}:COUNT, {WORD}:SITES or {WORD}:COUNT:SITES, "
                 f"COUNT from 1 to {MOST}, e.g. {WORD}:256:level0"
             )
-        return cls(int(counts[0]) if counts else COUNT, ",".join(part for part in parts if part not in counts))
+        return cls(int(counts[0]) if counts else None, ",".join(part for part in parts if part not in counts))
+
+    def named(self, count: int) -> str:
+        """The entry that asks for so many at these sites, whatever the size."""
+        return ":".join([WORD, str(count), *self.sites.split(",")]).rstrip(":")

@@ -36,13 +36,16 @@ class Untrained(nn.Module):
         return dropout(out(self.mixer(streams, x, size)))
 
 
+def untrained_spec(site: Site, landmarks: int) -> StudentSpec:
+    """Of a site that is seen through so many landmarks of a head."""
+    return spec_for(site, "clusters", {"landmarks": landmarks, "sample": max(2048, landmarks)}, (1, 1))
+
+
 def untrained(unet: nn.Module, sites: str | Iterable[Site] = "level0", landmarks: int = COUNT) -> StudentFile:
     """Students of `unet` that see each picture through so many of its own clusters, at sites as `select` names them.
 
     Raises BadInput for sites that are not there.
     """
     chosen = select(find_sites(unet), sites) if isinstance(sites, str) else sites
-    specs = [
-        spec_for(site, "clusters", {"landmarks": landmarks, "sample": max(2048, landmarks)}, (1, 1)) for site in chosen
-    ]
+    specs = [untrained_spec(site, landmarks) for site in chosen]
     return StudentFile({spec.site: Untrained(spec).eval() for spec in specs})

@@ -67,12 +67,21 @@ def test_tokens_that_are_not_merged_leave_attention_and_twins_that_are_share_an_
     torch.testing.assert_close(found[:, 1], expected[:, 0])
 
 
-def test_block_means_are_attention_with_a_block_for_each_token_and_equal_values_stay_equal(streams):
+@pytest.mark.parametrize("name, by_the_ridge", [("nystromformer", 0.05), ("kmeans", 0.1)])
+def test_means_are_attention_with_a_landmark_for_each_token_and_equal_values_stay_equal(streams, name, by_the_ridge):
     q, k, v, x = streams
-    torch.testing.assert_close(mixer("nystromformer", landmarks=35)([q, k, v], x, SIZE), attention(q, k, v))
+    torch.testing.assert_close(mixer(name, landmarks=35)([q, k, v], x, SIZE), attention(q, k, v))
     for landmarks in (6, 34):
-        found = mixer("nystromformer", landmarks=landmarks)([q, k, torch.ones_like(v)], x, SIZE)
-        assert (found - 1).abs().max() < 0.05
+        found = mixer(name, landmarks=landmarks)([q, k, torch.ones_like(v)], x, SIZE)
+        assert (found - 1).abs().max() < by_the_ridge
+
+
+def test_tokens_in_a_few_heaps_are_seen_exactly_through_the_means_of_these_heaps(streams):
+    q, k, v, x = streams
+    heap = torch.arange(35) % 5
+    q, k = q[:, heap], k[:, heap]  # five different tokens, seven times each
+    found = mixer("kmeans", landmarks=5)([q, k, v], x, SIZE)
+    torch.testing.assert_close(found, attention(q, k, v), atol=1e-2, rtol=1e-2)  # but for the ridge
 
 
 @pytest.mark.parametrize("name, streams_too, product_too", [("hyena_se", 1, 1), ("hyena_x", 1, 0), ("hyena_y", 0, 1)])
@@ -101,7 +110,7 @@ def test_grafted_hyenas_are_gates_and_short_filters(streams, name, streams_too, 
     torch.testing.assert_close(module(qkv, x, SIZE), (q * product).flatten(2).mT)
 
 
-@pytest.mark.parametrize("name", ["clear", "todo", "tome", "nystromformer", "hyena_se"])
+@pytest.mark.parametrize("name", ["clear", "todo", "tome", "nystromformer", "kmeans", "hyena_se"])
 def test_each_can_be_a_student(name):
     student = build_student(spec_for(SITE, name, {}, (8, 8)))
     assert student.spec.size is None and len(student.change) == 3

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from benchmarks.report import plots, tables
-from benchmarks.studies import students
+from benchmarks.studies import quality, students
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.options.command_line import parse
 
@@ -56,3 +56,36 @@ def test_the_command_of_a_row_asks_for_what_was_measured():
                 file, case.size, case.images, case.states,
             )  # fmt: skip
             assert config.scales() == [case.guidance]
+
+
+def test_a_row_of_operators_is_made_once_whether_the_table_or_the_folder_has_it(tmp_path, monkeypatch, capsys):
+    made, written = [], []
+
+    def run_row(row, config, folder, examiner):
+        made.append((row.name, config.seed))
+        image = dict(psnr_median=30, psnr_mean=30, ssim_mean=0.9, share_above_20_dB=1)
+        errors = dict(both=0.001, as_noise=0.001, guided_5=0.001)
+        facts = dict(name=row.name, seed=config.seed, steps=7, commit="c", date="d", gflop_2048=1e9)
+        return facts | dict(sites={"IN01": dict(relative_mse=0.000123)}, prediction=errors, images={"5": image})
+
+    monkeypatch.setattr(quality, "run_row", run_row)
+    monkeypatch.setattr(quality, "Examiner", lambda config: None)
+    monkeypatch.setattr(quality, "RESULTS", tmp_path)
+    monkeypatch.setattr(quality, "write", lambda name, rows, **_: written.append(rows))
+    before = ["student,seed,steps,prediction", "pointwise MLP,0,7,.5", "windows,0,7,.25"]
+    (tmp_path / "quality.csv").write_text("\n".join(before))
+    given = dict(n_steps=7, out=str(tmp_path / "rows"), only="pointwise")
+    quality.main(**given)
+    assert not made and "1 rows are in the table and stay" in capsys.readouterr().out
+    quality.main(**given, seeds=2)
+    quality.main(**given, seeds=2)
+    assert made == [("pointwise MLP", 1)]
+    quality.main(**given, again=True)
+    assert made == [("pointwise MLP", 1), ("pointwise MLP", 0)]
+    rows = written[-1]
+    assert [(row["student"], int(row["seed"])) for row in rows] == [
+        ("pointwise MLP", 0),
+        ("pointwise MLP", 1),
+        ("windows", 0),
+    ]
+    assert rows[0]["IN01"] == 0.00012 and rows[0]["gflop_2048"] == quality.operations("pointwise MLP") < 1e6

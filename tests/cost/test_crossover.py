@@ -38,7 +38,7 @@ class Counted(torch.nn.Module):
 @pytest.fixture
 def site(unet, monkeypatch):
     monkeypatch.setattr(crossover, "_measured", {})
-    monkeypatch.setattr(crossover, "student_flops", lambda spec, size: 10**9)
+    monkeypatch.setattr(crossover, "folded_flops", lambda spec, size: 10**9)
     return next(site for site in find_sites(unet) if site.name == IN01)
 
 

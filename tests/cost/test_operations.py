@@ -1,15 +1,18 @@
 """Operations are counted as a person would count them."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from sd_hyena.cost.operations import attention_flops, flops, student_flops, unet_flops
+from sd_hyena.cost.landmark_count import count_for
+from sd_hyena.cost.operations import attention_flops, fake_block, flops, folded_flops, student_flops, unet_flops
 from sd_hyena.distil.selection import Candidate, choose, table
 from sd_hyena.errors import BadInput
 from sd_hyena.sites import Site, find_sites
 from sd_hyena.students.student import StudentSpec
+from sd_hyena.students.untrained import Untrained, untrained_spec
 
 
 def spec(operator, d=16, size=None, **options):
@@ -22,6 +25,31 @@ def test_a_windowed_student_costs_its_projections_their_change_and_the_windows()
     tokens = size[0] * size[1]
     expected = 8 * 2 * tokens * d * d + 2 * 2 * tokens * 64 * d
     assert student_flops(spec("windows", d, heads=2, window=8), size) == expected
+
+
+@pytest.mark.parametrize("operator", ["hyena2d", "clusters", "windows", "safari"])
+def test_a_block_is_counted_as_generation_computes_it(operator):
+    """Of real tensors, where the changes of the projections are added to their weights; and without any change."""
+    options = {} if operator == "safari" else {"heads": 2} | ({"window": 4} if operator == "windows" else {})
+    spec = StudentSpec("s", "S", 16, operator, options, (20, 20) if operator == "safari" else None)
+    student, projections, x = fake_block(spec, (20, 20))
+    assert folded_flops(spec, (20, 20)) == flops(lambda: student.requires_grad_(False)(x, projections, (20, 20)))
+    if operator in ("clusters", "windows"):
+        untrained = Untrained(spec)
+        assert folded_flops(spec, (20, 20)) == flops(lambda: untrained(x, projections, (20, 20)))
+
+
+def test_landmarks_are_the_most_of_a_ladder_that_cost_less_than_attention():
+    """At 512 px level 1 of SD 1.5 is cheaper with 256, by a hundredth; the shipped model's level 0 at 256 px with 128."""
+    tiny, level1 = Site("s", "S", 32, 2, 0), Site("s", "S", 640, 8, 1)
+    assert count_for(level1, (32, 32)) == 256 and count_for(tiny, (32, 32)) == 128
+    assert count_for(tiny, (16, 16)) is None and count_for(tiny, (64, 64)) == 256
+    for site, side in ((tiny, 32), (level1, 20)):
+        _, projections, x = fake_block(untrained_spec(site, 64), (side, side))
+        attention = 8 * side**2 * site.channels**2 + 4 * side**4 * site.channels
+        blocks = {n: Untrained(untrained_spec(site, n)) for n in (64, 128, 256)}
+        less = [n for n, block in blocks.items() if flops(partial(block, x, projections, (side, side))) < attention]
+        assert count_for(site, (side, side)) == max(less, default=None)
 
 
 def test_linear_attention_grows_with_the_tokens_and_attention_with_their_square():

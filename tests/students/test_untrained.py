@@ -12,7 +12,7 @@ from sd_hyena.files.picture import read_metadata
 from sd_hyena.generate.generation import generate
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
-from sd_hyena.options.landmarks import COUNT, Landmarks
+from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.sites import find_sites
 from sd_hyena.students.swap import swapped
 from sd_hyena.students.untrained import untrained
@@ -24,9 +24,9 @@ LEVEL0 = ["IN01", "IN02", "OUT09", "OUT10", "OUT11"]
 @pytest.mark.parametrize(
     "entry, count, sites",
     [
-        ("landmarks", COUNT, ""),
+        ("landmarks", None, ""),
         ("landmarks:64", 64, ""),
-        ("landmarks:level0", COUNT, "level0"),
+        ("landmarks:level0", None, "level0"),
         ("landmarks:32:IN01:OUT*", 32, "IN01,OUT*"),
         (" landmarks : all : 12 ", 12, "all"),
     ],
@@ -125,5 +125,13 @@ def test_without_a_choice_they_stand_where_they_make_a_site_cheaper(tmp_path, ca
     assert "landmarks:64 at no site: attention is cheaper at this size" in capsys.readouterr().out
     generate(GenerateConfig(**given, width=1024, hyena="landmarks:8"))
     assert "landmarks:8 at IN01 IN02 " in capsys.readouterr().out
+    (path,) = generate(GenerateConfig(**given, width=1024, grow="off", hyena="landmarks"))
+    said = "landmarks:128 at IN01 IN02 OUT09 OUT10 OUT11\n"
+    told = capsys.readouterr().out
+    assert said in told and "landmarks:128 (5 students)" in told
+    assert read_metadata(path)["students"] == ", ".join(f"{short}:landmarks:128" for short in LEVEL0)
+    several = "landmarks:8:IN01+landmarks:IN02:OUT1*"
+    generate(GenerateConfig(**given, width=64, hyena=several))  # where as many as there are tokens is attention itself
+    assert "landmarks:8:IN01 at IN01, landmarks:256:IN02:OUT1* at IN02 OUT10 OUT11\n" in capsys.readouterr().out
     with pytest.raises(BadInput, match="XX99"):
         generate(GenerateConfig(**given, width=64, hyena="landmarks:XX99"))
