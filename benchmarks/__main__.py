@@ -21,6 +21,9 @@ SUITES = {
 }
 
 
+WITH_STUDENTS = ("unet", "image", "ladder")  # of the default operator, which the result names
+
+
 def parser() -> argparse.ArgumentParser:
     suites = "".join(f"\n  {name:<8} {says}" for name, says in SUITES.items())
     result = argparse.ArgumentParser(
@@ -39,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def main(given: argparse.Namespace) -> None:
     import torch
 
-    from benchmarks.harness import record
+    from benchmarks.harness import layouts, record
     from benchmarks.harness.methods import kernels_chosen
     from benchmarks.harness.row import SHOWN
     from benchmarks.harness.setting import Setting, ceilings
@@ -69,6 +72,8 @@ def main(given: argparse.Namespace) -> None:
     finally:  # what was measured before something went wrong is kept
         if rows:
             facts: dict[str, Any] = {"sdpa": kernels_chosen(setting)}
+            if given.suite in WITH_STUDENTS:
+                facts["students"] = layouts.default_students()
             facts |= {"copy_GB/s": round(best.copy / 1e9, 1), "matmul_TFLOP/s": round(best.matmul / 1e12, 3)}
             folder = given.out or record.RESULTS
             plots.draw(record.write(name, rows, folder, SHOWN, device, **facts))

@@ -68,6 +68,7 @@ def test_the_wheel_holds_every_module_and_what_it_needs_and_is_small(wheel):
         f"sd_hyena/tiny_sd/model/{path.relative_to(model).as_posix()}" for path in model.rglob("*") if path.is_file()
     }
     data |= {f"sd_hyena/ui/{path.name}" for path in tree.glob("sd_hyena/ui/*.[jc]s*")}
+    data |= {f"sd_hyena/tiny_sd/students/{name}.safetensors" for name in ("level0", "all")}
     data |= {"sd_hyena/py.typed", "safari/py.typed"}
     assert len(modules) > 60 and len(data) > 20 and modules | data <= inside
     assert not [
@@ -80,9 +81,11 @@ def test_a_bare_environment_draws_from_an_empty_folder_with_nothing_but_the_whee
     said = ran(bin_ / "sd-hyena", "doctor", "--device", "cpu", cwd=empty)
     assert "FAILS" not in said and said.endswith("all in order\n")
     assert f"{bin_.parent}/lib" in said  # the model is the wheel's
-    drawn = ran(bin_ / "sd-hyena", *"generate -W 256 -n 1 -s 2 -k 7 -c 3 --device cpu -o pictures".split(), cwd=empty)
+    drawn = ran(
+        bin_ / "sd-hyena", *"generate -y level0 -W 256 -n 1 -s 2 -k 7 -c 3 --device cpu -o pictures".split(), cwd=empty
+    )
     assert " · 256x256 · 2 steps of ddim · guidance 3 · seed 7 · " in drawn.splitlines()[0]
-    assert "pictures/image_000.png" in drawn.splitlines()
+    assert "level0 (5 students)" in drawn and "pictures/image_000.png" in drawn.splitlines()
     with Image.open(empty / "pictures" / "image_000.png") as image:
         assert image.size == (256, 256) and len(image.getcolors(256 * 256)) > 100
     assert sorted(path.name for path in empty.iterdir()) == ["out", "pictures"]

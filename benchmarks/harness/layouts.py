@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.harness.setting import Setting
 from sd_hyena.cost.operations import attention_flops, folded_flops, unet_flops
 from sd_hyena.models.single_file import LAYOUTS
+from sd_hyena.options.operators import operator_named
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.students.student import build_student, cast, spec_for
@@ -65,6 +66,13 @@ def new_students(unet: nn.Module, targets: str, setting: Setting) -> dict[str, n
         for site in (select(find_sites(unet), targets) if targets else ())
     )
     return {spec.site: cast(build_student(spec), like).eval().requires_grad_(False) for spec in specs}
+
+
+def default_students() -> str:
+    """Which these are, in what tells one day's default from another's."""
+    config = TrainConfig()
+    options = operator_named(config.operator).defaults() | config.options_of_operator()
+    return f"{config.operator}, " + ", ".join(f"{name}={options[name]}" for name in ("long", "content", "landmarks"))
 
 
 def predicted_speedups(

@@ -19,7 +19,24 @@ ROOT = RESULTS.parent.parent
 DOCUMENTS = ("README.md", "docs/large-images.md", "docs/operator.md", "docs/performance.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Rows = list[dict[str, str]]
-OPERATORS = {"sdpa": "attention", "hyena2d, 256": "Hyena2d", "clusters, 64, untrained": "64 clusters, untrained"}
+UNTRAINED = ", untrained"  # what such rows end with in the table of operators
+STRESSED = {  # and how the table of sharper attention names some of them
+    "block means, 256": "Nystromformer's block means, 256",
+    "ToMe, 50 %": "ToMe, half of the tokens merged",
+    "ToDo, 2x2": "ToDo, keys and values pooled 2x2",
+    "HyperTile, 128 px": "windows of 16x16 (HyperTile, 128 px)",
+}
+OPERATORS = {
+    "sdpa": "attention",
+    "hyena2d, 256": "Hyena2d, 256 clusters",
+    "clusters, 64, untrained": "64 clusters, untrained",
+    "hyena2d": "Hyena2d, 128 clusters",
+    "hyena2d, 64": "Hyena2d, 64 clusters",
+    "hyena2d, learned landmarks": "Hyena2d, 128 learned landmarks",
+    "landmarks": "128 learned landmarks alone",
+    "64 landmarks": "64 learned landmarks alone",
+}
+FASTEST = tuple(OPERATORS)[:3]  # what the short table has
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -46,11 +63,12 @@ def speed(rows: Rows) -> str:
     lines = []
     for size in _sizes(rows):
         found = {row["method"]: row for row in rows if row["size"] == size}
-        times = [_seconds(found[name]["median"]) for name in OPERATORS]
-        ratios = [_faster(found[name]) for name in list(OPERATORS)[1:]]
+        times = [_seconds(found[name]["median"]) for name in FASTEST]
+        ratios = [_faster(found[name]) for name in FASTEST[1:]]
         side, tokens = f"{pixels(found['sdpa'])} px", f"{int(found['sdpa']['tokens']):,}".replace(",", " ")
         lines.append([side, tokens, times[0], times[1], ratios[0], times[2], ratios[1]])
-    head = ["image", "tokens", "attention", "Hyena2d", "times faster", "64 clusters, untrained", "times faster"]
+    names = [OPERATORS[name] for name in FASTEST]
+    head = ["image", "tokens", names[0], names[1], "times faster", names[2], "times faster"]
     return _markdown(head, lines)
 
 
@@ -128,19 +146,35 @@ def image(rows: Rows) -> str:
 
 
 def quality(rows: Rows) -> str:
-    """Students trained alike, the best first."""
-    lines = [
-        [
-            row["student"],
-            *(f"{float(row[name]):.4f}" for name in ("prediction", "as_noise", "guided_5")),
-            f"{row['psnr_median']}, {row['psnr_mean']}",
-            row["ssim"],
-            row["gflop_2048"],
-        ]
-        for row in rows
-    ]
-    head = ["student", "prediction", "as noise", "guided at 5", "PSNR dB, median, mean", "SSIM", "GFLOP at 2048 px"]
-    return _markdown(head, lines)
+    """Students trained alike, the best first: of several seeds the median and, in brackets, the least and the most. Beside
+    them what is known of them untrained where all logits are larger."""
+    found: dict[str, Rows] = {}
+    for row in rows:
+        found.setdefault(row["student"], []).append(row)
+    sharper = {row["untrained"]: row for row in read(RESULTS / "sharpness.csv")}
+    lines = []
+    for student, seeds in sorted(found.items(), key=lambda item: median(float(row["prediction"]) for row in item[1])):
+        bare = student.removesuffix(UNTRAINED)
+        stress = sharper.get(STRESSED.get(bare, bare), {}) if bare != student else {}
+        lines.append([
+            student,
+            seeds[0]["steps"],
+            str(len(seeds)),
+            *(_range(seeds, name, _short) for name in ("prediction", "as_noise", "guided_5")),
+            *(_range(seeds, name, lambda value: f"{float(value):.1f}") for name in ("psnr_median", "psnr_mean")),
+            _range(seeds, "ssim", lambda value: f"{float(value):.3f}".removeprefix("0")),
+            *(_short(stress[name]) if stress else "" for name in ("IN01_x2", "IN01_x4")),
+            seeds[0]["gflop_2048"],
+        ])  # fmt: skip
+    head = ["student", "steps", "seeds", "prediction", "as noise", "guided at 5", "PSNR dB, median", "mean", "SSIM"]
+    return _markdown([*head, "IN01 ×2, untrained", "×4", "GFLOP at 2048 px"], lines)
+
+
+def _range(rows: Rows, name: str, shown: Callable[[str], str]) -> str:
+    """The median of the rows, and the least and the most if there are several."""
+    values = [float(row[name]) for row in rows]
+    middle, least, most = (shown(str(value)) for value in (median(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({least} to {most})"
 
 
 def students(rows: Rows) -> str:
@@ -307,6 +341,8 @@ def table(name: str, folder: Path) -> str:
     source = (
         f"`{facts['command']}`, {facts['hardware']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
     )
+    if "students" in facts:
+        source += f"; students: {facts['students']}"
     picture = Path(os.path.relpath(RESULTS / f"{stem}_{plot}.png", folder)).as_posix()
     return f"\n{form(read(RESULTS / f'{stem}.csv'))}\n{source}.\n\n" + (f"![{name}]({picture})\n\n" if plot else "")
 

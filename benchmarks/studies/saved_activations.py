@@ -23,6 +23,7 @@ SITES = {
 }
 OPERATORS = {
     "hyena2d": {},
+    "hyena2d, 256 clusters": {"operator_options": "landmarks=256"},
     "hyena2d, full filter": {"operator_options": "long=full"},
     "linear": {},
     "bidirectional": {},

@@ -17,7 +17,8 @@ from benchmarks.harness.setting import Ceilings, Setting
 from benchmarks.suites import block
 from sd_hyena.cost.operations import attention_flops
 
-MEASURED = (ATTENTION, "sdpa by heads", "hyena2d", "64 landmarks", "hyena2d full", "hyena2d rank 4")
+MEASURED = (ATTENTION, "sdpa by heads", "hyena2d", "hyena2d, 256", "hyena2d full")
+MEASURED += tuple(f"clusters, {m}, untrained" for m in (64, 256, 512))
 MEASURED = (*MEASURED, "linear attention", "safari, published", "hypertile 256 px")
 CHECKED, LONGEST = 512, 40.0  # pixels a side, seconds of a call
 

@@ -70,15 +70,15 @@ def print_card(outcome: Outcome, config: TrainConfig, untrained: dict[str, float
     for short, (attention, student) in outcome.block_seconds.items():
         error = outcome.metrics.get(f"val/relative_mse/{short}", float("nan"))
         before = untrained.get(short)
-        was = "" if before is None else f" (untrained {before:.4f})"
+        was = "" if before is None else f" (untrained {before:.2g})"
         print(
-            f"{short}: relative error {error:.4f}{was}; block {attention * 1e3:.1f} ms -> {student * 1e3:.1f} ms "
+            f"{short}: relative error {error:.2g}{was}; block {attention * 1e3:.1f} ms -> {student * 1e3:.1f} ms "
             f"at {config.width}x{config.height}"
         )
     for short, before in untrained.items():
         if (after := outcome.metrics.get(f"val/relative_mse/{short}", 0.0)) > before:
             print(
-                f"warning: {short} is worse than untrained ({after:.4f}, was {before:.4f}): train longer, or lower --lr"
+                f"warning: {short} is worse than untrained ({after:.2g}, was {before:.2g}): train longer, or lower --lr"
             )
     if "val/image_psnr" in outcome.metrics:
         print(f"image against the teacher's: PSNR {outcome.metrics['val/image_psnr']:.1f} dB")

@@ -67,7 +67,7 @@ class Checkpoints(L.Callback):
         """Remember and say where the run starts."""
         metrics, error = trainer.callback_metrics, "val/relative_mse/"
         self.untrained = {k.removeprefix(error): round(float(v), 6) for k, v in metrics.items() if k.startswith(error)}
-        say("step 0: relative error " + ", ".join(f"{short} {value:.4f}" for short, value in self.untrained.items()))
+        say("step 0: relative error " + ", ".join(f"{short} {value:.2g}" for short, value in self.untrained.items()))
 
     def on_train_start(self, trainer, module) -> None:
         self.step, self.saved_step = trainer.global_step, None

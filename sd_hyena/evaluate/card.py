@@ -126,7 +126,7 @@ def card_of(
         lines += [
             "## Errors",
             "",
-            "`python -m sd_hyena.evaluate`, on captions and seeds never trained on.",
+            "An evaluation (`python -m sd_hyena.evaluate`) on captions and seeds never trained on:",
             "",
             tables,
             "",
@@ -175,6 +175,8 @@ def _read_report(path: str, students: Path, training: dict[str, Any]) -> str:
         report = json.loads(Path(path).read_text("utf-8"))
         entry, model = report["students"][students.stem], report["model_sha256"]
         tables = markdown({students.stem: entry})
+        if command := _plain(report.get("command", "")):
+            tables = f"`{command}`\n\n{tables}"
     except Exception as error:  # whatever a table stumbles over
         raise BadInput(
             f"report={path!r} is no report of an evaluation of {students.stem} ({type(error).__name__}: {error})"

@@ -128,14 +128,14 @@ def markdown(students: dict[str, Any]) -> str:
         ]
         lines += ["|" + "---|" * (len(first["sites"]) + 5)]
         for size, found in entry["sizes"].items():
-            errors = [f"{row['relative_mse']:.4f}" for row in found["sites"].values()]
+            errors = [f"{row['relative_mse']:.2g}" for row in found["sites"].values()]
             guided = ", ".join(
-                f"{name.removeprefix('guided_')}: {value:.4f}"
+                f"{name.removeprefix('guided_')}: {value:.2g}"
                 for name, value in found["prediction"].items()
                 if name.startswith("guided_")
             )
             a, s = (sum(row[f"{who}_ms"] for row in found["sites"].values()) for who in ("attention", "student"))
-            errors += [f"{found['prediction'][name]:.4f}" for name in ("both", "as_noise")]
+            errors += [f"{found['prediction'][name]:.2g}" for name in ("both", "as_noise")]
             lines.append(f"| {size} | {' | '.join(errors)} | {guided} | {a:.1f} → {s:.1f} ms |")
         soft = {name: f"{row['entropy']:.2f}" for name, row in first["sites"].items() if "entropy" in row}
         if soft:

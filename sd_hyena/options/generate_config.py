@@ -80,8 +80,9 @@ class GenerateConfig:
     )
     hyena: str = option(
         "",
-        "trained students, or landmarks, which need no training; files or names beside the model, landmarks:128, "
-        "landmarks:level0; a,b are alternatives numbered by {h}, a+b are used together",
+        "trained students, or landmarks, which need no training; files or names beside the model, landmarks:level0, "
+        "landmarks:128 (else up to 256 of a head, as many as pay at the size); a,b are alternatives numbered by {h}, "
+        "a+b are used together",
         "-y",
         path=given_path.students,
         beside="students",

@@ -176,7 +176,8 @@ _SEQUENCE = {
 }
 _LANDMARKS = Option(
     128,
-    "of a head: what the picture is seen through; auto: by what an error costs, at this number's price or that of auto:NUMBER",
+    "of a head: what the picture is seen through (128 as in older files; -y landmarks has up to 256); auto: by what an "
+    "error costs, at this number's price or that of auto:NUMBER",
     low=1,
     auto=True,
 )

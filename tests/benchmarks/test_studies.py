@@ -3,8 +3,9 @@
 import shlex
 from pathlib import Path
 
+from benchmarks.harness import methods
 from benchmarks.report import plots, tables
-from benchmarks.studies import quality, students
+from benchmarks.studies import quality, sharpness, students
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.options.command_line import parse
 
@@ -89,3 +90,24 @@ def test_a_row_of_operators_is_made_once_whether_the_table_or_the_folder_has_it(
         ("windows", 0),
     ]
     assert rows[0]["IN01"] == 0.00012 and rows[0]["gflop_2048"] == quality.operations("pointwise MLP") < 1e6
+
+
+def test_several_seeds_of_a_row_are_told_by_their_median_and_range_and_untrained_ones_by_their_stress():
+    common = dict(steps="200", as_noise="0.1", guided_5="0.1", psnr_mean="30", ssim="0.9", gflop_2048="7")
+    rows = [
+        dict(student="one", seed=str(n), prediction=p, psnr_median=db, **common)
+        for n, (p, db) in enumerate([("0.003", "31"), ("0.001", "30"), ("0.002", "35.04")])
+    ]
+    rows += [dict(student="CLEAR, radius 8, untrained", seed="0", prediction="0.0015", psnr_median="30", **common)]
+    first, second = tables.quality(rows).splitlines()[2:]
+    sharper = {row["untrained"]: row for row in plots.read(tables.RESULTS / "sharpness.csv")}["CLEAR, radius 8"]
+    assert f" | {sharper['IN01_x2'].removeprefix('0')} | " in first and "| 1 | .0015 |" in first
+    assert "| one | 200 | 3 | .002 (.001 to .003) | .1 (.1 to .1) |" in second and "31.0 (30.0 to 35.0)" in second
+
+
+def test_every_untrained_row_of_operators_names_its_row_of_sharper_attention():
+    names = [row["untrained"] for row in plots.read(tables.RESULTS / "sharpness.csv")]
+    for name, made in methods.UNTRAINED.items():
+        bare = name.removesuffix(tables.UNTRAINED)
+        row = tables.STRESSED.get(bare, bare)
+        assert row in names and sharpness.METHODS[row] == made
