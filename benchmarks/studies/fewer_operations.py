@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 
+import torch
+
 from sd_hyena.cost.operations import attention_flops, folded_flops
-from sd_hyena.generate.alternatives import load_alternatives
+from sd_hyena.generate.alternatives import students_of
 from sd_hyena.models.hollow import hollow_network
 from sd_hyena.options import given_path
 from sd_hyena.options.shipped import SHIPPED_MODEL
@@ -25,11 +27,13 @@ def main(entries: list[str]) -> None:
         shown = []
         for side in SIZES:
             cells = (side // 8, side // 8)
-            (found,) = load_alternatives(given_path.located(entry, "students", "", "students"), unet, tile=cells)
+            students = {}
+            for name in given_path.alternatives(given_path.located(entry, "students", "", "students"))[0]:
+                students |= students_of(name, unet, cells, like=torch.empty(0)).students
             before = after = 0
             for site in find_sites(unet):
                 attention = attention_flops(site, site.size(*cells))
-                before, student = before + attention, found.students.get(site.name)
+                before, student = before + attention, students.get(site.name)
                 after += folded_flops(student.spec, site.size(*cells)) if student else attention
             shown.append(f"{before / after:.2f}")
         print(f"| `{entry}` | {' | '.join(shown)} |", flush=True)

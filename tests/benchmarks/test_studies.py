@@ -44,6 +44,7 @@ def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(
     assert len(asked) == 5 and len(rows) == len(students.STUDENTS) + 2
     assert [row["size"] + " " + row["guidance"] for row in rows] == ["256x256 5"] * 5 + ["256x256 10", "256x256 1"]
     cells = tables.students(rows).splitlines()[2].split(" | ")
+    assert tables.headline(rows).count("| .00012 | 0 | **31.2 dB** | .988 | 100 % |") == len(students.STUDENTS)
     assert cells[1:] == ["256 x 256, 5", "2", ".00012", "0", "31.2, 32.0, 20.0", ".988", "100 %", "1, 2 |"]
 
 
