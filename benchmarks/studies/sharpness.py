@@ -138,7 +138,7 @@ def main(states_at_256: int = 8, larger: str = "512,1024", only: str = "") -> No
             row |= {f"{s}_x{factor}": float(f"{e:.2g}") for s, e in errors(found, operator, options, factor).items()}
         print(row, flush=True)
         rows.append(row)
-    write("sharpness", rows, command="python -m benchmarks.studies.sharpness")
+    write("sharpness", rows)
     if only:
         return
     rows = []
