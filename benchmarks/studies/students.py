@@ -26,6 +26,7 @@ STUDENTS = {  # what evaluate is given, and what it is
     "landmarks:256:level0": "untrained, level 0, 256 clusters",
     "landmarks:256:all": "untrained, all sixteen, 256 clusters",
     ALLOTMENT: "untrained, all sixteen, the clusters of `all`",
+    "landmarks": "untrained, as many clusters as pay at the size: 128 at level 0",
     "level0": "`level0`, trained",
     "all": "`all`, trained",
 }
@@ -43,8 +44,8 @@ class Case:
 
 CASES = {
     Case("256x256", 5, 64, 64): tuple(STUDENTS),
-    Case("512x512", 5, 16, 8): tuple(STUDENTS),
-    Case("384x640", 5, 16, 8): tuple(STUDENTS),
+    Case("512x512", 5, 16, 8): ("landmarks:256:level0", "landmarks:256:all", ALLOTMENT, "level0", "all"),
+    Case("384x640", 5, 16, 8): ("landmarks:256:level0", "landmarks:256:all", ALLOTMENT, "level0", "all"),
     Case("256x256", 10, 16, 16): ("landmarks:256:all", ALLOTMENT, "level0", "all"),
     Case("256x256", 1, 16, 16): ("landmarks:256:all", ALLOTMENT, "level0", "all"),
     Case("1024x1024", 5, 4, 4): ("landmarks:256:all", "all"),
@@ -70,7 +71,9 @@ def wanted(only: str, made: set[str]) -> Iterator[tuple[Case, str]]:
 
 def measured(case: Case, file: str, examiner: Examiner) -> dict[str, Any]:
     """One row."""
-    (alternative,) = load_alternatives(checked(examiner.config).students, examiner.pipe.unet)
+    width, height = examiner.sizes[0]
+    given = checked(examiner.config).students, examiner.pipe.unet
+    (alternative,) = load_alternatives(*given, tile=(height // 8, width // 8))
     ((_, found, _),) = examiner.examine(alternative.students)
     image, errors = found["images"][f"{case.guidance:g}"], found["prediction"]
     shown = ["psnr_median", "psnr_mean", "psnr_min", "ssim_mean", "share_above_20_dB"]

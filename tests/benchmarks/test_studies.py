@@ -17,7 +17,7 @@ def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(
         def __init__(self, config, engine):
             asked.append((config.sizes, config.scales()))
             self.config, self.pipe = config, self
-            self.unet = None
+            self.unet, self.sizes = None, config.parsed_sizes()
 
         def examine(self, given):
             examined.append(given)
@@ -32,7 +32,7 @@ def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(
         students = "given"
 
     monkeypatch.setattr(students, "Examiner", Examiner)
-    monkeypatch.setattr(students, "load_alternatives", lambda files, unet: [Alternative])
+    monkeypatch.setattr(students, "load_alternatives", lambda files, unet, tile: [Alternative])
     students.main("all 256x256 *", out=str(tmp_path))
     assert len(examined) == len(asked) == 3  # guidance 5, 10, 1, of which none shares its teacher's pictures
     students.main("* 256x256 5", out=str(tmp_path))
@@ -42,7 +42,7 @@ def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(
     students.main("all 256x256 5", again=True, out=str(tmp_path))
     rows = plots.read(tmp_path / "students.csv")
     assert len(asked) == 5 and len(rows) == len(students.STUDENTS) + 2
-    assert [row["size"] + " " + row["guidance"] for row in rows] == ["256x256 5"] * 5 + ["256x256 10", "256x256 1"]
+    assert [row["size"] + " " + row["guidance"] for row in rows] == ["256x256 5"] * 6 + ["256x256 10", "256x256 1"]
     cells = tables.students(rows).splitlines()[2].split(" | ")
     assert tables.headline(rows).count("| .00012 | 0 | **31.2 dB** | .988 | 100 % |") == len(students.STUDENTS)
     assert cells[1:] == ["256 x 256, 5", "2", ".00012", "0", "31.2, 32.0, 20.0", ".988", "100 %", "1, 2 |"]
