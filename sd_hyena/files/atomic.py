@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -29,4 +29,5 @@ def replacing(path: str | Path, put=os.replace) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         put(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows takes away no file that is open; what went wrong before is what counts
+            temporary.unlink()
