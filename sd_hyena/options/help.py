@@ -17,7 +17,8 @@ ABOUT = "help, and a file of options"
 
 def asked_for(arguments: list[str]) -> str:
     """The flag that asks for help, "" if none does."""
-    return next((argument for argument in arguments if argument in (*SHORT, ALL)), "")
+    spelled = (ALL if argument == ALL.replace("p_", "p-") else argument for argument in arguments)
+    return next((argument for argument in spelled if argument in (*SHORT, ALL)), "")
 
 
 def grouped(config_class: type) -> dict[str, list[Field]]:
