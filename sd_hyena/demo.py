@@ -54,7 +54,7 @@ def main(config: DemoConfig) -> None:
     for operator in OPERATORS:
         say(f"\n== {operator} ==")
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "steps"}
-        schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
+        schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 2)
         outcomes[operator] = train(
             TrainConfig(
                 target=SITE, **given, **schedule, operator=operator, lr=LR, lr_projections=LR, seed=0, ema=0.99

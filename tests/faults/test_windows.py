@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from safetensors.torch import save_file
 
 from sd_hyena.distil.kept import Kept
 from sd_hyena.distil.run_folder import write_newest
@@ -59,6 +60,7 @@ def test_the_guard_knows_what_is_open_and_what_is_not(tmp_path, refused):
 
 def test_pictures_that_are_kept_need_no_open_file_to_go_away(tmp_path, refused):
     make = lambda rows, shown: [{"latents": expected()[i : i + 1]} for i in rows]
+    save_file({"latents": expected()[:5]}, tmp_path / "x.safetensors")  # less than it should hold: made again
     kept = Kept(tmp_path / "x.safetensors", 12, (4, 2, 3))
     assert len(kept.get(make, 5, "pictures are made")["latents"]) == 12
     assert refused == [] and list(tmp_path.iterdir()) == [tmp_path / "x.safetensors"]
