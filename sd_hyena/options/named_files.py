@@ -69,7 +69,8 @@ def _below(option: str, folders: str) -> Iterable[Path]:
                 below.clear()
                 yield Path(place)
                 continue
-            yield from (path for name in sorted(names) if (path := Path(place, name)).suffix.lower() in WEIGHTS)
+            files = (Path(place, name) for name in sorted(names))
+            yield from (file for file in files if file.suffix.lower() in WEIGHTS and file.is_file())
 
 
 def _is_folder_of(place: Path, index: str, classes: Container[str]) -> bool:

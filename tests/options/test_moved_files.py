@@ -37,6 +37,7 @@ def library(tmp_path):
     save_file(MODEL | {"x": torch.ones(1)}, folder / "models" / "other.safetensors")
     (folder / "models" / "folder").symlink_to(SHIPPED_MODEL)
     (folder / "models" / "circle").symlink_to(folder / "models")
+    (folder / "models" / "nowhere.safetensors").symlink_to(folder / "gone")
     (folder / "vaes" / "sharp").mkdir()
     (folder / "vaes" / "sharp" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     save_file({"lora_unet_x.lora_up.weight": torch.ones(1)}, folder / "loras" / "fur.safetensors")
