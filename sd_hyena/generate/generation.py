@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from sd_hyena.files.comparison import side_by_side
 from sd_hyena.files.grid import grid
 from sd_hyena.files.hashes import file_sha256, lora_sha256
-from sd_hyena.files.names import next_number, writable_folder
+from sd_hyena.files.names import next_number, own_folder
 from sd_hyena.files.picture import read_picture, write_image
 from sd_hyena.generate.bar import Bar
 from sd_hyena.generate.engine import Engine, NotDrawn
@@ -54,10 +54,11 @@ def generate(
     configs = [with_paths(one) for one in ([config] if isinstance(config, GenerateConfig) else config)]
     for one in configs if len(configs) > 1 else ():
         Order.of(one)
-    folders = [writable_folder(one.out_dir) for one in configs]
     written: list[Written] = []
     failed: list[str] = []
     with (
+        ExitStack() as places,
+        nullcontext([places.enter_context(own_folder(one.out_dir)) for one in configs]) as folders,
         closing(Engine()) if engine is None else nullcontext(engine) as engine,
         closing(Bar()) as bar,
         joined(pick_device(own_device(configs[0].device))) as group,
