@@ -21,8 +21,8 @@ from sd_hyena.large.tiling import Size, grid
 from sd_hyena.models.hollow import COUNTING, hollow_network
 from sd_hyena.models.location import model_path
 from sd_hyena.options import given_path
-from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
-from sd_hyena.options.growing import method_of, own_side
+from sd_hyena.options.generate_config import BEFORE, GenerateConfig
+from sd_hyena.options.growing import STAGED, method_of, own_side
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.processes.device import pick_device
 from sd_hyena.processes.progress import Work

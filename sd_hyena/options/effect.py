@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sd_hyena.options.growing import method_of, own_side
+from sd_hyena.options.growing import in_stages, method_of, own_side
+from sd_hyena.options.tile import TILED_FROM
 
-TILED_FROM = 2048  # pixels of a side above which tiled_diffusion=auto fuses tiles
 TILED_VAE_FROM = 1024  # likewise tiled_vae=auto
+GROWING = {  # parts of --grow that an option may need, as people are told of them
+    "grow": "a --grow that is not off",
+    "stages": "--grow redraw, diffusehigh or demofusion, and a canvas that is larger than the model's own",
+    "enlarging": "--grow redraw or diffusehigh, and a canvas that is larger than the model's own",
+}
 AUTO_FROM = {"tiled_diffusion": TILED_FROM, "tiled_vae": TILED_VAE_FROM}
 
 
@@ -31,15 +36,23 @@ def in_vain(config: Any) -> list[str]:
 
 def is_on(config: Any, name: str) -> bool:
     """Whether an option does something, as far as the config tells."""
+    if name in GROWING:
+        own = own_side(config.model)
+        method = method_of(config, own)
+        return (
+            method != "off"
+            if name == "grow"
+            else in_stages(config, own) and (name == "stages" or method != "demofusion")
+        )
     value = getattr(config, name)
-    if name == "grow":
-        return method_of(config, own_side(config.model)) != "off"
     if value == "auto":
         return max(config.width, config.height) > AUTO_FROM[name]
     return value is None or value > 1 if name == "cfg_scale" else value not in (None, "", "off", 0)
 
 
 def _told(name: str) -> str:
+    if name in GROWING:
+        return GROWING[name]
     if name in AUTO_FROM:
         return f"--{name} (auto is on above {AUTO_FROM[name]} px)"
     return f"--{name}" + (" above 1" if name == "cfg_scale" else "")

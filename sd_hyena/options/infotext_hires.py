@@ -16,7 +16,7 @@ LARGEST = 16
 
 def written(config: dict[str, Any]) -> dict[str, Any]:
     """The pairs of a config that has `hires`, as A1111 names them; of any other none."""
-    if not config.get("hires"):
+    if not config.get("hires") or config.get("grow") == "off":
         return {}
     strength = config["grow_strength"]
     return {
@@ -38,8 +38,8 @@ def read(found: Found, pairs: dict[str, str]) -> bool:
     for key in (SCALE, SIZE):
         pairs.pop(key, None)
     strength = found.read_number(pairs.pop(STRENGTH, "0.7"), STRENGTH)
-    found.options |= {"hires": float(scale), "grow_strength": strength}
-    found.beside |= {"hires": 0.0, "grow_strength": 0.0, "grow_steps": 0, "strength": strength}
+    found.options |= {"hires": float(scale), "grow": "auto", "grow_strength": strength}
+    found.beside |= {"hires": 0.0, "grow": "off", "grow_strength": 0.0, "grow_steps": 0, "strength": strength}
     steps = found.read_number(pairs.pop(STEPS, 0), STEPS, whole=True)
     found.options["grow_steps"] = steps or found.options.get("steps", 0)
     upscaler = pairs.pop(UPSCALER, "")
