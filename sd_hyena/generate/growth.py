@@ -15,21 +15,25 @@ from sd_hyena.generate.drawing import Picture, denoising_steps
 from sd_hyena.generate.task import Task
 from sd_hyena.generate.watch import Advance
 from sd_hyena.large.enlargement import enlarge
-from sd_hyena.large.growing.deep_shrink import deep_shrink
-from sd_hyena.large.growing.demofusion import demofusion
-from sd_hyena.large.growing.diffusehigh import diffusehigh
-from sd_hyena.large.growing.hidiffusion import hidiffusion
+from sd_hyena.large.growing.deep_shrink import DeepShrink, deep_shrink
+from sd_hyena.large.growing.demofusion import DemoFusion, demofusion
+from sd_hyena.large.growing.diffusehigh import DiffuseHigh, diffusehigh
+from sd_hyena.large.growing.hidiffusion import HiDiffusion, hidiffusion
 from sd_hyena.large.growing.resized import resized
 from sd_hyena.large.growing.stages import STEP, Canvas, sizes, times
 from sd_hyena.large.progress import Progress
 from sd_hyena.large.tiled_upscaler import Enlarging
+from sd_hyena.options import grow_options
 from sd_hyena.options.generate_config import BEFORE, GenerateConfig
+from sd_hyena.options.grow_options import OPTIONS
 from sd_hyena.options.growing import MOST, STAGED, WHOLE
 from sd_hyena.options.rules import NOISE_LEVELS
 from sd_hyena.options.tile import is_cut
 
 STRENGTH = {"redraw": 0.3, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
+KINDS = {"redraw": dict, "diffusehigh": DiffuseHigh, "demofusion": DemoFusion}
+KINDS |= {"deep_shrink": DeepShrink, "hidiffusion": HiDiffusion}
 HELD = 1 / 3  # of diffusehigh's steps: 5 of 15 are published
 
 
@@ -53,13 +57,14 @@ class Stage:
     i: int
     method: str
     own: int
+    said: str = ""  # the method's options
 
     @classmethod
     def all_of(cls, config: GenerateConfig, own: int, method: str) -> list[Stage]:
         """Those of a config. Raises BadInput."""
         found = []
         for i, (width, height) in enumerate(sizes_of(config, own, method)):
-            one = dict(width=width, height=height, grow="off", hires=0.0, save_stages=False)
+            one = dict(width=width, height=height, grow="off", hires=0.0, save_stages=False, grow_options="")
             if i:
                 one |= again(config, method) | {"init_image": BEFORE, "mask": ""}
                 if method == "demofusion":
@@ -76,7 +81,11 @@ class Stage:
             arrangement = Arrangement.of(own_config)
             if i and method == "demofusion" and arrangement.tiles:
                 arrangement = replace(arrangement, tiles=replace(arrangement.tiles, jitter=True))
-            found.append(cls(own_config, Task.of(own_config, config), arrangement, i, method, own))
+            said = config.grow_options if method != "off" else ""
+            stage = cls(own_config, Task.of(own_config, config), arrangement, i, method, own, said)
+            if i or method in WHOLE:
+                KINDS[method](**stage.options())  # what it cannot be told is said now
+            found.append(stage)
         return found
 
     @property
@@ -96,18 +105,32 @@ class Stage:
 
     def around(self, pipe: Any, map: Callable) -> AbstractContextManager:
         """The method, around a pipeline for this stage's task; `map` is TiledDiffusion's."""
-        circular = self.config.circular
+        methods = {"deep_shrink": deep_shrink, "hidiffusion": hidiffusion} if not self.i else {}
+        methods |= {"diffusehigh": diffusehigh, "demofusion": demofusion} if self.i else {}
+        if self.way not in methods:
+            return nullcontext()
+        more = {"map": map} if self.way == "demofusion" else {}
+        return methods[self.way](pipe, **self.options() | more)
+
+    def options(self) -> dict[str, Any]:
+        """What the method's context manager is given in this stage."""
+        config, given = self.config, grow_options.read(self.method, self.said)
+        asked = {name: value for name, value in given.items() if value != OPTIONS[self.method][name].default}
         if self.way in WHOLE:
-            around = deep_shrink if self.way == "deep_shrink" else hidiffusion
-            return around(pipe, own=self.own / STEP, circular=circular and self.arrangement.tiles is None)
-        if self.i and self.way == "diffusehigh":
-            held = max(1, round(HELD * denoising_steps(self.config)))
-            return diffusehigh(pipe, steps=held, circular=circular)
-        if self.i and self.way == "demofusion":
-            at_once = 1 if self.arrangement.guides_regions else self.config.tile_batch_size
-            given = dict(tile_batch_size=at_once, circular=circular, map=map)
-            return demofusion(pipe, dilation=max(2, round(self.times)), **given)
-        return nullcontext()
+            own = {} if "t1" in asked or "t2" in asked else {"own": self.own / STEP}
+            return asked | own | {"circular": config.circular and self.arrangement.tiles is None}
+        if self.way == "diffusehigh":
+            return {"steps": self.held} | asked | {"circular": config.circular}
+        if self.way == "demofusion":
+            at_once = 1 if self.arrangement.guides_regions else config.tile_batch_size
+            own = {"dilation": max(2, round(self.times)), "tile_batch_size": at_once}
+            return own | asked | {"circular": config.circular}
+        return {}
+
+    @property
+    def held(self) -> int:
+        """Of diffusehigh's steps, where the number is left to it."""
+        return max(1, round(HELD * denoising_steps(self.config)))
 
     @property
     def enlarges(self) -> bool:

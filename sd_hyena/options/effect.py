@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sd_hyena.options.growing import in_stages, method_of, own_side
+from sd_hyena.options.growing import in_stages, method_of, own_side, times
 from sd_hyena.options.tile import TILED_FROM
 
 TILED_VAE_FROM = 1024  # likewise tiled_vae=auto
+LARGER = "and a canvas that is larger than the model's own"
 GROWING = {  # parts of --grow that an option may need, as people are told of them
-    "grow": "a --grow that is not off",
-    "stages": "--grow redraw, diffusehigh or demofusion, and a canvas that is larger than the model's own",
-    "enlarging": "--grow redraw or diffusehigh, and a canvas that is larger than the model's own",
+    "not_off": "--grow auto or redraw",
+    "grown": f"--grow METHOD, {LARGER}",
+    "stages": f"--grow redraw, diffusehigh or demofusion, {LARGER}",
+    "enlarging": f"--grow redraw or diffusehigh, {LARGER}",
 }
 AUTO_FROM = {"tiled_diffusion": TILED_FROM, "tiled_vae": TILED_VAE_FROM}
 
@@ -37,17 +39,19 @@ def in_vain(config: Any) -> list[str]:
 def is_on(config: Any, name: str) -> bool:
     """Whether an option does something, as far as the config tells."""
     if name in GROWING:
-        own = own_side(config.model)
-        method = method_of(config, own)
-        return (
-            method != "off"
-            if name == "grow"
-            else in_stages(config, own) and (name == "stages" or method != "demofusion")
-        )
+        return _grows(config, name)
     value = getattr(config, name)
     if value == "auto":
         return max(config.width, config.height) > AUTO_FROM[name]
     return value is None or value > 1 if name == "cfg_scale" else value not in (None, "", "off", 0)
+
+
+def _grows(config: Any, part: str) -> bool:
+    own = own_side(config.model)
+    method = method_of(config, own)
+    if part in ("not_off", "grown"):
+        return method != "off" and (part == "not_off" or bool(config.hires) or times(config, own) > 1)
+    return in_stages(config, own) and (part == "stages" or method != "demofusion")
 
 
 def _told(name: str) -> str:

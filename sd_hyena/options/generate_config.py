@@ -9,7 +9,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.framed import Resize
 from sd_hyena.files.names import check_format
 from sd_hyena.files.pixels import picture_size
-from sd_hyena.options import given_path
+from sd_hyena.options import given_path, grow_options
 from sd_hyena.options.canvas import canvas, scaled
 from sd_hyena.options.command_line import option
 from sd_hyena.options.own_defaults import own_defaults
@@ -271,10 +271,16 @@ class GenerateConfig:
     grow_steps: int = option(
         0, "denoising steps of each stage but the first; 0: STEPS x its strength", needs="stages", group=LARGE
     )
+    grow_options: str = option(
+        "",
+        "key=value,... of the method, where they differ from their defaults; the list at the end has them",
+        needs="grown",
+        group=LARGE,
+    )
     hires: float = option(
         0.0,
         "A1111's hires fix: draw at WIDTH x HEIGHT, then again so many times as large (as --grow redraw); 0 does not",
-        needs="grow",
+        needs="not_off",
         group=LARGE,
     )
     save_stages: bool = option(
@@ -420,6 +426,8 @@ class GenerateConfig:
 
     def _check_growing(self) -> None:
         """What does not go together with a picture that grows. Raises BadInput."""
+        if self.grow != "off":
+            object.__setattr__(self, "grow_options", grow_options.written(self.grow, self.grow_options))
         if self.hires:
             between(self, 1, 16, "hires", open_low=True)
             if self.grow not in ("auto", "off", "redraw"):
@@ -439,6 +447,11 @@ class GenerateConfig:
         redrawn = growing and self.grow in ("auto", "redraw", "diffusehigh")
         if self.noise_inversion and not (self.init_image or redrawn):
             raise BadInput(f"noise_inversion={self.noise_inversion} needs --init_image too, or --grow redraw")
+
+    @staticmethod
+    def epilog() -> str:
+        """The end of `--help_all`."""
+        return grow_options.listing()
 
     def filled(self) -> GenerateConfig:
         """With what was left to the model, or to the picture to start from, as numbers. Raises BadInput.

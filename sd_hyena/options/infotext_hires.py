@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sd_hyena.options.found import Found, quoted
+from sd_hyena.options import given_path
+from sd_hyena.options.found import Found, plain_name, quoted
 
 SCALE, SIZE, STEPS, UPSCALER = "Hires upscale", "Hires resize", "Hires steps", "Hires upscaler"
 STRENGTH = "Denoising strength"
@@ -44,8 +45,24 @@ def read(found: Found, pairs: dict[str, str]) -> bool:
     found.options["grow_steps"] = steps or found.options.get("steps", 0)
     upscaler = pairs.pop(UPSCALER, "")
     if upscaler not in OURS:
-        found.leave(f"{UPSCALER} {quoted(upscaler)!r}; give --upscaler, else Lanczos takes its place", "upscaler")
+        found.name("upscaler", upscaler)
     return True
+
+
+def upscaler_beside(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) -> dict[str, str]:
+    """The option `upscaler`, if a file of the name that the picture has lies beside the model; else it is left."""
+    names = [name for name, _ in found.names.get("upscaler", ())]
+    if not names or chosen["upscaler"] != untouched["upscaler"]:
+        return {}
+    known = {plain_name(name): path for name, path in given_path.beside(chosen["model"], "upscalers").items()}
+    if plain_name(names[0]) in known:
+        return {"upscaler": str(known[plain_name(names[0])])}
+    found.leave(
+        f"{UPSCALER} {quoted(names[0])!r}; give --upscaler, or lay it in upscalers/ beside the model, else Lanczos takes its "
+        "place",
+        "upscaler",
+    )
+    return {}
 
 
 def _scale(found: Found, pairs: dict[str, str]) -> float:

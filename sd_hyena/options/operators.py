@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
+from sd_hyena.options import key_values
 
 Value = bool | int | float | str
 AUTO = re.compile(r"auto(?::([1-9]\d{0,5}))?")
@@ -115,13 +116,8 @@ class Operator:
 
     def read(self, text: str) -> dict[str, Value]:
         """The options that `key=value,key=value` gives. Raises BadInput."""
-        given = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, equals, value = (word.strip() for word in part.partition("="))
-            if not equals or name in given or name not in self.options:
-                raise BadInput(f"operator_options={text[:160]!r}: {self._wrong_key(name, equals, name in given)}")
-            given[name] = self.options[name].read(name, value)
-        return given
+        flagged = lambda name: f"{name} has a flag of its own, --hyena_{name}" if name in self.ancestors else ""
+        return key_values.read(text, self.options, "operator_options", self.name, flagged)
 
     def check(self, options: Mapping[str, Any]) -> None:
         """What a file says of the options; others than these are for `make` to take or refuse. Raises BadInput."""
@@ -129,21 +125,9 @@ class Operator:
             if name in options:
                 option.check(name, options[name])
 
-    def _wrong_key(self, name: str, equals: str, twice: bool) -> str:
-        if not equals:
-            return f"{name[:80]!r} is not of the form key=value"
-        if twice:
-            return f"{name} is given twice"
-        if name in self.ancestors:
-            return f"{name} has a flag of its own, --hyena_{name}"
-        return f"{self.name} has no {name[:80]!r}; it has {', '.join(self.options) or 'no options'}"
-
     def write(self, given: Mapping[str, Value], in_full: bool = False) -> str:
-        """The text that `read` understands as these options: the shortest, or with every default, which a later release
-        may have changed."""
-        values = self.defaults() | given
-        shown = {name: values[name] for name, o in self.options.items() if in_full or values[name] != o.default}
-        return ",".join(f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in shown.items())
+        """The text that `read` understands as these options, with every default if in full."""
+        return key_values.write(given, self.options, in_full)
 
     def defaults(self) -> dict[str, Value]:
         return {name: option.default for name, option in self.options.items()}
@@ -320,8 +304,5 @@ def listing() -> str:
     lines = ["operators, and their options behind --operator_options key=value,...:"]
     for operator in OPERATORS.values():
         lines.append(f"  {operator.name:<15}{operator.help}")
-        for name, option in operator.options.items():
-            default = str(option.default).lower() if isinstance(option.default, bool) else option.default
-            allowed = f" ({', '.join(option.choices)})" if option.choices else ""
-            lines.append(f"      {f'{name}={default}':<19}{option.help}{allowed}".rstrip())
+        lines += key_values.listed(operator.options)
     return "\n".join(lines)
