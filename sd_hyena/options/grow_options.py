@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sd_hyena.options import key_values
 from sd_hyena.options.growing import AUTO
-from sd_hyena.options.operators import Option, Value
+from sd_hyena.options.key_values import Option, Value
 
 FLAG = "grow_options"
 OPTIONS: dict[str, Mapping[str, Option]] = {
@@ -18,7 +18,7 @@ OPTIONS: dict[str, Mapping[str, Option]] = {
         "alpha": Option(1.0, "how much the picture is sharpened before", low=0),
     },
     "demofusion": {
-        "dilation": Option(0, "every so manieth cell is in a sample; 0: by the size", low=0),
+        "dilation": Option(0, "cells from one of a sample to its next; 0: by the size", low=0),
         "c1": Option(3.0, "how soon the skip residual ends, larger is sooner"),
         "c2": Option(1.0, "likewise the dilated samples"),
         "c3": Option(1.0, "likewise their blur"),
@@ -33,7 +33,7 @@ OPTIONS: dict[str, Mapping[str, Option]] = {
         "mode": Option("bicubic", "how maps are made smaller", ("bicubic", "bilinear", "nearest-exact", "area")),
     },
     "hidiffusion": {
-        "t1": Option(-1.0, "the part of the noise schedule in which the first change ends; -1: by the size"),
+        "t1": Option(-1.0, "of the noise schedule, where the first change ends; -1: by the size"),
         "t2": Option(-1.0, "likewise the second, which is not after the first"),
         "aggressive": Option(-1.0, "of SDXL: before which the second stands alone; -1: as published"),
     },

@@ -14,9 +14,7 @@ From then on `TrainConfig(operator="blur", operator_options="side=5")` trains it
 from __future__ import annotations
 
 import inspect
-import math
 import pkgutil
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,58 +22,8 @@ from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
 from sd_hyena.options import key_values
-
-Value = bool | int | float | str
-AUTO = re.compile(r"auto(?::([1-9]\d{0,5}))?")
-
-
-def auto_price(value: Any, default: Value) -> int | None:
-    """The number at whose price `auto` or `auto:NUMBER` deals out; None for any other value."""
-    found = AUTO.fullmatch(value) if isinstance(value, str) else None
-    return found and int(found[1] or default)
-
-
-@dataclass(frozen=True)
-class Option:
-    """What an operator can be told; of its default's type."""
-
-    default: Value
-    help: str = ""
-    choices: tuple[str, ...] = ()
-    low: int | None = None  # the least, of numbers
-    auto: bool = False  # whether it may be left to the training: auto, or auto:NUMBER
-
-    def check(self, name: str, value: Any) -> Value:
-        """The value itself. Raises BadInput for what is of another type or out of bounds."""
-        kind = type(self.default)
-        if self.auto and auto_price(value, self.default):
-            return value
-        if kind is float and type(value) is int:
-            value = float(value)
-        wrong = type(value) is not kind or (self.choices and value not in self.choices)
-        if kind in (int, float) and not wrong:
-            wrong = not math.isfinite(value) or abs(value) > 10**9 or (self.low is not None and value < self.low)
-        if wrong:
-            raise BadInput(f"{name}={repr(value)[:80]} must be {self.rule()}")
-        return value
-
-    def read(self, name: str, text: str) -> Value:
-        """What a text says. Raises BadInput."""
-        kind = type(self.default)
-        if self.auto and auto_price(text, self.default):
-            return text
-        try:
-            value = {"true": True, "false": False}[text] if kind is bool else kind(text)
-        except (ValueError, KeyError):
-            raise BadInput(f"{name}={text[:80]!r} must be {self.rule()}") from None
-        return self.check(name, value)
-
-    def rule(self) -> str:
-        if self.choices:
-            return " or ".join((", ".join(self.choices[:-1]), self.choices[-1]))
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        rule = kinds[type(self.default)] + (f" from {self.low} to 10^9" if self.low is not None else "")
-        return f"{rule}, or auto, or auto:NUMBER" if self.auto else rule
+from sd_hyena.options.key_values import Option, Value
+from sd_hyena.options.key_values import auto_price as auto_price
 
 
 @dataclass(frozen=True)
