@@ -168,7 +168,7 @@ def _stages_said(stages: Sequence[_Counted], method: str) -> str:
 
 
 def _not_counted(config: GenerateConfig) -> str:
-    used = config.upscaler and (config.init_image or is_on(config, "enlarging"))
+    used = config.upscaler and (config.init_image or is_on(config, "grow:enlarging"))
     return "the upscaler's own work not counted" if used else ""
 
 

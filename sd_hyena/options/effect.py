@@ -10,11 +10,10 @@ from sd_hyena.options.tile import TILED_FROM
 
 TILED_VAE_FROM = 1024  # likewise tiled_vae=auto
 LARGER = "and a canvas that is larger than the model's own"
-GROWING = {  # parts of --grow that an option may need, as people are told of them
-    "not_off": "--grow auto or redraw",
-    "grown": f"--grow METHOD, {LARGER}",
-    "stages": f"--grow redraw, diffusehigh or demofusion, {LARGER}",
-    "enlarging": f"--grow redraw or diffusehigh, {LARGER}",
+GROWING = {  # what of --grow an option may need, as people are told of it
+    "grow:larger": f"--grow METHOD, {LARGER}",
+    "grow:stages": f"--grow redraw, diffusehigh or demofusion, {LARGER}",
+    "grow:enlarging": f"--grow redraw or diffusehigh, {LARGER}",
 }
 AUTO_FROM = {"tiled_diffusion": TILED_FROM, "tiled_vae": TILED_VAE_FROM}
 
@@ -22,7 +21,7 @@ AUTO_FROM = {"tiled_diffusion": TILED_FROM, "tiled_vae": TILED_VAE_FROM}
 def in_vain(config: Any) -> list[str]:
     """A line for each option that differs from its default and `needs` another that is off.
 
-    `a|b`: either of them will do; `a+b`: both are needed.
+    `a|b`: either of them will do; `a+b`: both are needed; `grow:part` is a part of what that option does.
     """
     lines = []
     for field in dataclasses.fields(config):
@@ -33,6 +32,8 @@ def in_vain(config: Any) -> list[str]:
         if missing:
             told = " and ".join(" or ".join(map(_told, name.split("|"))) for name in missing)
             lines.append(f"note: {field.name}={value!r} has no effect here, it needs {told}")
+    if config.hires and config.grow == "off":
+        lines.append(f"note: hires={config.hires:g} has no effect here, it needs --grow auto or redraw")
     return lines
 
 
@@ -49,9 +50,9 @@ def is_on(config: Any, name: str) -> bool:
 def _grows(config: Any, part: str) -> bool:
     own = own_side(config.model)
     method = method_of(config, own)
-    if part in ("not_off", "grown"):
-        return method != "off" and (part == "not_off" or bool(config.hires) or times(config, own) > 1)
-    return in_stages(config, own) and (part == "stages" or method != "demofusion")
+    if part == "grow:larger":
+        return method != "off" and bool(config.hires or times(config, own) > 1)
+    return in_stages(config, own) and (part == "grow:stages" or method != "demofusion")
 
 
 def _told(name: str) -> str:

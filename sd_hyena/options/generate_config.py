@@ -192,7 +192,7 @@ class GenerateConfig:
         "default: Lanczos",
         path=given_path.upscaler,
         beside="upscalers",
-        needs="init_image|enlarging",
+        needs="init_image|grow:enlarging",
         group=LARGE,
     )
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image", group=WHAT, common=True)
@@ -265,26 +265,25 @@ class GenerateConfig:
     grow_strength: float = option(
         0.0,
         "how much of the stage before is drawn anew in each, 0 to 1; 0: the method's own",
-        needs="stages",
+        needs="grow:stages",
         group=LARGE,
     )
     grow_steps: int = option(
-        0, "denoising steps of each stage but the first; 0: STEPS x its strength", needs="stages", group=LARGE
+        0, "denoising steps of each stage but the first; 0: STEPS x its strength", needs="grow:stages", group=LARGE
     )
     grow_options: str = option(
         "",
         "key=value,... of the method, where they differ from their defaults; the list at the end has them",
-        needs="grown",
+        needs="grow:larger",
         group=LARGE,
     )
     hires: float = option(
         0.0,
         "A1111's hires fix: draw at WIDTH x HEIGHT, then again so many times as large (as --grow redraw); 0 does not",
-        needs="not_off",
         group=LARGE,
     )
     save_stages: bool = option(
-        False, "also write each stage's picture, as soon as it is done", needs="stages", group=LARGE
+        False, "also write each stage's picture, as soon as it is done", needs="grow:stages", group=LARGE
     )
     circular: bool = option(
         False, "the picture continues at its opposite sides, as a tile or a panorama of 360 degrees", group=LARGE

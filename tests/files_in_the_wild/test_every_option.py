@@ -272,5 +272,5 @@ def test_a_negative_prompt_without_guidance_is_told_and_the_whole_list_is_tried(
     (line,) = in_vain(GenerateConfig(negative_prompt="blur", cfg_scale=1.0))
     assert "it needs --cfg_scale above 1" in line and in_vain(GenerateConfig(negative_prompt="blur")) == []
     needing = {f.name for f in dataclasses.fields(GenerateConfig) if f.metadata["needs"]}
-    assert needing == IN_VAIN.keys() | {"negative_prompt", "hires", "grow_options"}
+    assert needing == IN_VAIN.keys() | {"negative_prompt", "grow_options"}
     assert in_vain(GenerateConfig(width=4096, tile_width=64, decoder_tile_size=64)) == []  # auto is on
