@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
@@ -69,14 +70,17 @@ def generate(
             one = replace(one, seed=group.agreed(drawn_seed(one.seed)))
             first = group.agreed(next_number(folder, one.name_format))
             try:
-                stages: dict[tuple[int, int], list[Path]] = {}
+                stages: dict[tuple[int, int], dict[int, Path]] = {}
                 for drawn in engine.draw(one, part, group):
                     done, paths = drawn.config, write(drawn, one, folder, part, first)
-                    before = stages.setdefault((drawn.h, drawn.n), [])
-                    if drawn.stage is not None:
-                        before += paths
+                    before = stages.setdefault((drawn.h, drawn.n), {})
+                    if drawn.stage in before:  # once more, in tiles
+                        os.replace(paths[0], before[drawn.stage])
                         continue
-                    paths += before
+                    if drawn.stage is not None:
+                        before[drawn.stage] = paths[0]
+                        continue
+                    paths += before.values()
                     written.append(
                         Written(c, drawn.h, drawn.n, paths, to_dict(done)["hyena"], done.prompt or "", done.seed)
                     )

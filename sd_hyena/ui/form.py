@@ -63,7 +63,7 @@ class Form:
         """These, and the options that have no effect without one of them."""
         found = [name for name in names if name in self.fields]
         for name, field in self.fields.items():
-            if field.metadata["needs"] in found and name not in found:
+            if field.metadata["needs"].partition(":")[0] in found and name not in found:
                 found.append(name)
         return found
 
