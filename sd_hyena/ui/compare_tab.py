@@ -163,4 +163,4 @@ def _written(text: str | None) -> dict[str, Any]:
     hidden = {"out_dir", "model_dir", "lora_dir", "vae_dir", "embedding_dir", "debug", "name_format"} & options.keys()
     if hidden:
         raise BadInput(f"right also: {', '.join(hidden)} is the command's own to say")
-    return json.loads(json.dumps(options))
+    return json.loads(json.dumps(options, default=str))

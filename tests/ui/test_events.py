@@ -243,6 +243,9 @@ def test_faults_of_regions_are_put_at_their_entry_and_of_the_right_side_at_its_t
     assert list(json.loads(whole.check(with_options(whole, given, "{", width=64)))) == ["regions"]
     answer = whole.compare.begin(with_options(whole, given, width=64) | {whole.compare.also: "steps: 0\nwidth: 100"})
     assert list(json.loads(answer[whole.faults])) == ["compare-also"] and "width=100" in answer[whole.compare.shown]
+    for text in ("steps: 2020-01-01", "out_dir: /tmp", "- a"):
+        answer = whole.compare.begin(with_options(whole, given, width=64) | {whole.compare.also: text})
+        assert list(json.loads(answer[whole.faults])) == ["compare-also"]
 
 
 def test_settings_are_kept_while_some_are_wrong_and_those_of_the_other_tabs_are_kept_too(whole, given):
