@@ -38,7 +38,7 @@ from sd_hyena.options.generate_config import GenerateConfig
 OWN, SEEDS = 256, 40
 CPU = torch.device("cpu")
 SMALL_TILES = dict(tiled_diffusion="mixture", tile_width=32, tile_height=32, overlap=16)
-STUDENTS = "landmarks"
+STUDENTS = "landmarks:256"
 EDGE = 0.05  # of black to white from a pixel to the next: less is no edge
 COLUMNS = ("size", "method", "by", "canvas", "scene", "caption", "right", "sharpness", "seconds", "TFLOP")
 COLUMNS += ("psnr_dB", "commit", "date", "hardware")
@@ -69,20 +69,15 @@ class Case:
 
 def cases(upscaler: str = "") -> list[Case]:
     """In the order of what is most worth knowing; `upscaler` is a file."""
-    found = []
-    for size, share in (((512, 512), 1.0), ((768, 512), 1 / 3), ((1024, 1024), 1 / 3)):
-        alone = ("Lanczos", f"{Path(upscaler).stem} alone") if upscaler else ("Lanczos",)
-        own = [Case(size, name, share=share) for name in ("true render", *alone)]
-        own += [Case(size, "redraw", "students", share=share), Case(size, "plain", "students", share=share / 2)]
-        own += [Case(size, "redraw", "attention", share=share / 2), Case(size, "plain", "students", "tiles", share / 3)]
-        others = ("diffusehigh", "deep_shrink", "hidiffusion", "demofusion")
-        own += [Case(size, name, "students", share=share / (4 if name == "demofusion" else 2)) for name in others]
-        own += [Case(size, "redraw", "students", "tiles", share / 3)]
-        own += [
-            Case(size, name, "attention", share=share / 4) for name in ("diffusehigh", "deep_shrink", "hidiffusion")
-        ]
-        found.append(own)
-    return [case for own in found for case in own]
+    alone = ("Lanczos", f"{Path(upscaler).stem} alone") if upscaler else ("Lanczos",)
+    ways = [(name, "", "whole", 1.0) for name in ("true render", *alone)]
+    ways += [("redraw", "students", "whole", 1.0), ("plain", "students", "whole", 1 / 4)]
+    ways += [("plain", "students", "tiles", 1 / 4), ("redraw", "students", "tiles", 1 / 4)]
+    ways += [(name, "students", "whole", 1 / 2) for name in ("diffusehigh", "deep_shrink", "hidiffusion")]
+    ways += [("demofusion", "students", "whole", 1 / 8), ("redraw", "attention", "whole", 1 / 4)]
+    ways += [(name, "attention", "whole", 1 / 8) for name in ("diffusehigh", "deep_shrink", "hidiffusion")]
+    sizes = (((512, 512), 1.0), ((1024, 1024), 1 / 2), ((768, 512), 1 / 2))
+    return [Case(size, *way[:3], share=way[3] * share) for size, share in sizes for way in ways]
 
 
 class _Silent(Watch):
