@@ -6,6 +6,7 @@ guided; pictures on the same seeds. Everything is deterministic and lands in a f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sd_hyena.errors import BadInput
