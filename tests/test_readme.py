@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sd_hyena.distil import previews, training
 from sd_hyena.options.command_line import from_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.train_config import TrainConfig
@@ -71,16 +70,7 @@ def environment_made():
     return markers
 
 
-@pytest.fixture
-def few_previews(monkeypatch):
-    """One picture of two steps while a student learns, in this process and its forks: four of 25 are most of a training of two."""
-    guidance = previews.drawn_with("")[1]
-    for module in (previews, training):
-        monkeypatch.setattr(module, "PICTURES", 1)
-    monkeypatch.setattr(previews, "drawn_with", lambda model: (2, guidance))
-
-
-def test_the_commands_run_in_order_as_typed(tmp_path, environment_made, shared_pipe, few_previews):
+def test_the_commands_run_in_order_as_typed(tmp_path, environment_made, shared_pipe):
     """Whatever says `python` gets a fork of this process, which spares the seconds of importing; all else is as typed."""
     tree = tmp_path / "copy"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "out", "logs", "__pycache__"))
@@ -89,6 +79,7 @@ def test_the_commands_run_in_order_as_typed(tmp_path, environment_made, shared_p
     for marker in environment_made:
         shutil.copy(marker, bin_.parent)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{bin_}:{os.environ['PATH']}"}
+    env.pop("SD_HYENA_VENV", None)  # which would name a python that does not fork
     with python_that_forks(bin_ / "python") as inherited:
         for line in commands():
             smaller = next(small for known, small in SMALLER.items() if line.startswith(known))
