@@ -46,6 +46,7 @@ class DemoConfig:
 
 def main(config: DemoConfig) -> None:
     with work("loading PyTorch, diffusers and Lightning", announced=False):
+        from sd_hyena.distil.larger_run import LargerRun
         from sd_hyena.distil.run_card import Outcome
         from sd_hyena.distil.training import train
 
@@ -53,9 +54,12 @@ def main(config: DemoConfig) -> None:
     for operator in OPERATORS:
         say(f"\n== {operator} ==")
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "steps"}
-        schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 4)
+        schedule = dict(save_every_n_steps=0, validate_every_n_steps=config.n_steps // 2)
         outcomes[operator] = train(
-            TrainConfig(target=SITE, **given, **schedule, operator=operator, lr=LR, lr_projections=LR, seed=0, ema=0.99)
+            TrainConfig(
+                target=SITE, **given, **schedule, operator=operator, lr=LR, lr_projections=LR, seed=0, ema=0.99
+            ),
+            LargerRun(again="the demo, run again, begins its students anew"),
         )
     files = {operator: outcome.exported for operator, outcome in outcomes.items()}
     images, picture = _compared(config, files)

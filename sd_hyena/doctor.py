@@ -91,10 +91,10 @@ def _device(config: DoctorConfig) -> Iterator[str]:
 
 
 def _disk(config: DoctorConfig) -> Iterator[str]:
-    from sd_hyena.files.names import writable_folder
+    from sd_hyena.files.names import own_folder
 
-    folder = writable_folder(config.out_dir)
-    free = shutil.disk_usage(folder).free / 2**30
+    with own_folder(config.out_dir) as folder:
+        free = shutil.disk_usage(folder).free / 2**30
     if free < LEAST_FREE:
         raise OSError(f"{folder} has {free:.1f} GiB free; a run needs {LEAST_FREE:g}")
     yield f"{folder} is writable, {free:.1f} GiB free"

@@ -25,10 +25,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def short_previews():
-    """One picture of one step in place of four of twelve: they are drawn at every validation of some hundred small runs."""
+    """One picture of one step in place of four of many: they are drawn at every validation of some hundred small runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(previews, "STEPS", 1)
-        for module in (previews, training):
+        for module in (previews, estimate):
+            patch.setattr(module, "drawn_with", lambda _model: (1, 5.0))
+        for module in (previews, training, estimate):
             patch.setattr(module, "PICTURES", 1)
         yield
 

@@ -13,6 +13,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import sd_hyena
+from sd_hyena.generate import order
+from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.operators import OPERATORS
 from sd_hyena.options.sampler import SAMPLERS, set_scheduler
 from sd_hyena.options.shipped import SHIPPED_MODEL
@@ -57,8 +59,8 @@ def run(tmp_path, monkeypatch, unet):
     return script
 
 
-def test_the_page_has_six_examples_and_names_all_that_the_package_offers():
-    assert len(EXAMPLES) == PAGE.count("```python") == 6
+def test_the_page_has_seven_examples_and_names_all_that_the_package_offers():
+    assert len(EXAMPLES) == PAGE.count("```python") == 7
     table = PAGE.split("| | |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) == set(sd_hyena.__all__)
 
@@ -97,6 +99,14 @@ def test_many_pictures_and_who_watches(run, tmp_path, capsys):
     drawn = sorted(path.name for path in tmp_path.glob("*.png"))
     assert drawn == [f"{p}, {n}.png" for p in ("a red circle on blue", "two yellow squares on green") for n in (0, 1)]
     assert "6.0 of 6 steps" in capsys.readouterr().out
+
+
+def test_a_picture_that_grows(run, tmp_path, monkeypatch):
+    small = dict(steps=2, width=104, height=72, device="cpu")
+    monkeypatch.setattr(order, "own_side", lambda _: 80)
+    monkeypatch.setattr(sd_hyena, "GenerateConfig", lambda **given: GenerateConfig(**given | small))
+    run("A picture that grows")
+    assert [Image.open(tmp_path / f"{name}.png").size for name in ("stage 1", "grown")] == [(96, 64), (104, 72)]
 
 
 def test_an_operator_of_ones_own(run, unet, monkeypatch):

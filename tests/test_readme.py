@@ -15,6 +15,7 @@ import yaml
 from sd_hyena.options.command_line import from_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.train_config import TrainConfig
+from tests import silence
 from tests.conftest import ROOT
 from tests.fork import python_that_forks
 
@@ -50,6 +51,14 @@ def test_every_command_is_of_a_known_kind():
     assert len(commands()) >= 6
     for line in commands():
         assert any(line.startswith(known) for known in SMALLER), line
+
+
+def test_whether_a_command_is_silent_is_watched_of_each_that_computes():
+    watched = [shlex.join(arguments) for arguments in silence.commands()]
+    for line in commands():
+        if line.startswith(("python ", "bash examples/")) and "path/to" not in line and "ui.sh" not in line:
+            assert any(given.endswith(" ".join(line.split()[2:])) for given in watched), line
+    assert len(watched) == len(set(watched)) and any("--dry_run" in given for given in watched)
 
 
 @pytest.fixture(scope="module")

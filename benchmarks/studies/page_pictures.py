@@ -59,7 +59,7 @@ def prepare(page, side: int, steps: int) -> None:
     page.get_by_role("button", name="redraw it").click()
     page.wait_for_timeout(1500)
     tab(page, "Regions")
-    page.get_by_role("button", name="last picture below").click()
+    page.get_by_role("button", name="picture below").click()
     page.wait_for_timeout(800)
     box = page.locator("#regions .stage").bounding_box()
     for start, end, _ in BOXES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from sd_hyena.cost.activations import saved_bytes
 from sd_hyena.cost.operations import attention_flops, change_flops, student_flops, unet_flops, vae_flops
 from sd_hyena.cost.timing import wait_for
 from sd_hyena.distil.lessons import VALIDATION_SIZE
-from sd_hyena.distil.previews import STEPS, draws_previews
+from sd_hyena.distil.previews import PICTURES, drawn_with, draws_previews
 from sd_hyena.models.condition import condition
+from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.options.operators import auto_price, operator_named
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.memory import peak_gib
@@ -63,9 +65,9 @@ class Estimator:
         self.students = sum(_student(spec, site.size(*self.size)) for spec, site in zip(self.specs, sites, strict=True))
         self.attentions = sum(attention_flops(site, site.size(*self.size)) for site in sites)
 
-    def estimate(self, missing: int, device: torch.device, n_steps: int) -> Estimate:
-        """With so many pictures yet to be made and so many steps to go."""
-        rate, config = self._rate(device), self.config
+    def estimate(self, missing: int, device: torch.device, n_steps: int, rate: float | None = None) -> Estimate:
+        """With so many pictures yet to be made and so many steps to go; the operations a second are measured if not given."""
+        rate, config = rate or self._rate(device), self.config
         validations = 1 + -(-n_steps // config.validate_every_n_steps) if config.validate_every_n_steps else 2
         operations = {
             f"drawing {missing} pictures": self._drawing(missing),
@@ -148,11 +150,15 @@ class Estimator:
 
     def _previews(self, validations: int, device: torch.device) -> int:
         config = self.config
-        if config.dry_run or not draws_previews(device, config.width, config.height):
+        if not draws_previews(device, config.width, config.height):
             return 0
-        whole, pictures = self._unet(self.size), 4
+        own = prompts_of(Path(), config.sample_prompts) if config.sample_prompts else []
+        steps, guidance = drawn_with(config.teacher_model)
+        branches = 2 if guidance > 1 else 1
+        whole = self._unet(self.size)
         replaced = whole - self.attentions + self.students
-        return pictures * (2 * STEPS * (whole + validations * replaced) + (1 + validations) * self._vae(self.size)[1])
+        drawn = branches * steps * (whole + validations * replaced) + (1 + validations) * self._vae(self.size)[1]
+        return max(PICTURES, len(own)) * drawn
 
     def _gib(self, device: torch.device) -> float:
         """What is there now, and of the micro-batch what the students keep and the teacher has in hand."""

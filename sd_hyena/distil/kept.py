@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ class Kept:
     def get(self, make: Make, at_once: int, what: str) -> Piece:
         """All of them: read, or made `at_once` at a time and kept; `what` says so. Half as many after an out-of-memory.
 
-        Another run that makes the same ones is waited for.
+        Another run that makes the same ones is waited for. Whatever ends it, it is said how many are kept.
         """
         whole = self._whole()
         if whole is not None:
@@ -63,10 +64,15 @@ class Kept:
             if not self.path.exists() or (whole := self._whole()) is None:
                 whole = self._made(make, at_once, what)
             shutil.rmtree(self.parts, ignore_errors=True)
-            Path(lock.lock_file).unlink(missing_ok=True)
-            return whole
+        except BaseException:
+            kept = self.count - self.missing
+            say(f"{kept} of {self.count} pictures are kept; the same command goes on from there")
+            raise
         finally:
             lock.release()
+        with suppress(OSError):  # Windows takes away no file that is open, here or in another run that waits
+            Path(lock.lock_file).unlink()
+        return whole
 
     def _made(self, make: Make, at_once: int, what: str) -> Piece:
         found = self._found()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd_hyena.models.latents import decoded, vae_for
+from sd_hyena.options.own_defaults import own_defaults
 from sd_hyena.processes.memory import is_out_of_memory
 from sd_hyena.processes.progress import work
 from sd_hyena.processes.ranks import say
@@ -19,7 +20,6 @@ from sd_hyena.students.teacher import Activation
 
 LARGEST_ON_CPU = 512 * 512  # pixels of an image preview without a GPU
 PICTURES = 4  # at least
-STEPS = 12  # of each
 
 
 def site_picture(activation: Activation, answer: Tensor, sample: int = 0, side: int = 192) -> Tensor:
@@ -52,14 +52,22 @@ def draws_previews(device: torch.device, width: int, height: int) -> bool:
     return device.type != "cpu" or width * height <= LARGEST_ON_CPU
 
 
+def drawn_with(model: str) -> tuple[int, float]:
+    """Steps and guidance of a preview: the model's own."""
+    own = own_defaults(model)
+    return own.steps, own.cfg_scale
+
+
 class Previews(L.Callback):
     """Adds both kinds of pictures at every validation. Before the averaging callback it sees averaged weights.
 
-    At least four pictures, number i of prompt i (from the first again) and seed i; their mean PSNR is logged.
+    At least four pictures, number i of prompt i (from the first again) and seed i, in the steps and with the guidance of
+    the `model` that `pipe` was loaded from ("" is the one that ships); their mean PSNR is logged.
     """
 
-    def __init__(self, pipe: Any, prompts: Sequence[str], width: int, height: int, cfg_scale: float = 5.0):
-        self.pipe, self.width, self.height, self.cfg_scale = pipe, width, height, cfg_scale
+    def __init__(self, pipe: Any, prompts: Sequence[str], width: int, height: int, model: str = ""):
+        self.pipe, self.width, self.height = pipe, width, height
+        self.steps, self.cfg_scale = drawn_with(model)
         self.prompts = [prompts[i % len(prompts)] for i in range(max(PICTURES, len(prompts)))]
         self.teachers: list[Tensor] | None = None
         self.psnr: float | None = None
@@ -93,7 +101,7 @@ class Previews(L.Callback):
         self._add(trainer, "image: teacher | student | difference", _small(torch.cat(rows, -2)))
 
     def _drawn(self, what: str) -> list[Tensor]:
-        pictures, steps = [], STEPS + 1  # the VAE counts as one
+        pictures, steps = [], self.steps + 1  # the VAE counts as one
         with work(what, len(self.prompts)) as shown, vae_for(self.pipe, max(self.width, self.height)):
             for i, prompt in enumerate(self.prompts):
 
@@ -105,7 +113,7 @@ class Previews(L.Callback):
                     prompt,
                     width=self.width,
                     height=self.height,
-                    num_inference_steps=STEPS,
+                    num_inference_steps=self.steps,
                     guidance_scale=self.cfg_scale,
                     generator=torch.Generator().manual_seed(i),
                     callback_on_step_end=after,

@@ -31,8 +31,9 @@ class Outcome:
     block_seconds: dict[str, tuple[float, float]]  # site -> attention, student
 
 
-def print_estimate(module: Distillation, data: Lessons, config: TrainConfig, device: torch.device) -> None:
-    """Measure one micro-batch, forward and backward, and say what the run will take."""
+def print_estimate(module: Distillation, data: Lessons, n_steps: int, device: torch.device) -> None:
+    """Measure one micro-batch, forward and backward, and say what so many steps will take."""
+    config = data.config
     module.to(device)
     data.teacher.to(device)
     states = next(iter(DataLoader(data.stream(), batch_size=data.micro_batch_size)))
@@ -43,9 +44,9 @@ def print_estimate(module: Distillation, data: Lessons, config: TrainConfig, dev
     sum(module.stage.errors(module.by_site(), batch).values()).backward()
     wait_for(device)
     module.zero_grad(set_to_none=True)
-    seconds = (time.perf_counter() - started) * data.accumulate * config.n_steps
+    seconds = (time.perf_counter() - started) * data.accumulate * n_steps
     say(
-        f"measured: {seconds / 60:.1f} min for {config.n_steps} steps of batch {config.batch_size} at "
+        f"measured: {seconds / 60:.1f} min for {n_steps} steps of batch {config.batch_size} at "
         f"{config.width}x{config.height} on {device.type} (teacher {taught * data.accumulate:.2f} s a step), "
         f"peak memory {peak_gib(device):.1f} GiB, {sum(p.numel() for p in module.parameters()):,} parameters"
     )
@@ -64,8 +65,8 @@ def block_times(
     return result
 
 
-def print_card(outcome: Outcome, config: TrainConfig, untrained: dict[str, float]) -> None:
-    """`untrained` is each site's error before the first step."""
+def print_card(outcome: Outcome, config: TrainConfig, untrained: dict[str, float], alone: bool = True) -> None:
+    """`untrained` is each site's error before the first step. A run that is not `alone` names no next command."""
     print()
     for short, (attention, student) in outcome.block_seconds.items():
         error = outcome.metrics.get(f"val/relative_mse/{short}", float("nan"))
@@ -82,6 +83,9 @@ def print_card(outcome: Outcome, config: TrainConfig, untrained: dict[str, float
             )
     if "val/image_psnr" in outcome.metrics:
         print(f"image against the teacher's: PSNR {outcome.metrics['val/image_psnr']:.1f} dB")
+    if not alone:
+        print(f"student: {outcome.exported}")
+        return
     model = f" -m {for_a_shell(config.teacher_model)}" if config.teacher_model else ""
     model += f" --vae {for_a_shell(config.vae)}" if config.vae else ""
     size = f"-W {config.width}" + (f" -H {config.height}" if config.height != config.width else "")

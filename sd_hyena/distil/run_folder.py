@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,16 @@ class Checkpoints(L.Callback):
     """
 
     def __init__(
-        self, folder: Path, config: TrainConfig, facts: dict[str, Any], untrained: dict[str, float] | None = None
+        self,
+        folder: Path,
+        config: TrainConfig,
+        facts: dict[str, Any],
+        untrained: dict[str, float] | None = None,
+        newest: bool = True,
     ):
+        """`newest`: whether the files beside the folder that hold its students too are written."""
         self.folder, self.config, self.facts = folder, config, facts
+        self.beside = newest_of(config) if newest else []
         self.untrained = untrained  # the error of each site before the first step; None until it is known
         self.signal: int | None = None
         self.stopping = False  # on every rank, once one of them was signalled
@@ -100,7 +109,8 @@ class Checkpoints(L.Callback):
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:05d}.ckpt")
         if trainer.is_global_zero:
             for old in (*newest_first(self.folder)[self.config.keep :], *exported(self.folder)[self.config.keep :]):
-                old.unlink(missing_ok=True)
+                with suppress(OSError):  # Windows takes away no file that is open: next time
+                    old.unlink()
 
     def on_exception(self, trainer, module, exception) -> None:
         self.out_of_memory = None
@@ -130,15 +140,26 @@ class Checkpoints(L.Callback):
         name = self.config.name_format.format(s=trainer.global_step)
         self.exported = self.folder / f"{name}.safetensors"
         self.exported.parent.mkdir(parents=True, exist_ok=True)
-        for path in (self.exported, *self.newest()):
-            if path.suffix == ".safetensors" and (said := replaced(path, self.folder.name)):
-                say(said)
-            write_students(path, specs, weights, training | {"versions": versions()})
+        training |= {"versions": versions()}
+        write_students(self.exported, specs, weights, training)
+        for path in self.beside:
+            write_newest(path, self.folder.name, lambda path: write_students(path, specs, weights, training))
 
-    def newest(self) -> list[Path]:
-        """The files beside the run's folder that hold its students too: always hyena, and the name it was given."""
-        names = [] if self.config.dry_run else [NEWEST, self.config.name] if self.config.name else [NEWEST]
-        return [self.folder.parent / f"{name}{suffix}" for name in names for suffix in (".safetensors", ".pt")]
+
+def newest_of(config: TrainConfig) -> list[Path]:
+    """The files in OUT_DIR that hold a run's students too: always hyena, and the name it was given."""
+    names = [NEWEST, config.name] if config.name else [NEWEST]
+    return [Path(config.out_dir) / f"{name}{suffix}" for name in names for suffix in (".safetensors", ".pt")]
+
+
+def write_newest(path: Path, run: str, write: Callable[[Path], None]) -> None:
+    """Write a file that runs share; what it replaces is said. One that another program holds open stays, on Windows."""
+    if path.suffix == ".safetensors" and (said := replaced(path, run)):
+        say(said)
+    try:
+        write(path)
+    except PermissionError as error:
+        say(f"note: {path} stays as it was ({error.strerror}); the students are in the run's own folder")
 
 
 def replaced(path: Path, run: str) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from sd_hyena.distil.kept import Kept, Piece
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.text import read_text
-from sd_hyena.files.weights import read_weights, sha256
+from sd_hyena.files.weights import read_weights
 from sd_hyena.models.condition import condition
 from sd_hyena.models.latents import encoded, resized
 from sd_hyena.models.vae import vae_sha256
+from sd_hyena.options.shown_hashes import shown_hashes
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.progress import Work, work
 
@@ -44,15 +46,22 @@ class Source:
         return self.kept.missing if self.kept else 0
 
     @classmethod
+    def missing_of(cls, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> int:
+        """The same, of the run that a dry one tries: a folder's pictures are counted then, not read. Raises BadInput."""
+        if config.dry_run and config.data == "images":
+            return len(pictures_of(config.data_path))
+        return cls.of(config, prompts, model_sha256, cache).missing
+
+    @classmethod
     def of(cls, config: TrainConfig, prompts: list[str], model_sha256: str, cache: Path) -> Source:
         """Raises BadInput."""
         size, shape = ("data", "width", "height"), (4, config.height // 8, config.width // 8)
         if config.data == "latents":
             return cls(None, captions_of(prompts, len(_read_latents(config))))
         if config.data == "images":
-            pictures = pictures_of(config.data_path)
+            pictures = _encoded_of(config)
             what: dict[str, Any] = {name: getattr(config, name) for name in size}
-            what["pictures"] = [sha256(path) for path in pictures]
+            what["pictures"] = list(shown_hashes(list(pictures), f"{len(pictures)} pictures are read for their hashes"))
             captions = list(pictures.values())
         else:
             what = {name: getattr(config, name) for name in (*size, "num_samples", "sample_steps", "cfg_scale")}
@@ -167,9 +176,15 @@ def pictures_of(folder: str) -> dict[Path, str]:
     return found
 
 
+def _encoded_of(config: TrainConfig) -> dict[Path, str]:
+    """The pictures that are encoded: of a dry run the first few."""
+    few = config.num_samples if config.dry_run else None
+    return dict(islice(pictures_of(config.data_path).items(), few))
+
+
 def _encode(pipe: Any, config: TrainConfig, rows: range, shown: Work) -> list[Piece]:
     """The latents of a folder's pictures, cropped to the asked shape."""
-    paths, pieces = list(pictures_of(config.data_path)), []
+    paths, pieces = list(_encoded_of(config)), []
     for i in rows:
         try:
             image = ImageOps.fit(read_picture(paths[i]), (config.width, config.height))

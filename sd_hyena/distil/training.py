@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,20 +14,21 @@ import torch
 from torch.utils.data import default_collate
 
 from sd_hyena.distil.allotment import allotted, is_left_open
-from sd_hyena.distil.estimate import Estimator, advice
+from sd_hyena.distil.foretold import cache_of, foretold
+from sd_hyena.distil.larger_run import LargerRun
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import Distillation
 from sd_hyena.distil.pilot import with_chosen_sites
 from sd_hyena.distil.placement import own_device, teacher_dtype
-from sd_hyena.distil.previews import PICTURES, Previews
+from sd_hyena.distil.previews import PICTURES, Previews, draws_previews
 from sd_hyena.distil.resume import Resumable
 from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_estimate
 from sd_hyena.distil.run_folder import Checkpoints, Stopped, discard, holds_something, new_run_folder, write_config
-from sd_hyena.distil.sources import Source, make_bank, pictures_of
+from sd_hyena.distil.sources import make_bank, pictures_of
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
 from sd_hyena.distil.start import start_from
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
-from sd_hyena.files.names import for_a_shell, writable_folder
+from sd_hyena.files.names import for_a_shell, own_folder
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.pipeline import load_pipeline
@@ -51,12 +52,20 @@ T = TypeVar("T")
 OF_A_DRY_RUN = 2  # pictures
 
 
-def train(config: TrainConfig) -> Outcome:
-    """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput."""
+def train(config: TrainConfig, within: LargerRun | None = None) -> Outcome:
+    """Run it: config -> teacher -> sites -> activations -> students -> .ckpt and .safetensors. Raises BadInput.
+
+    A run that leaves nothing leaves no folder either.
+    """
     quiet_libraries()
     config = with_paths(config)
-    if config.target == "auto":
-        config = with_chosen_sites(config, train)
+    with own_folder(config.out_dir), own_folder(config.log_dir, "log_dir"):
+        if config.target == "auto":
+            config = with_chosen_sites(config, train)
+        return _trained(config, within)
+
+
+def _trained(config: TrainConfig, within: LargerRun | None) -> Outcome:
     ranks.check_launched_by_us()
     path = model_path(config.teacher_model, config.vae)
     if config.vae:
@@ -65,10 +74,8 @@ def train(config: TrainConfig) -> Outcome:
         ranks.meet(config.num_nodes)
     if ranks.rank():
         config = dataclasses.replace(config, **ranks.told()["options"])
-    writable_folder(config.out_dir)
-    writable_folder(config.log_dir, "log_dir")
     resumed = Resumable.find(config) if config.resume else None
-    if config.resume and not resumed:
+    if config.resume and not resumed and not within:
         say(f"nothing to resume in {config.out_dir}; starting anew")
     if resumed:
         resumed.check_seed(config.seed)
@@ -95,13 +102,13 @@ def train(config: TrainConfig) -> Outcome:
             return Outcome(resumed.run, resumed.exported, {}, {})
     students = {} if is_left_open(specs) else _new_students(specs, config, pipe.unet)
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}")
-    cache = Path(config.cache_dir or Path(config.out_dir) / "cache")
+    cache = cache_of(config)
+    n_steps = config.n_steps - (resumed.step if resumed else 0)
     if ranks.rank() == 0:
-        missing = Source.of(config, prompts, facts["teacher_sha256"], cache).missing
-        _tell_estimate(Estimator(pipe, config, sites, specs), missing, device, resumed.step if resumed else 0)
+        _tell_estimate(pipe, config, n_steps, within.followed_by if within else ())
     if config.dry_run:
         config = dataclasses.replace(config, n_steps=1, num_samples=min(config.num_samples, OF_A_DRY_RUN))
-    bank = make_bank(pipe, config, prompts, facts["teacher_sha256"], cache)
+    bank = make_bank(pipe, config, prompts, teacher_sha256, cache)
     scheduler = noiser(pipe)
     stage = _stage(config, teacher, scheduler)
     data = Lessons(stage, scheduler, bank, config)
@@ -110,7 +117,9 @@ def train(config: TrainConfig) -> Outcome:
         say("landmarks: " + " ".join(f"{spec.short} {spec.options['landmarks']}" for spec in specs))
         students = _new_students(specs, config, pipe.unet)
     shown = prompts_of(path, config.sample_prompts) if config.sample_prompts else prompts[-PICTURES:]
-    previews = None if config.dry_run else Previews(pipe, shown, config.width, config.height)
+    previews = None if config.dry_run else Previews(pipe, shown, config.width, config.height, config.teacher_model)
+    if previews and not draws_previews(device, config.width, config.height):
+        say(f"note: no previews and no image PSNR at {config.width}x{config.height} on a CPU, only up to 512x512")
     module = Distillation(
         students,
         stage,
@@ -123,9 +132,10 @@ def train(config: TrainConfig) -> Outcome:
     )
     if ranks.rank() == 0:
         with work("a micro-batch is timed", announced=False):
-            _with_smaller_batches(data, lambda: print_estimate(module, data, config, device))
+            _with_smaller_batches(data, lambda: print_estimate(module, data, n_steps, device))
     folder = _run_folder(config, resumed)  # now that all that can be wrong has been looked at
-    checkpoints = Checkpoints(folder, config, facts, resumed.untrained if resumed else None)
+    untrained = resumed.untrained if resumed else None
+    checkpoints = Checkpoints(folder, config, facts, untrained, newest=not (config.dry_run or within))
     try:
         if ranks.rank() == 0:
             say(f"run {folder}\nwatch it: tensorboard --logdir {for_a_shell(config.log_dir)}")
@@ -137,7 +147,7 @@ def train(config: TrainConfig) -> Outcome:
     except Stopped as step:
         if ranks.rank():
             raise SystemExit(0) from None
-        say(f"saved at step {step}; go on with --resume {for_a_shell(folder)}")
+        say(f"saved at step {step}; {within.again if within else f'go on with --resume {for_a_shell(folder)}'}")
         raise _signalled(checkpoints) from None
     except BaseException as error:
         if not (resumed or ranks.rank() or holds_something(folder)):
@@ -156,17 +166,16 @@ def train(config: TrainConfig) -> Outcome:
     with work("attention and students are timed"):
         times = block_times(teacher, module, data, device)
     outcome = Outcome(folder, checkpoints.exported, metrics, times)
-    print_card(outcome, config, checkpoints.untrained or {})
+    print_card(outcome, config, checkpoints.untrained or {}, alone=within is None)
     if checkpoints.signal is not None:  # it came too late to stop a step, but not to stop what follows this run
         raise _signalled(checkpoints)
     return outcome
 
 
-def _tell_estimate(estimator: Estimator, missing: int, device: torch.device, done: int) -> None:
-    """Before anything is drawn: what the run will take with so many pictures missing and so many steps done."""
+def _tell_estimate(pipe: Any, config: TrainConfig, n_steps: int, followed_by: Sequence[TrainConfig]) -> None:
+    """Before anything is drawn: what the run will take with so many steps to go, and what follows it."""
     with work("counting operations, and timing one of the teacher's"):
-        found = estimator.estimate(missing, device, estimator.config.n_steps - done)
-        lines = [found.line(device), *advice(found, estimator, device)]
+        lines = foretold(pipe, config, n_steps, followed_by)
     say("\n".join(lines))
 
 

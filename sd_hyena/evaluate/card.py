@@ -14,10 +14,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from sd_hyena import __version__
 from sd_hyena.errors import BadInput
 from sd_hyena.options.command import run
 from sd_hyena.options.command_line import option
 
+WHEEL = f"sd_hyena-{__version__}-py3-none-any.whl"
 TAGS = ["stable-diffusion", "text-to-image", "hyena", "distillation"]
 
 
@@ -153,7 +155,8 @@ def _use(name: str, options: dict[str, Any], teacher: str) -> list[str]:
         else f"`{teacher}` is the base model: a diffusers folder, a `.safetensors` or a `.ckpt` file"
     )
     return [
-        f"With Python 3.11 or newer, in a copy of sd_hyena's repository, `pip install .`; then, beside this file ({where}):", "",
+        f"With Python 3.11 or newer install the package `sd_hyena`, from its wheel (`pip install {WHEEL}`) or in a copy of its "
+        f"repository (`pip install .`); then, beside this file ({where}):", "",
         "```bash", f'sd-hyena generate {model}-y {name} {size} -p "{prompt}"', "```", "",
         "or", "",
         "```python",

@@ -6,6 +6,7 @@ guided; pictures on the same seeds. Everything is deterministic and lands in a f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sd_hyena.errors import BadInput
@@ -13,7 +14,7 @@ from sd_hyena.evaluate.advice import advice
 from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.report import Report, markdown
-from sd_hyena.files.names import writable_folder
+from sd_hyena.files.names import own_folder
 from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.processes.ranks import say
 
@@ -21,7 +22,11 @@ from sd_hyena.processes.ranks import say
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
     """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded."""
     config = checked(config)
-    folder = writable_folder(config.out_dir)
+    with own_folder(config.out_dir) as folder:
+        return _evaluated(config, folder)
+
+
+def _evaluated(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
     say(f"the report grows in {folder}: report.md, report.json and pictures, after each size")
     examiner = Examiner(config)
     report = Report(folder, examiner.facts)

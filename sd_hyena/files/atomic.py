@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def replacing(path: str | Path, put=os.replace) -> Iterator[Path]:
+def replacing(path: str | Path, put: Callable[[Path, Path], object] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it is flushed to disk and `put` in its place.
 
     After an exception (a full disk, an interrupt) the previous file stands and the temporary one is gone. The temporary
@@ -27,6 +27,7 @@ def replacing(path: str | Path, put=os.replace) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        put(temporary, path)
+        (put or os.replace)(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows takes away no file that is open; what went wrong before is what counts
+            temporary.unlink()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Formatter
 
@@ -79,3 +82,16 @@ def writable_folder(path: str | Path, option: str = "out_dir") -> Path:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{option}={str(path)!r} cannot be written to ({reason}); name a folder you own") from None
     return folder
+
+
+@contextmanager
+def own_folder(path: str | Path, option: str = "out_dir") -> Iterator[Path]:
+    """The same for the time of a block; what it made of folders and left empty is taken away again. Raises BadInput."""
+    place = Path(path)
+    made = [folder for folder in (place, *place.parents) if not os.path.lexists(folder)]
+    try:
+        yield writable_folder(place, option)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is not empty, or was never made
+                folder.rmdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickletools
 import re
 import zipfile
@@ -249,8 +248,3 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
             save_file(tensors, temporary, metadata)
         else:
             torch.save({"tensors": tensors, "metadata": metadata}, temporary)
-
-
-def sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

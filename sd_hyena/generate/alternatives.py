@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -136,14 +136,28 @@ def keep_attention(
     return replace(alternative, students=staying, kept=kept)
 
 
+MEASURED = "auto:"  # what `auto` once found, a stage's sites behind each `;`
+
+
 def kept_in(wanted: str, stages: int) -> list[str]:
-    """What `keep_attention` says for each stage of a picture: one for all, or one for each behind a `;`. Raises BadInput."""
-    parts = wanted.split(";")
+    """What `keep_attention` says for each stage of a picture: one for all, or one for each behind a `;`; what was measured
+    for another number of stages is measured again. Raises BadInput."""
+    parts = wanted.removeprefix(MEASURED).split(";")
+    if wanted.startswith(MEASURED) and len(parts) != stages:
+        return ["auto"] * stages
     if len(parts) not in (1, stages):
         raise BadInput(
-            f"keep_attention={wanted!r} is for {len(parts)} stages, this picture has {stages}; name sites for all"
+            f"keep_attention={wanted!r} is for {len(parts)} stages, this picture has {stages}; name sites for all, or auto"
         )
     return parts if len(parts) > 1 else parts * stages
+
+
+def said_of_kept(wanted: str, kept: Sequence[Sequence[str]]) -> str:
+    """What `keep_attention` is in a picture each of whose stages kept these sites: it repeats the picture bit for bit."""
+    said = ";".join(map(",".join, kept))
+    if wanted == "auto" or wanted.startswith(MEASURED):
+        return MEASURED + said
+    return said if said.strip(";") else ""
 
 
 def check_sizes(alternative: Alternative, unet: nn.Module, tile: tuple[int, int]) -> None:

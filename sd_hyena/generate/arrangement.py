@@ -20,24 +20,19 @@ from sd_hyena.large.regions import to_dict as regions_to_dict
 from sd_hyena.large.tiled_attention import brick_attention, split_attention
 from sd_hyena.large.tiled_unet import TiledDiffusion, tiled_diffusion
 from sd_hyena.large.tiled_vae import VAETiling, tiled_vae
-from sd_hyena.options.effect import TILED_FROM, TILED_VAE_FROM
+from sd_hyena.options.effect import TILED_VAE_FROM
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.tile import tile_of, tiled_by
 
 BRICK = 64  # cells of LargeResPatch's
-TILE, TILE_OF_STUDENTS = 96, 256  # cells; a student gains little below 2048 px
 
 
 def tile_fusion(config: GenerateConfig) -> TiledDiffusion | None:
     """The tiles of a picture; None if it is drawn in one piece. Raises BadInput."""
-    method = config.tiled_diffusion
-    if method == "auto":
-        method = "mixture" if max(config.width, config.height) > TILED_FROM else "off"
+    method = tiled_by(config)
     if method == "off" and not config.regions:
         return None
-    side = TILE_OF_STUDENTS if config.hyena else TILE
-    whole = config.height // 8, config.width // 8
-    asked = config.tile_height, config.tile_width
-    sides = whole if method == "off" else tuple(given or side for given in asked)
+    sides = tile_of(config)
     return TiledDiffusion(
         method="multidiffusion" if method == "off" else method,
         tile_height=sides[0],
@@ -78,6 +73,7 @@ def inversion(config: GenerateConfig) -> NoiseInversion | None:
         retouch=config.retouch,
         renoise_strength=config.renoise_strength,
         renoise_kernel=config.renoise_kernel,
+        circular=config.circular,
     )
 
 
@@ -125,6 +121,11 @@ class Arrangement:
         if config.attn_shape != "off" and max(tile) <= BRICK:
             lines.append(f"note: attn_shape={config.attn_shape} cuts nothing here, a brick is {8 * BRICK} px")
         return lines
+
+    @property
+    def guides_regions(self) -> bool:
+        """Whether a region has guidance of its own."""
+        return any(region.guidance_scale is not None for region in (self.tiles.regions if self.tiles else ()))
 
     @property
     def notes(self) -> list[str]:

@@ -117,7 +117,8 @@ class Engine:
 
     def _draw(self, order: Order, watch: Watch, group: Group) -> Iterator[Drawn]:
         model, nets, stored = self._loaded(order, [_files(stage) for stage in order.stages])
-        if order.config.grow == "auto" and len(order.stages) > 1 and _of_one_size(stored):
+        left_to_us = order.config.grow == "auto" and not order.config.hires
+        if left_to_us and len(order.stages) > 1 and _of_one_size(stored):
             order = order.plainly
             model, nets, stored = self._loaded(order, [_files(stage) for stage in order.stages])
         config, pipe, arrangement = order.config, model.pipe, order.stages[-1].arrangement

@@ -21,8 +21,9 @@ from sd_hyena.large.tiling import Size, grid
 from sd_hyena.models.hollow import COUNTING, hollow_network
 from sd_hyena.models.location import model_path
 from sd_hyena.options import given_path
-from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
-from sd_hyena.options.growing import method_of, own_side
+from sd_hyena.options.effect import is_on
+from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.growing import STAGED, method_of, own_side
 from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.processes.device import pick_device
 from sd_hyena.processes.progress import Work
@@ -83,7 +84,7 @@ def _counted(config: GenerateConfig) -> Forecast:
     else:
         plain = replace(config, lora="", controlnet="", control_image="", control_scale=1.0)  # which need not be read
         found = Stage.all_of(plain, own, method)
-        stages = [_Counted.of(stage.config, stage.arrangement, model, dtype, method) for stage in found]
+        stages = [_Counted.of(stage.config, stage.arrangement, model, dtype, stage) for stage in found]
     peaks = [stage.gib for stage in stages]
     last = stages[-1]
     return Forecast(
@@ -94,7 +95,7 @@ def _counted(config: GenerateConfig) -> Forecast:
         calls=last.calls,
         sites=last.sites,
         pictures=config.num_images * config.iteration,
-        arrangement=", ".join(filter(None, (_stages_said(stages, method), last.arrangement))),
+        arrangement=", ".join(filter(None, (_stages_said(stages, method), last.arrangement, _not_counted(config)))),
     )
 
 
@@ -112,10 +113,17 @@ class _Counted:
 
     @classmethod
     def of(
-        cls, config: GenerateConfig, arrangement: Arrangement, model: Path, dtype: torch.dtype, method: str = "off"
+        cls,
+        config: GenerateConfig,
+        arrangement: Arrangement,
+        model: Path,
+        dtype: torch.dtype,
+        stage: Stage | None = None,
     ) -> _Counted:
         unet, canvas = hollow_network(model, "unet"), (config.height // 8, config.width // 8)
-        views = _views(arrangement, canvas)
+        views, way = _views(arrangement, canvas), stage.way if stage and stage.i else ""
+        if way == "demofusion":
+            views = views | _samples(canvas, stage.options()["dilation"], views)
         specs: Mapping[str, Any] = {}
         if config.hyena:
             first = given_path.alternatives(config.hyena)[0]
@@ -130,9 +138,10 @@ class _Counted:
                 own = sites[name].size(*size)
                 saved += count * (attention_flops(sites[name], own) - _student(repr(spec), own, spec))
         steps = (denoising_steps(config) + config.noise_inversion) * (1 + (config.cfg_scale > 1))
-        from_latents = config.init_image == BEFORE and method == "demofusion"
         encode, decode = (0, 0) if config.vae else _vae(model, canvas)
-        vae = decode + encode * bool(config.init_image and not from_latents)
+        vae = decode + encode * bool(config.init_image and way != "demofusion")
+        if way == "diffusehigh":
+            vae += min(stage.options()["steps"], denoising_steps(config)) * (decode + encode)
         largest = max(views, key=lambda size: size[0] * size[1])
         batch = (1 + (config.cfg_scale > 1)) * config.batch_size * min(config.tile_batch_size, max(views.values()))
         return cls(
@@ -156,6 +165,21 @@ def _stages_said(stages: Sequence[_Counted], method: str) -> str:
         f"{stage.config.width}x{stage.config.height} ({denoising_steps(stage.config)} steps)" for stage in stages
     )
     return f"grows by {method} in {len(stages)} stages: {way}"
+
+
+def _not_counted(config: GenerateConfig) -> str:
+    used = config.upscaler and (config.init_image or is_on(config, "grow:enlarging"))
+    return "the upscaler's own work not counted" if used else ""
+
+
+def _samples(canvas: Size, dilation: int, views: Mapping[Size, int]) -> dict[Size, int]:
+    """How many pieces of the sizes of dilated samples there are with those."""
+    found: dict[Size, int] = {}
+    for top in range(min(dilation, canvas[0])):
+        for left in range(min(dilation, canvas[1])):
+            size = -(-(canvas[0] - top) // dilation), -(-(canvas[1] - left) // dilation)
+            found[size] = found.get(size, views.get(size, 0)) + 1
+    return found
 
 
 def _views(arrangement: Arrangement, canvas: Size) -> dict[Size, int]:

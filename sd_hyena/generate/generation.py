@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from sd_hyena.files.comparison import side_by_side
 from sd_hyena.files.grid import grid
 from sd_hyena.files.hashes import file_sha256, lora_sha256
-from sd_hyena.files.names import next_number, writable_folder
+from sd_hyena.files.names import next_number, own_folder
 from sd_hyena.files.picture import read_picture, write_image
 from sd_hyena.generate.bar import Bar
 from sd_hyena.generate.engine import Engine, NotDrawn
@@ -54,10 +55,11 @@ def generate(
     configs = [with_paths(one) for one in ([config] if isinstance(config, GenerateConfig) else config)]
     for one in configs if len(configs) > 1 else ():
         Order.of(one)
-    folders = [writable_folder(one.out_dir) for one in configs]
     written: list[Written] = []
     failed: list[str] = []
     with (
+        ExitStack() as places,
+        nullcontext([places.enter_context(own_folder(one.out_dir)) for one in configs]) as folders,
         closing(Engine()) if engine is None else nullcontext(engine) as engine,
         closing(Bar()) as bar,
         joined(pick_device(own_device(configs[0].device))) as group,
@@ -68,14 +70,17 @@ def generate(
             one = replace(one, seed=group.agreed(drawn_seed(one.seed)))
             first = group.agreed(next_number(folder, one.name_format))
             try:
-                stages: dict[tuple[int, int], list[Path]] = {}
+                stages: dict[tuple[int, int], dict[int, Path]] = {}
                 for drawn in engine.draw(one, part, group):
                     done, paths = drawn.config, write(drawn, one, folder, part, first)
-                    before = stages.setdefault((drawn.h, drawn.n), [])
-                    if drawn.stage is not None:
-                        before += paths
+                    before = stages.setdefault((drawn.h, drawn.n), {})
+                    if drawn.stage in before:  # once more, in tiles
+                        os.replace(paths[0], before[drawn.stage])
                         continue
-                    paths += before
+                    if drawn.stage is not None:
+                        before[drawn.stage] = paths[0]
+                        continue
+                    paths += before.values()
                     written.append(
                         Written(c, drawn.h, drawn.n, paths, to_dict(done)["hyena"], done.prompt or "", done.seed)
                     )

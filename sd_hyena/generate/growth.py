@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from sd_hyena.generate.arrangement import Arrangement
 from sd_hyena.generate.drawing import Picture, denoising_steps
 from sd_hyena.generate.task import Task
 from sd_hyena.generate.watch import Advance
 from sd_hyena.large.enlargement import enlarge
-from sd_hyena.large.growing.deep_shrink import deep_shrink
-from sd_hyena.large.growing.demofusion import demofusion
-from sd_hyena.large.growing.diffusehigh import diffusehigh, sharpened
-from sd_hyena.large.growing.hidiffusion import hidiffusion, switches
+from sd_hyena.large.growing.deep_shrink import DeepShrink, deep_shrink
+from sd_hyena.large.growing.demofusion import DemoFusion, demofusion
+from sd_hyena.large.growing.diffusehigh import DiffuseHigh, diffusehigh
+from sd_hyena.large.growing.hidiffusion import HiDiffusion, hidiffusion
+from sd_hyena.large.growing.resized import resized
 from sd_hyena.large.growing.stages import STEP, Canvas, sizes, times
 from sd_hyena.large.progress import Progress
 from sd_hyena.large.tiled_upscaler import Enlarging
-from sd_hyena.options.generate_config import BEFORE, STAGED, GenerateConfig
+from sd_hyena.options import grow_options
+from sd_hyena.options.generate_config import BEFORE, GenerateConfig
+from sd_hyena.options.grow_options import OPTIONS
+from sd_hyena.options.growing import MOST, STAGED, WHOLE
 from sd_hyena.options.rules import NOISE_LEVELS
+from sd_hyena.options.tile import is_cut
 
 STRENGTH = {"redraw": 0.3, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
-SHRINKS = 2.0  # as published; a canvas of four times the model's own size is shrunk by four
-BEHIND = 16  # pixels that a circular picture goes on behind its borders while it is enlarged
+KINDS = {"redraw": dict, "diffusehigh": DiffuseHigh, "demofusion": DemoFusion}
+KINDS |= {"deep_shrink": DeepShrink, "hidiffusion": HiDiffusion}
 HELD = 1 / 3  # of diffusehigh's steps: 5 of 15 are published
 
 
 def sizes_of(config: GenerateConfig, own: int, method: str) -> list[Canvas]:
     """The canvases of all stages."""
     first = config.width, config.height
-    if config.hires:
+    if config.hires and method != "off":
         return [first, tuple(round(side * config.hires / STEP) * STEP for side in first)]
+    if method in WHOLE and is_cut(config):  # a tile would be composed by itself
+        return sizes(first, round(MOST * own))
     return sizes(first, own) if method in STAGED else [first]
 
 
@@ -52,27 +57,41 @@ class Stage:
     i: int
     method: str
     own: int
+    said: str = ""  # the method's options
 
     @classmethod
     def all_of(cls, config: GenerateConfig, own: int, method: str) -> list[Stage]:
         """Those of a config. Raises BadInput."""
         found = []
         for i, (width, height) in enumerate(sizes_of(config, own, method)):
-            one = dict(width=width, height=height, grow="off", hires=0.0, save_stages=False)
+            one = dict(width=width, height=height, grow="off", hires=0.0, save_stages=False, grow_options="")
             if i:
                 one |= again(config, method) | {"init_image": BEFORE, "mask": ""}
-                if method == "demofusion" and config.tiled_diffusion == "auto":
-                    tile = max(8, own // STEP)
-                    one |= {"tiled_diffusion": "multidiffusion"}
-                    one |= {side: getattr(config, side) or tile for side in ("tile_width", "tile_height")}
+                if method == "demofusion":
+                    one |= {"noise_inversion": 0}  # which needs the picture itself
+                    if config.tiled_diffusion == "auto":
+                        tile = max(8, own // STEP)
+                        one |= {"tiled_diffusion": "multidiffusion"}
+                        one |= {side: getattr(config, side) or tile for side in ("tile_width", "tile_height")}
             elif not config.init_image:
                 one |= {"noise_inversion": 0}
+            if not i and method in WHOLE and is_cut(config):
+                one |= {"tiled_diffusion": "off"}
             own_config = replace(config, **one) if method != "off" else config
             arrangement = Arrangement.of(own_config)
             if i and method == "demofusion" and arrangement.tiles:
                 arrangement = replace(arrangement, tiles=replace(arrangement.tiles, jitter=True))
-            found.append(cls(own_config, Task.of(own_config), arrangement, i, method, own))
+            said = config.grow_options if method != "off" else ""
+            stage = cls(own_config, Task.of(own_config, config), arrangement, i, method, own, said)
+            if i or method in WHOLE:
+                KINDS[method](**stage.options())  # what it cannot be told is said now
+            found.append(stage)
         return found
+
+    @property
+    def way(self) -> str:
+        """What is done in this stage: what was composed in one piece is drawn again, larger, as any other picture."""
+        return "redraw" if self.i and self.method in WHOLE else self.method
 
     @property
     def times(self) -> float:
@@ -86,17 +105,32 @@ class Stage:
 
     def around(self, pipe: Any, map: Callable) -> AbstractContextManager:
         """The method, around a pipeline for this stage's task; `map` is TiledDiffusion's."""
-        if self.method == "deep_shrink":
-            return deep_shrink(pipe, factor=max(SHRINKS, self.times))
-        if self.method == "hidiffusion":
-            canvas = self.config.height, self.config.width
-            return hidiffusion(pipe, **switches(canvas, (self.own, self.own)))
-        if self.i and self.method == "diffusehigh":
-            held = max(1, round(HELD * denoising_steps(self.config)))
-            return diffusehigh(pipe, steps=held, circular=self.config.circular)
-        if self.i and self.method == "demofusion":
-            return demofusion(pipe, dilation=max(2, round(self.times)), circular=self.config.circular, map=map)
-        return nullcontext()
+        methods = {"deep_shrink": deep_shrink, "hidiffusion": hidiffusion} if not self.i else {}
+        methods |= {"diffusehigh": diffusehigh, "demofusion": demofusion} if self.i else {}
+        if self.way not in methods:
+            return nullcontext()
+        more = {"map": map} if self.way == "demofusion" else {}
+        return methods[self.way](pipe, **self.options() | more)
+
+    def options(self) -> dict[str, Any]:
+        """What the method's context manager is given in this stage."""
+        config, given = self.config, grow_options.read(self.method, self.said)
+        asked = {name: value for name, value in given.items() if value != OPTIONS[self.method][name].default}
+        if self.way in WHOLE:
+            own = {} if "t1" in asked or "t2" in asked else {"own": self.own / STEP}
+            return asked | own | {"circular": config.circular and self.arrangement.tiles is None}
+        if self.way == "diffusehigh":
+            return {"steps": self.held} | asked | {"circular": config.circular}
+        if self.way == "demofusion":
+            at_once = 1 if self.arrangement.guides_regions else config.tile_batch_size
+            own = {"dilation": max(2, round(self.times)), "tile_batch_size": at_once}
+            return own | asked | {"circular": config.circular}
+        return {}
+
+    @property
+    def held(self) -> int:
+        """Of diffusehigh's steps, where the number is left to it."""
+        return max(1, round(HELD * denoising_steps(self.config)))
 
     @property
     def enlarges(self) -> bool:
@@ -111,51 +145,35 @@ class Stage:
         """What the pipeline's call takes as its picture: those of the stage before, enlarged."""
         width, height = self.config.width, self.config.height
         if self.method == "demofusion":
-            latents = [F.interpolate(one.latents.float(), (height // 8, width // 8), mode="bicubic") for one in before]
+            size, circular = (height // STEP, width // STEP), self.config.circular
+            latents = [resized(one.latents.float(), size, circular=circular) for one in before]
             return torch.cat(latents).to(before[0].latents)
         enlarged, advance.worth = [], 1.0
         for one in before:
-            found = larger(one.pixels, (width, height), self.config.circular, upscaler, advance.within)
-            enlarged.append(sharpened(found) if self.method == "diffusehigh" else found)
+            picture, circular = Image.fromarray(one.pixels), self.config.circular
+            enlarged.append(enlarge(picture, (width, height), upscaler, advance.within, circular=circular))
             advance.to(advance.done + self.enlarges)
         return enlarged
 
 
-def grown(stages: Sequence[Stage]) -> str:
-    """What is done for a picture to stay one, for people; empty if it is drawn plainly."""
+def grown(config: GenerateConfig, stages: Sequence[Stage]) -> Iterator[str]:
+    """What is done for a picture to stay one, for people; nothing if it is drawn plainly."""
     method = stages[-1].method
     if method == "off":
-        return ""
-    way = " -> ".join(f"{stage.config.width}x{stage.config.height}" for stage in stages)
-    return f"growing by {method}, {way} px; --grow off draws it plainly"
+        return
+    sizes = [f"{stage.config.width}x{stage.config.height}" for stage in stages]
+    plainly = f"draws {sizes[0]} alone" if config.hires else "draws it plainly"
+    yield f"growing by {method}, {' -> '.join(sizes)} px; --grow off {plainly}"
+    if method in WHOLE and len(stages) == 1 and config.tiled_diffusion != "auto" and is_cut(config):
+        yield f"note: tiled_diffusion={config.tiled_diffusion} has no effect here, {method} composes in one piece"
 
 
 def again(config: GenerateConfig, method: str) -> dict[str, Any]:
     """Strength and steps of the stages but the first: at least one is taken."""
-    strength = config.grow_strength or STRENGTH[method]
+    strength = config.grow_strength or STRENGTH["redraw" if method in WHOLE else method]
     if not config.grow_steps and int(config.steps * strength):
         return {"strength": strength}
     return {"strength": strength, "steps": min(NOISE_LEVELS, -int(-max(config.grow_steps, 1) // strength))}
-
-
-def larger(
-    pixels: np.ndarray,
-    size: Canvas,
-    circular: bool = False,
-    upscaler: Enlarging | None = None,
-    progress: Progress | None = None,
-) -> Image.Image:
-    """A picture (H, W, 3) at another size, by an upscaler and Lanczos; a circular one goes on behind its borders."""
-    if not circular:
-        return enlarge(Image.fromarray(pixels), size, upscaler, progress)
-    margins = [min(BEHIND, side) for side in pixels.shape[1::-1]]
-    wide = Image.fromarray(np.pad(pixels, ((margins[1],) * 2, (margins[0],) * 2, (0, 0)), mode="wrap"))
-    if upscaler:
-        wide = enlarge(wide, tuple(scale * upscaler.scale for scale in wide.size), upscaler, progress)
-    times = wide.width / (pixels.shape[1] + 2 * margins[0])
-    start = [times * margin for margin in margins]
-    box = (*start, *(from_ + times * side for from_, side in zip(start, pixels.shape[1::-1], strict=True)))
-    return wide.resize(size, Image.Resampling.LANCZOS, box)
 
 
 class Standing:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sd_hyena.files.comparison import similarity
-from sd_hyena.generate.alternatives import Alternative
+from sd_hyena.generate.alternatives import Alternative, said_of_kept
 from sd_hyena.generate.arrangement import Arrangement, tile_fusion
 from sd_hyena.generate.drawing import Picture, draw, steps_of_image
 from sd_hyena.generate.growth import Stage, Standing
@@ -22,6 +22,7 @@ from sd_hyena.large.tiled_unet import tiled_diffusion
 from sd_hyena.large.tiled_upscaler import Enlarging
 from sd_hyena.large.tiling import batches
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.growing import WHOLE
 from sd_hyena.processes.group import Group
 from sd_hyena.processes.memory import is_out_of_memory, release
 from sd_hyena.students.swap import swapped
@@ -34,7 +35,8 @@ class Drawn:
     """A picture, with the config that draws it alone again.
 
     It is number `n` of its drawing, by alternative number `h` of the students; `teacher` is the same without students, if
-    that was asked for. Of a growing picture whose stages are saved, one that is not the last has its number as `stage`.
+    that was asked for. Of a growing picture whose stages are saved, one that is not the last has its number as `stage`; it
+    comes once more, in place of the first, if memory runs out later and all is drawn again in tiles.
     """
 
     h: int
@@ -92,7 +94,7 @@ class Job:
     def images(self, h: int, alternatives: Sequence[Alternative]) -> Iterator[Drawn]:
         """Those of alternative number `h`, one for each stage, that are drawn here, as they are done; the first of a
         group yields them."""
-        kept = ";".join(",".join(one.kept) for one in alternatives)  # as it was measured here
+        kept = said_of_kept(self.config.keep_attention, [one.kept for one in alternatives])
         facts = alternatives[-1].label, self.model, self.model_sha256, self.stages[-1].arrangement.metadata
         for rows in batches(self.rows, self.config.batch_size):
             for stage, tiled, n, *pair in self._drawn(alternatives, rows):
@@ -101,43 +103,52 @@ class Job:
                     own = dict(
                         hyena=alternatives[-1].entry, seed=(self.config.seed + n) % 2**32, num_images=1, iteration=1
                     )
-                    own["keep_attention"] = kept if kept.strip(";") else ""
+                    own["keep_attention"] = kept
                     own |= {"grow": method} if (method := self.stages[-1].method) != "off" else {}
                     own |= {"grow_strength": self.stages[-1].config.strength} if len(self.stages) > 1 else {}
                     own |= {"tiled_diffusion": tiled} if tiled else {}
                     yield Drawn(h, n, replace(self.config, **own), image, teacher, *facts, stage)
 
     def _drawn(
-        self, alternatives: Sequence[Alternative], rows: Sequence[int], tiled: str = ""
+        self,
+        alternatives: Sequence[Alternative],
+        rows: Sequence[int],
+        tiled: str = "",
+        first: int = 0,
+        before: Sequence[Pair] | None = None,
     ) -> Iterator[tuple[int | None, str, int, Picture, Picture | None]]:
-        """Stage, tiles, number and pictures of each. Rows that fail are halved. One image that does not fit is drawn in
-        tiles if these are left to us (`auto`)."""
-        done, before = self.advance.done, None
+        """Stage, tiles, number and pictures of each, from stage number `first` on, for which those `before` are done. Rows
+        that fail are halved. One image that does not fit is drawn in tiles if these are left to us (`auto`), all its stages:
+        as --from will."""
+        start, count = self.advance.done, len(alternatives)
         try:
-            for i, alternative in enumerate(alternatives):
-                before = self.group.tried(partial(self._tried, i, alternative, rows, before, tiled))
-                last = i + 1 == len(alternatives)
-                if last or self.config.save_stages:
+            for i in range(first, count):
+                start, first = self.advance.done, i
+                before = self.group.tried(partial(self._tried, i, alternatives[i], rows, before, tiled))
+                first = i + 1
+                if first == count or self.config.save_stages:
                     for n, pair in zip(rows, before, strict=True):
-                        yield None if last else i, tiled, n, *pair
+                        yield None if first == count else i, tiled, n, *pair
             return
         except (FloatingPointError, RuntimeError) as error:
             full = is_out_of_memory(error)
             if not full and not isinstance(error, FloatingPointError):
                 raise
             failure = f"image {rows[0]}: {OUT_OF_MEMORY if full else error}"
-        before = None
         release()
-        self.advance.to(done)
+        self.advance.to(start)
         if len(rows) > 1:
             half = len(rows) // 2
-            for part in (rows[:half], rows[half:]):
-                yield from self._drawn(alternatives, part, tiled)
+            for part in (slice(half), slice(half, None)):
+                yield from self._drawn(alternatives, rows[part], tiled, first, before and before[part])
             return
-        untiled = self.config.tiled_diffusion == "auto" and not tiled and self.stages[-1].arrangement.tiles is None
+        stage = self.stages[-1]
+        untiled = self.config.tiled_diffusion == "auto" and not tiled and stage.arrangement.tiles is None
+        untiled = untiled and stage.method not in WHOLE  # of which each tile would be a picture of its own
         if full and untiled and all(one.serves_any_size for one in alternatives):
-            there = replace(self.stages[-1].config, tiled_diffusion="mixture")
+            there = replace(stage.config, tiled_diffusion="mixture")
             self.advance.watch.note(f"out of memory: {Arrangement.of(there)}")
+            self.advance.to(start - self.steps(self.stages[:first], [alternatives[:first]], rows))
             yield from self._drawn(alternatives, rows, "mixture")
             return
         self.failed.append(failure)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sd_hyena.generate.alternatives import kept_in
 from sd_hyena.generate.growth import Stage
 from sd_hyena.generate.kept import stamp
 from sd_hyena.generate.offload import check_offload
@@ -18,7 +19,7 @@ from sd_hyena.models.prediction import noise_levels
 from sd_hyena.models.upscaler import Upscaler, load_upscaler
 from sd_hyena.models.vae import check_vae
 from sd_hyena.options.command_line import with_paths
-from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.generate_config import GenerateConfig, check_measuring
 from sd_hyena.options.growing import method_of, own_side
 from sd_hyena.options.sampler import check_sampler
 from sd_hyena.processes.device import pick_device, pick_dtype
@@ -47,6 +48,8 @@ class Order:
             check_vae(config.vae)
         own = own_side(config.model)
         stages = tuple(Stage.all_of(config, own, method_of(config, own)))
+        if "auto" in kept_in(config.keep_attention, len(stages)):
+            check_measuring(config.offload)
         embeddings = with_bundled(read_embeddings(config.embeddings), (one.lora for one in stages[-1].task.loras))
         prompts = config.prompt or "", config.negative_prompt, *stages[-1].arrangement.prompts
         check_asked(prompts, embeddings)

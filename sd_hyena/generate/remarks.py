@@ -18,8 +18,9 @@ def of_order(order: Order, prompt: str) -> Iterator[str]:
     config, last = order.config, order.stages[-1]
     arrangement = last.arrangement
     few = note_on_steps(config.scheduler, denoising_steps(last.config))
-    yield from filter(None, (str(arrangement), *arrangement.cuts_nothing, *in_vain(config), grown(order.stages)))
-    yield from filter(None, (*last.task.notes, *arrangement.notes, few))
+    yield from filter(None, (str(arrangement), *arrangement.cuts_nothing, *in_vain(config)))
+    yield from grown(config, order.stages)
+    yield from filter(None, (*order.stages[0].task.notes, *arrangement.notes, few))
     texts = (prompt, config.negative_prompt, *arrangement.prompts)
     for embedding in order.embeddings:
         if embedding.asked and not any(embedding.word.lower() in text.lower() for text in texts):

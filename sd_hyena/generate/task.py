@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.framed import framed, same_shape
+from sd_hyena.files.framed import Size, framed, same_shape
 from sd_hyena.files.mask import read_mask
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.pixels import picture_size
@@ -42,18 +42,23 @@ class Task:
     notes: tuple[str, ...] = ()  # how the pictures are read
 
     @classmethod
-    def of(cls, config: GenerateConfig) -> Task:
-        """Read the pictures and look at the weights, before a model is loaded. Raises BadInput."""
+    def of(cls, config: GenerateConfig, whole: GenerateConfig | None = None) -> Task:
+        """Read the pictures and look at the weights, before a model is loaded. Raises BadInput.
+
+        Of a stage, `whole` is the config of all: the pictures have its canvas's shape, and are stretched to the stage's,
+        which is rounded to cells.
+        """
+        whole = whole or config
         for path, _ in config.controls:
             check_controlnet(path)
         pictures, notes = {}, []
         if config.init_image == BEFORE:
             pictures["init_image"] = None
         elif config.init_image:
-            pictures["init_image"] = _start(config, notes)
+            pictures["init_image"] = _start(config, whole, notes)
         if config.mask:
             pictures["mask"] = _mask(config, notes)
-        hints = (_picture(config, "control_image", path) for path in given_path.several(config.control_image))
+        hints = (_picture(config, whole, "control_image", path) for path in given_path.several(config.control_image))
         loras = (Given(read_lora(path), weight) for path, weight in given_path.loras(config.lora))
         return cls(config, pictures, tuple(hints), tuple(loras), tuple(notes))
 
@@ -66,7 +71,8 @@ class Task:
     def enlarged(self, upscaler: Enlarging, progress: Progress) -> Task:
         """With the picture to start from as the canvas has it."""
         size = (self.config.width, self.config.height)
-        larger = enlarge(self.pictures["init_image"], size, upscaler if self.enlarges else None, progress)
+        upscaler, circular = upscaler if self.enlarges else None, self.config.circular
+        larger = enlarge(self.pictures["init_image"], size, upscaler, progress, circular=circular)
         return replace(self, pictures=self.pictures | {"init_image": larger})
 
     @contextmanager
@@ -96,35 +102,49 @@ class Task:
             yield pipe, given
 
 
-def _picture(config: GenerateConfig, name: str, path: str) -> Image.Image:
-    """A picture of the canvas's shape at its size. Raises BadInput."""
-    size, image = (config.width, config.height), _read(name, path, read_picture)
-    if not same_shape(image.size, size):
-        raise BadInput(f"{name}={path!r} is {_size(image)}, of another shape than the {_size(size)} picture; crop it")
-    return framed(image, size, "stretch")
+def _picture(config: GenerateConfig, whole: GenerateConfig, name: str, path: str) -> Image.Image:
+    """A picture of the whole's shape at the stage's size. Raises BadInput."""
+    shape, image = (whole.width, whole.height), _read(name, path, read_picture)
+    if not same_shape(image.size, shape):
+        raise BadInput(f"{name}={path!r} is {_size(image)}, of another shape than the {_size(shape)} picture; crop it")
+    return _stretched(image, config)
 
 
-def _start(config: GenerateConfig, notes: list[str]) -> Image.Image:
-    """The picture to start from at the canvas's size; of its shape alone, if an upscaler is to enlarge it. Raises BadInput."""
-    size, image = (config.width, config.height), _read("init_image", config.init_image, read_picture)
-    cut = abs(image.width * size[1] - image.height * size[0])
+def _stretched(image: Image.Image, config: GenerateConfig) -> Image.Image:
+    return enlarge(image, (config.width, config.height), circular=config.circular)
+
+
+def _start(config: GenerateConfig, whole: GenerateConfig, notes: list[str]) -> Image.Image:
+    """The picture to start from at the stage's size; of the whole's shape alone, if an upscaler is to enlarge it. Raises
+    BadInput."""
+    size, shape = (config.width, config.height), (whole.width, whole.height)
+    image = _read("init_image", config.init_image, read_picture)
+    cut = abs(image.width * shape[1] - image.height * shape[0])
     if config.resize == "crop" and cut > CELL // 2 * sum(image.size):  # more than rounding to cells
         notes.append(
-            f"note: init_image is {_size(image)}, of another shape than {_size(size)}, and its middle is drawn again; "
+            f"note: init_image is {_size(image)}, of another shape than {_size(shape)}, and its middle is drawn again; "
             "-W or -H alone keeps the shape, --resize fit or stretch all of it"
         )
-    if not config.upscaler:
-        return framed(image, size, config.resize)
-    if image.width >= size[0] and image.height >= size[1]:
+    fits = config.resize == "stretch" or same_shape(image.size, shape)
+    enough = image.width >= size[0] and image.height >= size[1]
+    if config.upscaler and enough and size == shape and not whole.hires:
         notes.append(
             f"note: upscaler={config.upscaler!r} has no effect here: init_image is {_size(image)}, the picture {_size(size)}"
         )
-        return framed(image, size, config.resize)
-    if config.resize == "stretch" or same_shape(image.size, size):
-        return image
-    shares = image.width / size[0], image.height / size[1]
+    if not config.upscaler or enough:
+        if fits:
+            return _stretched(image, config)
+        return (
+            framed(image, size, config.resize) if size == shape else _stretched(_shaped(image, shape, config), config)
+        )
+    return image if fits else _shaped(image, shape, config)
+
+
+def _shaped(image: Image.Image, shape: Size, config: GenerateConfig) -> Image.Image:
+    """Framed as the canvas is, in about its own pixels."""
+    shares = image.width / shape[0], image.height / shape[1]
     share = min(shares) if config.resize == "crop" else max(shares)
-    return framed(image, tuple(max(1, round(share * side)) for side in size), config.resize)
+    return framed(image, tuple(max(1, round(share * side)) for side in shape), config.resize)
 
 
 def _read(name: str, path: str, read: Callable[[str], Image.Image]) -> Image.Image:

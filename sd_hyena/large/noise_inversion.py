@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
+from sd_hyena.large.noise_levels import levels
 from sd_hyena.large.progress import Progress, bar
 
 EPS = 0.01  # of the guided filter: contrast below its root, .1 of black to white, is texture
@@ -36,6 +37,7 @@ class NoiseInversion:
     retouch: the UNet is told an earlier timestep, t / retouch; above 1 smooths (2 or 3 for drawings).
     renoise_strength: how much fresh noise takes the place of the found one where the picture is smooth; 0 none.
     renoise_kernel: radius, in pixels, over which the picture is called smooth.
+    circular: the picture goes on at its opposite sides.
     progress: told of each step; None shows a bar.
     """
 
@@ -43,6 +45,7 @@ class NoiseInversion:
     retouch: float = 1.0
     renoise_strength: float = 1.0
     renoise_kernel: int = 64
+    circular: bool = False
     progress: Progress | None = None
 
     def __post_init__(self):
@@ -112,12 +115,13 @@ class _Start:
         if self._picture.shape[1] != 3:
             raise BadInput("noise inversion needs the picture itself, not its latents")
         settings, schedule = self._settings, self._pipe.scheduler.alphas_cumprod.double().cpu()
-        one = torch.ones(1, 1, 1, 1, device=latents.device)  # what the scheduler makes of a one tells its sigma
-        sigma = self._add(0 * one, one, timesteps[:1]) / self._add(one, 0 * one, timesteps[:1])
+        signal, noise_there = levels(self._pipe.scheduler, timesteps[:1])
+        sigma = noise_there / signal
         sigmas = ((1 - schedule) / schedule).sqrt().numpy()
         with bar(settings.steps, "step of the noise inversion", settings.progress) as tell:
             noise = inverted(self._epsilon, latents, sigma.item(), sigmas, settings.steps, settings.retouch, tell)
-        smooth = 1 - F.adaptive_avg_pool2d(detail(self._picture.float(), settings.renoise_kernel), latents.shape[2:])
+        texture = detail(self._picture.float(), settings.renoise_kernel, settings.circular)
+        smooth = 1 - F.adaptive_avg_pool2d(texture, latents.shape[2:])
         share = (settings.renoise_strength * smooth).clamp(0, 1).to(fresh).repeat(len(fresh) // len(smooth), 1, 1, 1)
         return ((1 - share) * noise + share * fresh) / (share**2 + (1 - share) ** 2).sqrt()
 
@@ -167,11 +171,16 @@ def inverted(
     return ((noisy - x.float()) / sigma).to(x.dtype)
 
 
-def detail(picture: Tensor, radius: int) -> Tensor:
+def detail(picture: Tensor, radius: int, circular: bool = False) -> Tensor:
     """How much texture a picture (B, 3, H, W) in [-1, 1] has at each pixel, (B, 1, H, W) in 0 ... 1.
 
     What a guided filter (He et al. 2010), the picture its own guide, takes away: edges stay, low contrast goes.
     """
+    if circular:
+        reach = [min(2 * radius, side) for side in picture.shape[-2:]]  # of two means, one of the other
+        rows, columns = (torch.arange(-r, n + r) % n for r, n in zip(reach, picture.shape[-2:], strict=True))
+        wide = detail(picture[..., rows[:, None], columns], radius)
+        return wide[..., reach[0] : wide.shape[-2] - reach[0], reach[1] : wide.shape[-1] - reach[1]]
     grey = (picture * picture.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True).double() / 2 + 0.5
     mean = box_mean(grey, radius)
     variance = (box_mean(grey**2, radius) - mean**2).clamp(min=0)

@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import sha256
 from sd_hyena.models.folder import NETWORKS, check_folder, stored
 from sd_hyena.models.single_file import check_single_file
 from sd_hyena.options import given_path
 from sd_hyena.options.shipped import SHIPPED_MODEL
+from sd_hyena.options.shown_hashes import shown_hashes
 
 
 def model_path(given: str, vae: str = "") -> Path:
@@ -35,7 +35,6 @@ def unet_files(path: Path) -> tuple[Path, ...]:
 
 def model_sha256(path: Path) -> str:
     """The hash of a single file, or of a folder's UNet, as diffusers loads it: what a student depends on."""
-    if path.is_file():
-        return sha256(path)
-    hashes = [sha256(file) for file in unet_files(path)]
+    files = (path,) if path.is_file() else unet_files(path)
+    hashes = list(shown_hashes(files, f"reading {path.name} for its hash"))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

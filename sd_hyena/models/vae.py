@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.quantised import unquantised
-from sd_hyena.files.weights import read_checkpoint, sha256, shapes_of
+from sd_hyena.files.weights import read_checkpoint, shapes_of
 from sd_hyena.files.weights_kind import VAE, kind_of
 from sd_hyena.models.folder import NETWORKS, check_network, load_network, stored
 from sd_hyena.models.part import filled
 from sd_hyena.options import given_path
+from sd_hyena.options.shown_hashes import shown_hashes
 
 
 def check_vae(given: str) -> None:
@@ -35,7 +36,7 @@ def vae_sha256(given: str) -> str:
     """The hash of a file, or of a folder's weights."""
     path = Path(given)
     files = stored(path, NETWORKS["vae"][1]).files if path.is_dir() else [path]
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(shown_hashes(files, f"reading {path.name} for its hash")).encode()).hexdigest()
 
 
 def load_vae(given: str, model: Path, dtype: torch.dtype) -> nn.Module:

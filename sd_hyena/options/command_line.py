@@ -20,7 +20,7 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 from sd_hyena.files import yaml_file
 from sd_hyena.files.names import for_a_shell
-from sd_hyena.options import drawn_again, from_image, given_path, help, named_files
+from sd_hyena.options import drawn_again, from_image, given_path, help, infotext_hires, moved_files, named_files
 from sd_hyena.options.canvas import canvas, scaled
 from sd_hyena.options.found import Found
 from sd_hyena.options.meant import unrecognized
@@ -153,7 +153,10 @@ class _Typed:
         """All of it, `more` on top; what of pictures is not followed is said. Raises BadInput."""
         chosen, found = self.chosen | (more or {}), [*self.pictures, *filter(None, [self.lent])]
         for one in found:
+            chosen |= moved_files.of_own_picture(one, chosen, self.untouched)
             chosen |= named_files.of_picture(one, chosen, self.untouched)
+        for one in self.pictures:
+            chosen |= infotext_hires.upscaler_beside(one, chosen, self.untouched)
         config = from_dict(self.config_class, chosen | self.former)
         if self.former:
             config.note_former(tuple(self.former))

@@ -21,6 +21,7 @@ class Found:
 
     beside: options that mean something only beside a picture to start from, which is not in the text.
     names: files that it names, by the option they are for, each with its hash or an empty text.
+    hashes: of a picture of ours, which names files by their paths: the hash of each file by its option and plain name.
     left: what is not followed, each with the option that would answer it or an empty text.
     notes: what is followed in another way, with the same picture.
     """
@@ -30,6 +31,7 @@ class Found:
     options: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, Any] = field(default_factory=dict)
     names: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    hashes: dict[tuple[str, str], str] = field(default_factory=dict)
     left: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

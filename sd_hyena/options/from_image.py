@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import metadata_of
 from sd_hyena.files.picture_text import read_texts
 from sd_hyena.options import comfyui, infotext, invokeai
-from sd_hyena.options.found import Found
+from sd_hyena.options.found import Found, plain_name
 
 OURS_ALONE = (
     "out_dir",
@@ -44,7 +45,7 @@ def read(path: str, option: str = "from_image") -> Found:
     source = f"{option}={path!r}"
     texts = read_texts(path)
     if metadata := metadata_of(texts, path):
-        return _own(metadata, path, source)
+        return _own(metadata, path, source, texts.get("parameters", ""))
     for name, reader in READERS.items():
         if text := texts.get(name, "").strip():
             if program := _other(texts, text):
@@ -63,7 +64,7 @@ def read(path: str, option: str = "from_image") -> Found:
     raise BadInput(f"{source} holds no options; give a picture of generate.py, A1111, ComfyUI or InvokeAI")
 
 
-def _own(metadata: dict[str, Any], path: str, source: str) -> Found:
+def _own(metadata: dict[str, Any], path: str, source: str, parameters: str) -> Found:
     stored = metadata.get("config")
     if not isinstance(stored, dict):
         raise BadInput(f"{source} holds no options; give it as written by generate.py or A1111")
@@ -73,7 +74,20 @@ def _own(metadata: dict[str, Any], path: str, source: str) -> Found:
     if stored.get("init_image") and "resize" not in stored:  # of a version that drew the start in the canvas's shape
         stored = {"resize": "stretch"} | stored | {"height": stored.get("height") or stored.get("width", 512)}
     options = {name: value for name, value in stored.items() if name not in OURS_ALONE}
-    return Found("sd_hyena", source, options)
+    return Found("sd_hyena", source, options, hashes=_hashes(metadata, options, parameters, source))
+
+
+def _hashes(
+    metadata: dict[str, Any], options: dict[str, Any], parameters: str, source: str
+) -> dict[tuple[str, str], str]:
+    """What is noted of the files that a picture of ours was made with: beside its options, and as A1111 has it."""
+    found: dict[tuple[str, str], str] = {}
+    with suppress(BadInput):
+        for option, files in infotext.options(parameters, source).names.items() if parameters else ():
+            found |= {(option, plain_name(name)): hash_ for name, hash_ in files if hash_}
+    if isinstance(hash_ := metadata.get("model_sha256"), str) and isinstance(model := options.get("model"), str):
+        found["model", plain_name(model)] = hash_
+    return found
 
 
 def _other(texts: dict[str, str], text: str) -> str:

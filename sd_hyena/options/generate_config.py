@@ -9,7 +9,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.files.framed import Resize
 from sd_hyena.files.names import check_format
 from sd_hyena.files.pixels import picture_size
-from sd_hyena.options import given_path
+from sd_hyena.options import given_path, grow_options
 from sd_hyena.options.canvas import canvas, scaled
 from sd_hyena.options.command_line import option
 from sd_hyena.options.own_defaults import own_defaults
@@ -30,7 +30,6 @@ from sd_hyena.options.sampler import KARRAS, SAMPLERS
 
 Scheduler = Literal[tuple(SAMPLERS)]
 BEFORE = "the stage before"  # as init_image: the picture that a growing canvas is drawn from, at its size
-STAGED = ("redraw", "diffusehigh", "demofusion")  # of --grow: those that draw the picture again, larger
 OPTIMIZATIONS = (
     "bf16",
     "channels_last",
@@ -194,7 +193,7 @@ class GenerateConfig:
         "default: Lanczos",
         path=given_path.upscaler,
         beside="upscalers",
-        needs="init_image|grow",
+        needs="init_image|grow:enlarging",
         group=LARGE,
     )
     strength: float = option(0.6, "how much of it is drawn anew, 0 to 1", needs="init_image", group=WHAT, common=True)
@@ -267,11 +266,17 @@ class GenerateConfig:
     grow_strength: float = option(
         0.0,
         "how much of the stage before is drawn anew in each, 0 to 1; 0: the method's own",
-        needs="grow",
+        needs="grow:stages",
         group=LARGE,
     )
     grow_steps: int = option(
-        0, "denoising steps of each stage but the first; 0: STEPS x its strength", needs="grow", group=LARGE
+        0, "denoising steps of each stage but the first; 0: STEPS x its strength", needs="grow:stages", group=LARGE
+    )
+    grow_options: str = option(
+        "",
+        "key=value,... of the method, where they differ from their defaults; the list at the end has them",
+        needs="grow:larger",
+        group=LARGE,
     )
     hires: float = option(
         0.0,
@@ -279,7 +284,7 @@ class GenerateConfig:
         group=LARGE,
     )
     save_stages: bool = option(
-        False, "also write each stage's picture, as soon as it is done", needs="grow", group=LARGE
+        False, "also write each stage's picture, as soon as it is done", needs="grow:stages", group=LARGE
     )
     circular: bool = option(
         False, "the picture continues at its opposite sides, as a tile or a panorama of 360 degrees", group=LARGE
@@ -412,8 +417,8 @@ class GenerateConfig:
         replacing = [step for step in self.optimizations if step not in ("bf16", "sdpa", "halves")]
         if replacing and self.offload != "off":
             raise BadInput(f"optimize={replacing[0]} needs weights that stay where they are; use it with --offload off")
-        if self.keep_attention == "auto" and self.offload != "off":
-            raise BadInput("keep_attention=auto measures where the weights stay; with --offload name the sites instead")
+        if self.keep_attention == "auto":
+            check_measuring(self.offload)
         if self.lora and {"qkv", "int8"} & set(self.optimizations):
             raise BadInput("optimize=qkv and int8 replace the weights that a LoRA changes; leave them out, or the LoRA")
         if "bf16" in self.optimizations and self.dtype not in ("auto", "bfloat16"):
@@ -421,6 +426,8 @@ class GenerateConfig:
 
     def _check_growing(self) -> None:
         """What does not go together with a picture that grows. Raises BadInput."""
+        if self.grow != "off":
+            object.__setattr__(self, "grow_options", grow_options.written(self.grow, self.grow_options))
         if self.hires:
             between(self, 1, 16, "hires", open_low=True)
             if self.grow not in ("auto", "off", "redraw"):
@@ -434,10 +441,17 @@ class GenerateConfig:
             raise BadInput(
                 f"grow={self.grow} changes the UNet from step to step, optimize=graphs does not see it; leave one"
             )
-        if self.mask and (self.hires or self.grow not in ("auto", "off")):
+        growing = self.grow not in ("auto", "off") or (self.hires and self.grow != "off")
+        if self.mask and growing:
             raise BadInput(f"mask={self.mask!r} keeps what is not white, growing draws all of it again; use --grow off")
-        if self.noise_inversion and not (self.init_image or self.hires or self.grow in ("redraw", "diffusehigh")):
+        redrawn = growing and self.grow in ("auto", "redraw", "diffusehigh")
+        if self.noise_inversion and not (self.init_image or redrawn):
             raise BadInput(f"noise_inversion={self.noise_inversion} needs --init_image too, or --grow redraw")
+
+    @staticmethod
+    def epilog() -> str:
+        """The end of `--help_all`."""
+        return grow_options.listing()
 
     def filled(self) -> GenerateConfig:
         """With what was left to the model, or to the picture to start from, as numbers. Raises BadInput.
@@ -485,3 +499,9 @@ class GenerateConfig:
     def optimizations(self) -> tuple[str, ...]:
         """The steps of `optimize`."""
         return tuple(filter(None, (part.strip() for part in self.optimize.split(","))))
+
+
+def check_measuring(offload: str) -> None:
+    """Raises BadInput for what is to be measured while weights come and go."""
+    if offload != "off":
+        raise BadInput("keep_attention=auto measures where the weights stay; with --offload name the sites instead")

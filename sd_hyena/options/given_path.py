@@ -84,6 +84,11 @@ def named(given: str, model: str, kind: str) -> str:
     return _renamed(given, kind, lambda path: names.get(path, path), os.path.exists)
 
 
+def renamed(given: str, kind: str, rename: Callable[[str], str]) -> str:
+    """The value of an option of that kind with each of its paths as `rename` has it."""
+    return _renamed(given, kind, rename, os.path.exists)
+
+
 def _renamed(given: str, kind: str, rename: Callable[[str], str], there: Callable[[str], bool]) -> str:
     """The value with its names renamed; a LoRA's weight stays behind its name."""
     pieces, changed = [], False

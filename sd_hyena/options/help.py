@@ -17,15 +17,18 @@ ABOUT = "help, and a file of options"
 
 def asked_for(arguments: list[str]) -> str:
     """The flag that asks for help, "" if none does."""
-    return next((argument for argument in arguments if argument in (*SHORT, ALL)), "")
+    spelled = (ALL if argument == ALL.replace("p_", "p-") else argument for argument in arguments)
+    return next((argument for argument in spelled if argument in (*SHORT, ALL)), "")
 
 
 def grouped(config_class: type) -> dict[str, list[Field]]:
     """The options by group, in the order in which people ask, the common ones of each first; all in one without a name where
-    a config has no groups."""
+    a config has no groups. Those that it has LEFT_OUT are not told of."""
     names = getattr(config_class, "GROUPS", ("",))
     groups: dict[str, list[Field]] = {name: [] for name in names}
     for field in dataclasses.fields(config_class):
+        if field.name in getattr(config_class, "LEFT_OUT", ()):
+            continue
         groups[field.metadata["group"] or names[-1]].append(field)
     first = lambda field: not field.metadata["common"]
     return {name: sorted(fields, key=first) for name, fields in groups.items() if fields}
@@ -54,7 +57,11 @@ def text(config_class: type, everything: bool, usage: str = "") -> str:
         ("    --print_config", "write such a file"),
     ]
     column = 4 + max(len(flags) for group in rows.values() for flags, _ in group)
-    lines = [f"usage: {usage or command_name()} [options]", "", *textwrap.wrap(config_class.__doc__ or "", WIDTH)]
+    lines = [
+        f"usage: {usage or command_name()} [options]",
+        "",
+        *textwrap.wrap(" ".join((config_class.__doc__ or "").split()), WIDTH),
+    ]
     for name, group in rows.items():
         lines += ["", *([name] if name else [])]
         for flags, said in group:

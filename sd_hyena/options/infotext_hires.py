@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sd_hyena.options.found import Found, quoted
+from sd_hyena.options import given_path
+from sd_hyena.options.found import Found, plain_name, quoted
 
 SCALE, SIZE, STEPS, UPSCALER = "Hires upscale", "Hires resize", "Hires steps", "Hires upscaler"
 STRENGTH = "Denoising strength"
@@ -16,7 +17,7 @@ LARGEST = 16
 
 def written(config: dict[str, Any]) -> dict[str, Any]:
     """The pairs of a config that has `hires`, as A1111 names them; of any other none."""
-    if not config.get("hires"):
+    if not config.get("hires") or config.get("grow") == "off":
         return {}
     strength = config["grow_strength"]
     return {
@@ -38,14 +39,30 @@ def read(found: Found, pairs: dict[str, str]) -> bool:
     for key in (SCALE, SIZE):
         pairs.pop(key, None)
     strength = found.read_number(pairs.pop(STRENGTH, "0.7"), STRENGTH)
-    found.options |= {"hires": float(scale), "grow_strength": strength}
-    found.beside |= {"hires": 0.0, "grow_strength": 0.0, "grow_steps": 0, "strength": strength}
+    found.options |= {"hires": float(scale), "grow": "auto", "grow_strength": strength}
+    found.beside |= {"hires": 0.0, "grow": "off", "grow_strength": 0.0, "grow_steps": 0, "strength": strength}
     steps = found.read_number(pairs.pop(STEPS, 0), STEPS, whole=True)
     found.options["grow_steps"] = steps or found.options.get("steps", 0)
     upscaler = pairs.pop(UPSCALER, "")
     if upscaler not in OURS:
-        found.leave(f"{UPSCALER} {quoted(upscaler)!r}; give --upscaler, else Lanczos takes its place", "upscaler")
+        found.name("upscaler", upscaler)
     return True
+
+
+def upscaler_beside(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) -> dict[str, str]:
+    """The option `upscaler`, if a file of the name that the picture has lies beside the model; else it is left."""
+    names = [name for name, _ in found.names.get("upscaler", ())]
+    if not names or chosen["upscaler"] != untouched["upscaler"]:
+        return {}
+    known = {plain_name(name): path for name, path in given_path.beside(chosen["model"], "upscalers").items()}
+    if plain_name(names[0]) in known:
+        return {"upscaler": str(known[plain_name(names[0])])}
+    found.leave(
+        f"{UPSCALER} {quoted(names[0])!r}; give --upscaler, or lay it in upscalers/ beside the model, else Lanczos takes its "
+        "place",
+        "upscaler",
+    )
+    return {}
 
 
 def _scale(found: Found, pairs: dict[str, str]) -> float:

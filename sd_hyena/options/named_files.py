@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Container, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +15,73 @@ from sd_hyena.files.hashes import file_sha256, lora_sha256
 from sd_hyena.options import given_path
 from sd_hyena.options.found import WEIGHTS, Found, plain_name, quoted
 from sd_hyena.options.prompt_constructs import NamedLora, without_loras
+from sd_hyena.options.shown_hashes import Digest, shown_hashes
 
 FOLDERS = {"model": "model_dir", "vae": "vae_dir", "embeddings": "embedding_dir", "lora": "lora_dir"}
 FLAGS = {"model": "-m", "vae": "--vae", "embeddings": "--embeddings"}
-HASHED: dict[str, Callable[[Path], str]] = {"lora": lora_sha256}  # others by the whole file
+HASHED: dict[str, Digest] = {"lora": lora_sha256}  # others by the whole file
+FOLDER_FILES = {  # what may be a folder of diffusers: by which file of which class it is known
+    "model": {"model_index.json": given_path.PIPELINES},
+    "vae": {"config.json": ("AutoencoderKL",)},
+}
 
 
 def find(option: str, name: str, hash: str, folders: str) -> Path | None:
-    """The file for `option` that is called so, blind to case and suffix, else the one of that hash; None if there is none.
+    """The file or diffusers folder for `option` that is called so, blind to case and suffix, else the one of that hash; None
+    if there is none.
 
     name: with or without a suffix, or folders before it. hash: the beginning of a hash, as A1111 has it; may be empty.
     folders: separated by commas; all below them counts. Of several of one name that of the hash is taken, else the first.
     """
-    files = list(_below(folders))
-    named = [file for file in files if plain_name(file.name) == plain_name(name)]
+    places = list(_below(option, folders))
+    named = [place for place in places if plain_name(place.name) == plain_name(name)]
     if len(named) == 1 or (named and not hash):
         return named[0]
-    digest = HASHED.get(option, file_sha256)
-    matching = (file for file in named or files if hash and digest(file).startswith(hash.lower()))
-    return next(matching, named[0] if named else None)
+    fallback = named[0] if named else None
+    return _of_hash(option, name, hash.lower(), named or places) or fallback if hash else fallback
 
 
-def _below(folders: str) -> Iterable[Path]:
+def _of_hash(option: str, name: str, hash: str, places: Sequence[Path]) -> Path | None:
+    """A folder has the hash of its network's weights, of several that of all together."""
+    weights = [_weights(place, option) for place in places]
+    what = f"looking for {quoted(name)} by its hash in {len(places)} files"
+    hashes = shown_hashes([file for files in weights for file in files], what, HASHED.get(option, file_sha256))
+    with closing(hashes):
+        for place, files in zip(places, weights, strict=True):
+            found = [next(hashes) for _ in files]
+            together = hashlib.sha256("".join(found).encode()).hexdigest()
+            if any(one.startswith(hash) for one in (*found, together)):
+                return place
+    return None
+
+
+def _below(option: str, folders: str) -> Iterable[Path]:
+    """Files of weights and, of what can be a folder, folders, whose own files are left out."""
+    wanted, seen = FOLDER_FILES.get(option, {}), set()
     for folder in given_path.several(folders, os.path.isdir):
-        yield from sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in WEIGHTS and path.is_file())
+        for place, below, names in os.walk(folder, followlinks=True):
+            below.sort()
+            if (real := os.path.realpath(place)) in seen:  # links in a circle
+                below.clear()
+                continue
+            seen.add(real)
+            if any(_is_folder_of(Path(place), *pair) for pair in wanted.items()):
+                below.clear()
+                yield Path(place)
+                continue
+            files = (Path(place, name) for name in sorted(names))
+            yield from (file for file in files if file.suffix.lower() in WEIGHTS and file.is_file())
+
+
+def _is_folder_of(place: Path, index: str, classes: Container[str]) -> bool:
+    return (place / index).is_file() and given_path.class_name(place / index) in classes
+
+
+def _weights(place: Path, option: str) -> list[Path]:
+    if place.is_file():
+        return [place]
+    network = place / "unet" if option == "model" else place
+    return sorted(path for path in network.glob("*") if path.suffix.lower() in WEIGHTS)
 
 
 def of_picture(found: Found, chosen: dict[str, Any], untouched: dict[str, Any]) -> dict[str, Any]:

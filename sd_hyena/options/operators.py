@@ -14,67 +14,16 @@ From then on `TrainConfig(operator="blur", operator_options="side=5")` trains it
 from __future__ import annotations
 
 import inspect
-import math
 import pkgutil
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sd_hyena.errors import BadInput
-
-Value = bool | int | float | str
-AUTO = re.compile(r"auto(?::([1-9]\d{0,5}))?")
-
-
-def auto_price(value: Any, default: Value) -> int | None:
-    """The number at whose price `auto` or `auto:NUMBER` deals out; None for any other value."""
-    found = AUTO.fullmatch(value) if isinstance(value, str) else None
-    return found and int(found[1] or default)
-
-
-@dataclass(frozen=True)
-class Option:
-    """What an operator can be told; of its default's type."""
-
-    default: Value
-    help: str = ""
-    choices: tuple[str, ...] = ()
-    low: int | None = None  # the least, of numbers
-    auto: bool = False  # whether it may be left to the training: auto, or auto:NUMBER
-
-    def check(self, name: str, value: Any) -> Value:
-        """The value itself. Raises BadInput for what is of another type or out of bounds."""
-        kind = type(self.default)
-        if self.auto and auto_price(value, self.default):
-            return value
-        if kind is float and type(value) is int:
-            value = float(value)
-        wrong = type(value) is not kind or (self.choices and value not in self.choices)
-        if kind in (int, float) and not wrong:
-            wrong = not math.isfinite(value) or abs(value) > 10**9 or (self.low is not None and value < self.low)
-        if wrong:
-            raise BadInput(f"{name}={repr(value)[:80]} must be {self.rule()}")
-        return value
-
-    def read(self, name: str, text: str) -> Value:
-        """What a text says. Raises BadInput."""
-        kind = type(self.default)
-        if self.auto and auto_price(text, self.default):
-            return text
-        try:
-            value = {"true": True, "false": False}[text] if kind is bool else kind(text)
-        except (ValueError, KeyError):
-            raise BadInput(f"{name}={text[:80]!r} must be {self.rule()}") from None
-        return self.check(name, value)
-
-    def rule(self) -> str:
-        if self.choices:
-            return " or ".join((", ".join(self.choices[:-1]), self.choices[-1]))
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        rule = kinds[type(self.default)] + (f" from {self.low} to 10^9" if self.low is not None else "")
-        return f"{rule}, or auto, or auto:NUMBER" if self.auto else rule
+from sd_hyena.options import key_values
+from sd_hyena.options.key_values import Option, Value
+from sd_hyena.options.key_values import auto_price as auto_price
 
 
 @dataclass(frozen=True)
@@ -115,13 +64,8 @@ class Operator:
 
     def read(self, text: str) -> dict[str, Value]:
         """The options that `key=value,key=value` gives. Raises BadInput."""
-        given = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, equals, value = (word.strip() for word in part.partition("="))
-            if not equals or name in given or name not in self.options:
-                raise BadInput(f"operator_options={text[:160]!r}: {self._wrong_key(name, equals, name in given)}")
-            given[name] = self.options[name].read(name, value)
-        return given
+        flagged = lambda name: f"{name} has a flag of its own, --hyena_{name}" if name in self.ancestors else ""
+        return key_values.read(text, self.options, "operator_options", self.name, flagged)
 
     def check(self, options: Mapping[str, Any]) -> None:
         """What a file says of the options; others than these are for `make` to take or refuse. Raises BadInput."""
@@ -129,21 +73,9 @@ class Operator:
             if name in options:
                 option.check(name, options[name])
 
-    def _wrong_key(self, name: str, equals: str, twice: bool) -> str:
-        if not equals:
-            return f"{name[:80]!r} is not of the form key=value"
-        if twice:
-            return f"{name} is given twice"
-        if name in self.ancestors:
-            return f"{name} has a flag of its own, --hyena_{name}"
-        return f"{self.name} has no {name[:80]!r}; it has {', '.join(self.options) or 'no options'}"
-
     def write(self, given: Mapping[str, Value], in_full: bool = False) -> str:
-        """The text that `read` understands as these options: the shortest, or with every default, which a later release
-        may have changed."""
-        values = self.defaults() | given
-        shown = {name: values[name] for name, o in self.options.items() if in_full or values[name] != o.default}
-        return ",".join(f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in shown.items())
+        """The text that `read` understands as these options, with every default if in full."""
+        return key_values.write(given, self.options, in_full)
 
     def defaults(self) -> dict[str, Value]:
         return {name: option.default for name, option in self.options.items()}
@@ -321,8 +253,5 @@ def listing() -> str:
     lines = ["operators, and their options behind --operator_options key=value,...:"]
     for operator in OPERATORS.values():
         lines.append(f"  {operator.name:<15}{operator.help}")
-        for name, option in operator.options.items():
-            default = str(option.default).lower() if isinstance(option.default, bool) else option.default
-            allowed = f" ({', '.join(option.choices)})" if option.choices else ""
-            lines.append(f"      {f'{name}={default}':<19}{option.help}{allowed}".rstrip())
+        lines += key_values.listed(operator.options)
     return "\n".join(lines)

@@ -33,8 +33,8 @@ class Album:
             return [picture for picture in self._pictures if picture.path.is_file()]
 
     def find(self, path: str | None) -> Picture | None:
-        """The one of a path that was shown."""
-        return next((one for one in self.pictures if str(one.path) == path), None)
+        """The one of a path that was shown, or of its name."""
+        return next((one for one in self.pictures if path in (str(one.path), one.path.name)), None)
 
     def shown(self, path: Path) -> Path:
         """What a browser is given to look at: the file itself, or a small picture of it."""

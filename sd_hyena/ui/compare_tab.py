@@ -13,11 +13,13 @@ import yaml
 from sd_hyena.errors import BadInput
 from sd_hyena.options.command_line import from_dict, to_dict
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.ui.comparison import Comparison, pair_of
 from sd_hyena.ui.draw_tab import QUICK
+from sd_hyena.ui.job import Picture
 from sd_hyena.ui.region_editor import script
-from sd_hyena.ui.result_panel import ResultPanel
+from sd_hyena.ui.result_panel import OFTEN, ResultPanel
 from sd_hyena.ui.session import Session
 
 NO_STUDENTS = "teacher, no students"
@@ -33,6 +35,7 @@ class CompareTab:
     also: gr.Textbox
     go: gr.Button
     shown: gr.HTML
+    timer: gr.Timer
     job: gr.State
     slots: gr.State
 
@@ -55,7 +58,8 @@ class CompareTab:
         shown = gr.HTML(
             "", js_on_load=script("slider.js"), apply_default_css=False, elem_id="pair", label="both pictures"
         )
-        return cls(session, left, right, also, go, shown, gr.State(0), gr.State(["", ""]))
+        timer = gr.Timer(OFTEN, active=False)  # its own: the panel's ends with the job that the panel follows
+        return cls(session, left, right, also, go, shown, timer, gr.State(0), gr.State(["", ""]))
 
     @staticmethod
     def names(session: Session) -> list[str]:
@@ -67,12 +71,38 @@ class CompareTab:
         """`order` makes a config of the settings, `settings` are their components; `fault` is for `faults`."""
         self._panel, self._order, self._fault, self._faults = panel, order, fault, faults
         given = {self.left, self.right, self.also, *settings}
-        begun = [panel.job, panel.timer, panel.stage, self.job, self.shown, faults]
+        begun = [panel.job, panel.timer, panel.stage, self.job, self.timer, self.shown, faults]
         self.go.click(self.begin, given, begun, **QUICK)
-        panel.timer.tick(self.look, [self.job], [self.shown, self.job], **QUICK)
+        self.timer.tick(self.look, [self.job], [self.shown, self.timer, faults], **QUICK)
         for i, button in enumerate((panel.to_left, panel.to_right)):
-            put = lambda chosen, slots, i=i: self.put(i, chosen, slots)
-            button.click(put, [panel.chosen, self.slots], [self.slots, self.shown, tabs], **QUICK)
+            put = lambda picture, slots, i=i: self.put(i, picture, slots, tabs)
+            panel.send(button, put, [self.slots, self.shown, tabs], self.slots)
+
+    @property
+    def settings(self) -> list[Any]:
+        """What comes back with the page."""
+        return [self.left, self.right, self.also]
+
+    def keep(self, left: list[str] | None, right: list[str] | None, also: str | None, opened: str = "yes") -> None:
+        """Remember them, once the page shows the last ones."""
+        if opened:
+            self.session.remember_tab("compare", dict(left=left or [], right=right or [], also=also or ""))
+
+    def open(self) -> dict[Any, Any]:
+        """What a page that is opened shows here."""
+        stored, names = self.session.last_of("compare"), self.names(self.session)
+        values = {"left": [NO_STUDENTS], "right": [], "also": ""} | stored
+
+        def side(name: str) -> Any:
+            given = values[name] if isinstance(values[name], list) else []
+            known = [one for one in map(str, given) if one in names or Landmarks.read(one)]
+            return gr.update(choices=names, value=known)
+
+        return {self.left: side("left"), self.right: side("right"), self.also: gr.update(value=str(values["also"]))}
+
+    def settle(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Once more what of it the page does not show yet."""
+        return {one: update for one, update in self.open().items() if (given[one] or None) != (update["value"] or None)}
 
     def begin(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Draw both."""
@@ -83,8 +113,11 @@ class CompareTab:
             for side, also in ((self.left, ""), (self.right, given[self.also])):
                 names = [name for name in given[side] or () if name != NO_STUDENTS]
                 students = self.session.folders.value("hyena", "students", names)
-                options = to_dict(base) | {"hyena": students} | _written(also)
-                pair.append(self.session.checked(to_dict(from_dict(GenerateConfig, options)) | self.session.own))
+                options = to_dict(base) | {"hyena": students} | (more := _written(also))
+                try:
+                    pair.append(self.session.checked(to_dict(from_dict(GenerateConfig, options)) | self.session.own))
+                except BadInput as error:
+                    raise BadInput(f"right also: {error}" if more else str(error)) from None
         except BadInput as error:
             line = escape(" ".join(str(error).split()))
             return {self.shown: f"<p class='fault' role='alert'>{line}</p>", self._faults: self._fault(error)}
@@ -92,28 +125,30 @@ class CompareTab:
         panel = self._panel
         followed = dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
         begun = {self.job: job.number, self.shown: "<p class='quiet'>drawing both ...</p>", self._faults: "{}"}
-        return followed | begun
+        return followed | begun | {self.timer: gr.Timer(active=True)}
 
     def look(self, number: int) -> list[Any]:
         """Both pictures, once they are there."""
         job = self.session.worker.find(number)
-        if job is None or not job.over.is_set():
-            return [gr.skip(), gr.skip()]
-        if job.state == "done":
-            return [pair_of(self.session.album, *job.pictures, self.session.state / "small"), 0]
-        return [f"<p class='fault'>{escape(job.fault or 'ended')}</p>", 0]
-
-    def put(self, i: int, chosen: str, slots: list[str]) -> list[Any]:
-        """A picture of the session into the left or the right slot."""
-        if not chosen:
+        if job is not None and not job.over.is_set():
             return [gr.skip(), gr.skip(), gr.skip()]
-        slots = [chosen if k == i else path for k, path in enumerate(slots)]
+        ended = gr.Timer(active=False)
+        if job is not None and job.state == "done":
+            return [pair_of(self.session.album, *job.pictures, self.session.state / "small"), ended, gr.skip()]
+        line = "ended" if job is None else job.fault or "ended"
+        faults = self._fault(BadInput(line)) if job is not None and job.bad_input else gr.skip()
+        return [f"<p class='fault'>{escape(line)}</p>", ended, faults]
+
+    def put(self, i: int, picture: Picture, slots: list[str], tabs: gr.Tabs) -> dict[Any, Any]:
+        """A picture of the session into the left or the right slot."""
+        slots = [str(picture.path) if k == i else path for k, path in enumerate(slots)]
         pictures = [self.session.album.find(path) for path in slots]
         if not all(pictures):
-            side = "right" if i == 0 else "left"
-            return [slots, f"<p class='quiet'>now choose another picture for the {side}</p>", gr.skip()]
+            side, other = ("left", "right") if i == 0 else ("right", "left")
+            line = f"<p class='quiet'>{escape(picture.path.name)} is on the {side}; now choose one for the {other}</p>"
+            return {self.slots: slots, self.shown: line, self._panel.told: line}
         shown = pair_of(self.session.album, *pictures, self.session.state / "small")
-        return [slots, shown, gr.Tabs(selected="compare")]
+        return {self.slots: slots, self.shown: shown, tabs: gr.Tabs(selected="compare")}
 
 
 def _written(text: str | None) -> dict[str, Any]:
@@ -128,4 +163,4 @@ def _written(text: str | None) -> dict[str, Any]:
     hidden = {"out_dir", "model_dir", "lora_dir", "vae_dir", "embedding_dir", "debug", "name_format"} & options.keys()
     if hidden:
         raise BadInput(f"right also: {', '.join(hidden)} is the command's own to say")
-    return json.loads(json.dumps(options))
+    return json.loads(json.dumps(options, default=str))

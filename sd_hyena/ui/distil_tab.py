@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,7 +14,8 @@ import gradio as gr
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.names import for_a_shell
-from sd_hyena.options.command_line import from_dict, with_paths
+from sd_hyena.files.yaml_file import read_documents
+from sd_hyena.options.command_line import from_dict, to_dict, with_paths
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.shipped import CONFIGS
 from sd_hyena.options.train_config import TrainConfig
@@ -23,7 +25,7 @@ from sd_hyena.ui.folders import SHIPPED
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.job import Job
 from sd_hyena.ui.session import Session
-from sd_hyena.ui.trainings import Training, Trainings
+from sd_hyena.ui.trainings import OF_A_RECIPE, Training, Trainings, stages_of
 
 SINGLE = "a single stage, as below"
 HIDDEN = ("cache_dir", "debug", "dry_run", "devices", "num_nodes", "strategy", "name_format")
@@ -31,6 +33,10 @@ RECIPES = [SINGLE, *sorted(path.stem for path in (CONFIGS / "recipes").glob("*.y
 FIRST = ("target", "width", "n_steps", "batch_size", "num_samples", "operator", "stage")
 OFTEN = 1.5  # seconds between two looks at a run
 LINES = 14  # of its log
+WORDS = {
+    "cancelled": "cancelled, with a checkpoint if it had begun its steps",
+    "failed": "failed; its last lines say why, if it came to that",
+}
 
 
 @dataclass
@@ -40,6 +46,8 @@ class DistilTab:
     session: Session
     form: Form
     recipe: gr.Dropdown
+    stages: gr.HTML
+    single: gr.Column
     buys: gr.Button
     estimate: gr.Button
     start: gr.Button
@@ -60,9 +68,12 @@ class DistilTab:
     def build(cls, session: Session, faults: gr.HTML) -> DistilTab:
         form = Form(TrainConfig, session.folders, "train", HIDDEN)
         recipe = gr.Dropdown(RECIPES, value=SINGLE, label="recipe", info="stages in turn, or one", elem_id="recipe")
+        stages = gr.HTML("", elem_id="stages", label="the stages of the recipe")
         form.add("teacher_model")
-        form.add_in_pairs(*FIRST)
-        form.add_groups()
+        form.add_in_pairs("vae", "device")
+        with gr.Column(elem_id="single-stage") as single:
+            form.add_in_pairs(*FIRST)
+            form.add_groups()
         with gr.Row():
             buys = gr.Button("what each site buys", size="sm", elem_id="buys")
             estimate = gr.Button("what it will take", size="sm", elem_id="estimate")
@@ -80,7 +91,7 @@ class DistilTab:
         pictures = gr.HTML("", elem_id="training-pictures", label="pictures of the training")
         timers = gr.Timer(OFTEN, active=False), gr.Timer(OFTEN, active=False)
         shown = (answer, progress, pictures, *timers, gr.State(0), gr.State(""), faults)
-        tab = cls(session, form, recipe, buys, estimate, start, cancel, resume, runs, try_it, *shown)
+        tab = cls(session, form, recipe, stages, single, buys, estimate, start, cancel, resume, runs, try_it, *shown)
         tab._wire()
         return tab
 
@@ -93,28 +104,58 @@ class DistilTab:
         """The outputs of `follow`."""
         return [self.runs, self.timer, self.progress, self.pictures, self.seen]
 
-    def order(self, given: dict[Any, Any]) -> TrainConfig:
-        """What the form asks for. Raises BadInput."""
+    @property
+    def settings(self) -> list[Any]:
+        """All components that say how is trained."""
+        return [*self.form.components.values(), self.recipe]
+
+    def order(self, given: dict[Any, Any]) -> tuple[TrainConfig, Path | None]:
+        """What the form asks for, of a recipe what that does not decide itself; and the recipe. Raises BadInput."""
+        recipe = _recipe(given[self.recipe])
+        values = {name: self.form.value(name, given) for name in (OF_A_RECIPE if recipe else self.form.components)}
         own = {name: getattr(self.session.config, name) for name in ("log_dir", "device")}
-        values = self.form.values(given)
         own |= {"out_dir": self.session.config.train_dir}
         if values["device"] != "auto":
             own.pop("device")
         config = with_paths(from_dict(TrainConfig, values | own))
         self.session.folders.check(config, [self.session.uploads, CONFIGS])
-        self.session.remember_training(values | {"page_recipe": given[self.recipe]})
-        return config
+        return config, recipe
+
+    def stages_asked(self, given: dict[Any, Any]) -> list[TrainConfig]:
+        """The stages that the form asks for: those of the recipe, or the single one. Raises BadInput."""
+        config, recipe = self.order(given)
+        return stages_of(recipe, config) if recipe else [config]
+
+    def keep(self, given: dict[Any, Any]) -> None:
+        """Remember the settings, whatever is wrong with them."""
+        self.session.remember_tab("training", self.form.legible(given) | {"page_recipe": given[self.recipe]})
 
     def open(self) -> dict[Any, Any]:
-        """For a page that is opened: the training that is running, wherever it was started."""
-        stored = self.session.last_training()
+        """What a page that is opened shows: the settings of last time."""
+        stored = self.session.last_of("training")
         updates = self.form.with_choices() | self.form.shown(stored, self.session.uploads)[0]
         if (recipe := stored.get("page_recipe")) in RECIPES:
-            updates[self.recipe] = gr.update(value=recipe)
-        names = list(self.trainings.all())
-        if running := self.trainings.running():
-            return updates | dict(zip(self.followed, self.follow(running.name), strict=True))
-        return updates | {self.runs: gr.Dropdown(choices=names)}
+            updates |= {self.recipe: gr.update(value=recipe)} | self.chosen(recipe)
+        return updates
+
+    def settle(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """Once more what of them the page does not show yet."""
+        stored, legible = self.session.last_of("training"), self.form.legible(given)
+        lost = {name: value for name, value in stored.items() if name in legible and legible[name] != value}
+        updates, _ = self.form.shown(lost, self.session.uploads)
+        if (recipe := stored.get("page_recipe")) in RECIPES and given[self.recipe] != recipe:
+            updates |= {self.recipe: gr.update(value=recipe)} | self.chosen(recipe)
+        return updates
+
+    def chosen(self, recipe: str | None) -> dict[Any, Any]:
+        """A recipe's stages in place of the options that it decides."""
+        path = _recipe(recipe)
+        return {self.stages: said_of(path) if path else "", self.single: gr.Column(visible="hidden" if path else True)}
+
+    def follow_newest(self) -> list[Any]:
+        """The training that is running, wherever it was started, or the newest that has ended."""
+        training = self.trainings.running() or next(iter(self.trainings.all().values()), None)
+        return self.follow(training.name if training else None)
 
     def follow(self, name: str | None) -> list[Any]:
         """Show a training, and look again while it runs."""
@@ -136,13 +177,14 @@ class DistilTab:
 
     def begin(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Start what the form asks for."""
+        self.keep(given)
         try:
-            config = self.order(given)
-            if given[self.recipe] in (None, SINGLE):
-                training = self.trainings.start(config)
+            config, recipe = self.order(given)
+            if recipe:
+                stages_of(recipe, config)  # what is wrong with them is said here, not in a log
+                training = self.trainings.start_recipe(recipe, config)
             else:
-                path = CONFIGS / "recipes" / f"{Path(given[self.recipe]).name}.yaml"
-                training = self.trainings.start_recipe(path, config)
+                training = self.trainings.start(config)
         except BadInput as error:
             return self._refused(error)
         followed = dict(zip(self.followed, self.follow(training.name), strict=True))
@@ -151,7 +193,7 @@ class DistilTab:
     def go_on(self, name: str | None, given_steps: float | None) -> dict[Any, Any]:
         """Resume the chosen training."""
         try:
-            training = self.trainings.resume(name)
+            training = self.trainings.resume(name, int(given_steps or 0))
         except BadInput as error:
             return self._refused(error)
         return dict(zip(self.followed, self.follow(training.name), strict=True)) | {self.answer: ""}
@@ -165,54 +207,68 @@ class DistilTab:
         return "<p class='quiet'>it ends after the step in progress, with a checkpoint; go on with it when you like</p>"
 
     def ask_estimate(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """Have the worker, which has the model, say what a run would take."""
+        """Have the worker, which has the model, say what a run would take, or each stage of it."""
         try:
-            config = self.order(given)
+            stages = self.stages_asked(given)
         except BadInput as error:
             return self._refused(error)
 
         def work(engine: Any, job: Job) -> str:
             from sd_hyena.distil.foretold import foretold
 
-            teacher = GenerateConfig(
-                model=config.teacher_model, vae=config.vae, device=config.device, dtype=config.dtype
-            )
-            lines = foretold(engine.load(teacher).pipe, config)
+            lines = []
+            for i, config in enumerate(stages, 1):
+                given = dict(vae=config.vae, device=config.device, dtype=config.dtype)
+                teacher = engine.load(GenerateConfig(model=config.teacher_model, **given)).pipe
+                lines += [_stage_said(i, to_dict(config))] if len(stages) > 1 else []
+                lines += foretold(teacher, config)
             return "".join(f"<p class='quiet'>{escape(line)}</p>" for line in lines)
 
         job = self.session.worker.submit(Job(work=work, name="estimate"))
         return self._asked(job)
 
     def ask_buys(self, given: dict[Any, Any]) -> dict[Any, Any]:
-        """What a student at each site would make cheaper, counted."""
+        """What a student at each site would make cheaper, counted; of a recipe at each of its sizes."""
         try:
-            config = self.order(given)
+            stages = self.stages_asked(given)
         except BadInput as error:
             return self._refused(error)
-        job = self.session.worker.submit(Job(work=lambda engine, job: table(config), name="counting"))
-        return self._asked(job)
+        sizes = {(one.width, one.height, one.operator, one.operator_options): one for one in stages}
+        work = lambda engine, job: "".join(table(config) for config in sizes.values())
+        return self._asked(self.session.worker.submit(Job(work=work, name="counting")))
 
     def answered(self, number: int) -> list[Any]:
         """What the worker has found."""
         job = self.session.worker.find(number)
-        if job is None or not job.over.is_set():
-            return [gr.skip(), gr.skip()]
-        found = job.result if job.state == "done" else f"<p class='fault'>{escape(job.fault or 'ended')}</p>"
-        return [found, gr.Timer(active=False)]
+        if job is not None and not job.over.is_set():
+            return [gr.skip(), gr.skip(), gr.skip()]
+        ended = gr.Timer(active=False)
+        if job is not None and job.bad_input:
+            refused = self._refused(BadInput(job.fault))
+            return [refused[self.answer], ended, refused[self.faults]]
+        if job is not None and job.state == "done":
+            return [job.result, ended, gr.skip()]
+        return [f"<p class='fault'>{escape(job.fault if job and job.fault else 'ended')}</p>", ended, gr.skip()]
 
     def _asked(self, job: Job) -> dict[Any, Any]:
         waiting = "<p class='quiet'>counting ...</p>"
         return {self.job: job.number, self.asking: gr.Timer(active=True), self.answer: waiting, self.faults: "{}"}
 
-    def newest(self, name: str | None) -> tuple[str, str] | None:
-        """The name in the folders of the newest students of a training, and of its model; None if there are none."""
+    def newest(self, name: str | None) -> tuple[str, str]:
+        """The name in the folders of the newest students of a training, and of its teacher. Raises BadInput."""
         training = self.trainings.all().get(name or "") or next(iter(self.trainings.all().values()), None)
         if training is None or training.students is None:
-            return None
+            raise BadInput("this training has no students yet" if training else "there is no training yet")
         folders = self.session.folders
-        students, _ = folders.names("students", str(training.students))
-        models, _ = folders.names("models", training.model)
-        return (students[0], models[0] if models else SHIPPED) if students else None
+        students, strange = folders.names("students", str(training.students))
+        if strange:
+            raise BadInput(f"{strange[0]!r} is in none of the page's folders; start the page with --student_dir")
+        models, strange = folders.names("models", training.teacher)
+        if strange:
+            raise BadInput(
+                f"the teacher {strange[0]!r} is in none of the page's folders; start the page with --model_dir where it lies"
+            )
+        return students[0], models[0] if models else SHIPPED
 
     def _refused(self, error: BadInput) -> dict[Any, Any]:
         line, name = " ".join(str(error).split()), self.form.faulty(str(error))
@@ -240,7 +296,8 @@ class DistilTab:
         return "".join(parts), stamp
 
     def _wire(self) -> None:
-        given = {*self.form.components.values(), self.recipe}
+        given = set(self.settings)
+        self.recipe.change(self.chosen, [self.recipe], [self.stages, self.single], **QUICK)
         self.start.click(self.begin, given, [*self.followed, self.answer, self.faults], **QUICK)
         asked = [self.job, self.asking, self.answer, self.faults]
         self.estimate.click(self.ask_estimate, given, asked, **QUICK)
@@ -248,11 +305,29 @@ class DistilTab:
         self.timer.tick(
             self.look, [self.runs, self.seen], [self.timer, self.progress, self.pictures, self.seen], **QUICK
         )
-        self.asking.tick(self.answered, [self.job], [self.answer, self.asking], **QUICK)
+        self.asking.tick(self.answered, [self.job], [self.answer, self.asking, self.faults], **QUICK)
         self.cancel.click(self.stop, [self.runs], [self.answer], **QUICK)
         steps = self.form.components["n_steps"]
         self.resume.click(self.go_on, [self.runs, steps], [*self.followed, self.answer, self.faults], **QUICK)
         self.runs.input(self.follow, [self.runs], self.followed, **QUICK)
+
+
+def _recipe(name: str | None) -> Path | None:
+    return CONFIGS / "recipes" / f"{name}.yaml" if name in RECIPES and name != SINGLE else None
+
+
+def _stage_said(number: int, options: Mapping[str, Any]) -> str:
+    defaults = to_dict(TrainConfig())
+    stage, width, height, n_steps = ({**defaults, **options}[name] for name in ("stage", "width", "height", "n_steps"))
+    return f"stage {number}: {stage}, {width}x{height or width}, {n_steps} steps"
+
+
+def said_of(recipe: Path) -> str:
+    """The stages of a recipe, as HTML."""
+    shared, *stages = read_documents(str(recipe))
+    items = "".join(f"<li>{escape(_stage_said(i, shared | stage))}</li>" for i, stage in enumerate(stages, 1))
+    line = "The recipe decides all but the teacher, its VAE and the device; it writes into a folder of its own."
+    return f"<ol class='quiet' style='list-style: none'>{items}</ol><p class='quiet'>{line}</p>"
 
 
 def table(config: TrainConfig) -> str:
@@ -278,13 +353,13 @@ def table(config: TrainConfig) -> str:
 
 def shown(training: Training) -> str:
     """A training as HTML: how it is, its curves, its last lines, how else to watch it."""
-    alive, lines = training.alive, [line for line in training.lines if line.strip()]
-    state = "running" if alive else "ended"
+    state, lines = training.state, [line for line in training.lines if line.strip()]
     run = training.run
     drawn = charts(Path(training.log_dir) / run.name) if run else ""
     watch = f"tensorboard --logdir {for_a_shell(os.path.abspath(training.log_dir))}"
     return (
-        f"<p class='quiet' data-state='{state}'>{escape(training.name)}: <b>{state}</b>{f', {escape(str(run))}' if run else ''}</p>"
+        f"<p class='quiet' data-state='{'running' if state == 'running' else 'ended'}'>{escape(training.name)}: "
+        f"<b>{WORDS.get(state, state)}</b>{f', {escape(str(run))}' if run else ''}</p>"
         f"{drawn}<pre class='log' tabindex='0' aria-label='its last lines'>{escape(chr(10).join(lines[-LINES:]))}</pre>"
         f"<p class='quiet'>watch it elsewhere: <code>{escape(watch)}</code></p>"
     )

@@ -35,6 +35,7 @@ class DrawTab:
     presets: gr.Dropdown
     preset_name: gr.Textbox
     save_preset: gr.Button
+    notice: gr.HTML
     sizes: gr.Dropdown
     dice: gr.Button
     recycle: gr.Button
@@ -43,10 +44,12 @@ class DrawTab:
     @classmethod
     def build(cls, session: Session, form: Form, elsewhere: list[str]) -> DrawTab:
         """`elsewhere` are options that stand in other tabs."""
-        with gr.Accordion("presets", open=False), gr.Row():
-            presets = gr.Dropdown(list(session.presets()), value=None, label="load a preset", elem_id="preset")
-            preset_name = gr.Textbox(label="save these settings as", elem_id="preset-name")
-            save_preset = gr.Button("save", size="sm", min_width=80)
+        with gr.Accordion("presets", open=False):
+            with gr.Row():
+                presets = gr.Dropdown(list(session.presets()), value=None, label="load a preset", elem_id="preset")
+                preset_name = gr.Textbox(label="save these settings as", elem_id="preset-name")
+                save_preset = gr.Button("save", size="sm", min_width=80)
+            notice = gr.HTML("", elem_id="preset-said", label="what became of the preset")
         form.add_in_pairs(*FIRST)
         described = gr.HTML("", elem_id="described", label="what the students are", apply_default_css=False)
         form.add(*TEXTS)
@@ -61,7 +64,7 @@ class DrawTab:
                 dice = gr.Button("dice", size="sm", elem_id="dice")
                 recycle = gr.Button("last seed", size="sm", elem_id="recycle")
         form.add_groups(elsewhere)
-        tab = cls(presets, preset_name, save_preset, sizes, dice, recycle, described)
+        tab = cls(presets, preset_name, save_preset, notice, sizes, dice, recycle, described)
         tab._wire(session, form)
         return tab
 

@@ -93,21 +93,30 @@ class Folders:
                 chosen.append(f"{files[plain]}{colon}{weight}")
             elif kind == "students" and Landmarks.read(name):
                 chosen.append(name)
+            elif kind == "students" and "," in name:
+                raise BadInput(
+                    f"{option}={name!r}: alternatives are generate.py's; choose one here, or both in Compare"
+                )
             else:
                 raise BadInput(f"{option}={name!r} is in none of the page's folders; there are {_some(files)}")
         return SEPARATORS.get(kind, "+").join(chosen)
 
     def names(self, kind: str, value: str) -> tuple[list[str], list[str]]:
-        """The other way: names for the value of an option, and what of it is in none of the folders."""
-        known = {os.path.realpath(path): name for name, path in self.files(kind).items()}
+        """The other way: names for the value of an option, of alternatives the first, and what of it is in none of the
+        folders."""
+        files = self.files(kind)
+        known = {os.path.realpath(path): name for name, path in files.items()}
         found, strange = [], []
-        entries = [one for together in given_path.alternatives(value) for one in together]
-        for entry in entries if kind in SEPARATORS else [value]:
+        if kind == "students":
+            entries = (given_path.alternatives(value) or [[]])[0]
+        else:
+            entries = given_path.several(value) if kind in SEPARATORS else [value]
+        for entry in entries:
             weighted = kind == "loras" and not os.path.exists(entry)
             path, colon, weight = _weighted(entry) if weighted else (entry, "", "")
             if kind == "students" and Landmarks.read(entry):
                 found.append(entry)
-            elif name := known.get(os.path.realpath(path)):
+            elif name := path if path in files else known.get(os.path.realpath(path)):
                 found.append(name + colon + weight)
             elif path and os.path.realpath(path) != str(SHIPPED_MODEL):
                 strange.append(Path(path).name)
@@ -150,7 +159,9 @@ def _named(config: Any) -> Iterator[tuple[str, Path]]:
     if getattr(config, "regions", ""):  # looked at by now
         from sd_hyena.large.regions import read_regions
 
-        yield from (("regions", Path(region.mask)) for region in read_regions(config.regions) if region.mask)
+        for i, region in enumerate(read_regions(config.regions), 1):
+            if region.mask:
+                yield f"regions, region {i},", Path(region.mask)
 
 
 def _below(folder: Path, kind: str) -> Iterable[Path]:

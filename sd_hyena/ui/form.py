@@ -7,6 +7,8 @@ import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,11 @@ LINES = {"prompt": 3, "negative_prompt": 2}
 REST = "more options"
 PICTURES = ("init_image", "mask", "control_image")  # of the options that are uploads
 SEVERAL = given_path.pictures  # looks at the value of an option that takes several of them
+HERE = {  # what differs on the page from what the help of an option says
+    "prompt": "here one prompt, @FILE is generate.py's",
+    "hyena": "here those that are chosen are used together; Compare draws alternatives",
+    "lora": "a weight stands behind the name: type gold.safetensors:0.5 and press Enter",
+}
 
 
 class Form:
@@ -63,13 +70,21 @@ class Form:
         """These, and the options that have no effect without one of them."""
         found = [name for name in names if name in self.fields]
         for name, field in self.fields.items():
-            if field.metadata["needs"] in found and name not in found:
+            if field.metadata["needs"].partition(":")[0] in found and name not in found:
                 found.append(name)
         return found
 
     def values(self, given: Mapping[Any, Any]) -> dict[str, Any]:
         """Options from the components' values. Raises BadInput."""
         return {name: self.value(name, given) for name in self.components}
+
+    def legible(self, given: Mapping[Any, Any]) -> dict[str, Any]:
+        """Those of them that can be read, whatever is wrong with the others, and with all together."""
+        found = {}
+        for name in self.components:
+            with suppress(BadInput, KeyError):
+                found[name] = self.value(name, given)
+        return found
 
     def value(self, name: str, given: Mapping[Any, Any]) -> Any:
         """One of them."""
@@ -105,35 +120,43 @@ class Form:
                 return value
         return value
 
+    def defaults(self) -> dict[str, Any]:
+        """The options of a form that nobody has touched."""
+        return {name: self.fields[name].default for name in self.components}
+
+    def uploads(self) -> list[str]:
+        """The options that are uploads."""
+        return [name for name in self.components if kind_of(self.fields[name]) == "upload"]
+
     def shown(self, options: Mapping[str, Any], uploads: Path | None = None) -> tuple[dict[Any, Any], list[str]]:
-        """Updates, by component, that show these options, and what of them is in none of the page's folders. Uploads are
-        shown if their folder is given and they are still there."""
-        updates, strange = {}, []
+        """Updates, by component, that show these options, and a line for each that cannot be shown: a file in none of
+        the page's folders, an upload that is not, or no longer, in the folder of `uploads`."""
+        updates, lost = {}, []
         for name, value in options.items():
             if name not in self.components:
                 continue
-            kind = kind_of(self.fields[name])
+            field, kind = self.fields[name], kind_of(self.fields[name])
             if kind == "upload":
                 files = given_path.several(value or "")
-                if uploads and files and all(self._uploaded(path, uploads) for path in files):
-                    several = self.fields[name].metadata["path"] is SEVERAL
-                    updates[self.components[name]] = gr.update(value=files if several else value)
-                continue
-            if kind:
+                there = [path for path in files if uploads and _lies_in(uploads, path)]
+                lost += [
+                    f"{name} {Path(path).name!r} is no upload of this page; give it anew"
+                    for path in files
+                    if path not in there
+                ]
+                several = field.metadata["path"] is SEVERAL
+                update = gr.update(value=there if several else there[0] if there else None)
+            elif kind:
                 names, unknown = self.folders.names(kind, value or "")
-                strange += [f"{name} {one!r}" for one in unknown]
+                lost += [f"{name} {one!r} is in none of the page's folders" for one in unknown]
+                if kind == "students" and len(given_path.alternatives(value or "")) > 1:
+                    lost.append(f"{name}: the page draws one alternative at a time, so the first of {value!r}")
                 single = names[0] if names else SHIPPED if kind == "models" else None
-                value = names if kind in SEPARATORS else single
-                updates[self.components[name]] = gr.update(value=value, choices=self.folders.choices(kind))
+                update = gr.update(value=names if kind in SEPARATORS else single, choices=self.folders.choices(kind))
             else:
-                open_ = _is_left_open(self.fields[name])
-                value = _written(value, self.fields[name]) if open_ else _shown(value, self.types[name])
-                updates[self.components[name]] = gr.update(value=value)
-        return updates, strange
-
-    @staticmethod
-    def _uploaded(path: str, uploads: Path) -> bool:
-        return os.path.isfile(path) and Path(os.path.realpath(uploads)) in Path(os.path.realpath(path)).parents
+                update = gr.update(value=_shown(value, field, self.types[name]))
+            updates[self.components[name]] = update
+        return updates, lost
 
     def own(self, model: str) -> dict[Any, Any]:
         """Updates that show, in the fields that are left open, what the model itself is best drawn with."""
@@ -170,15 +193,11 @@ class Form:
 
     def _component(self, field: dataclasses.Field, given: dict[str, Any]) -> gr.components.Component:
         name, expected, kind = field.name, self.types[field.name], kind_of(field)
-        told = dict(label=name.replace("_", " "), info=field.metadata["help"], elem_id=self.element(name)) | given
+        info = "; ".join(filter(None, (field.metadata["help"], HERE.get(name))))
+        told = dict(label=name.replace("_", " "), info=info, elem_id=self.element(name)) | given
         if kind == "upload":
-            told.pop("info")
-            if name not in PICTURES:
-                return gr.File(type="filepath", file_types=[".txt"], height=90, **told)
-            if field.metadata["path"] is SEVERAL:
-                given = dict(columns=3, height=240, object_fit="contain", interactive=True)
-                return gr.Gallery(type="filepath", sources=["upload", "clipboard"], **given, **told)
-            return gr.Image(type="filepath", sources=["upload", "clipboard"], height=240, **told)
+            with gr.Column(min_width=told.get("min_width", 240)):
+                return self._upload(field, told)
         if kind:
             several = kind in SEPARATORS
             value = [] if several else SHIPPED if kind == "models" else None
@@ -192,11 +211,26 @@ class Form:
         if str in kinds:
             lines = LINES.get(name, 1)
             given = dict(placeholder="as the model's first example") if field.default is None else {}
-            return gr.Textbox(value=_shown(field.default, expected), lines=lines, max_lines=3 * lines, **given, **told)
+            return gr.Textbox(
+                value=_shown(field.default, field, expected), lines=lines, max_lines=3 * lines, **given, **told
+            )
         if _is_left_open(field):
             # a text, for gradio's number shows and sends 0 where it is given none
             return gr.Textbox("", placeholder=field.metadata["shown"] or "open", lines=1, max_lines=1, **told)
         return gr.Number(value=field.default, precision=None if float in kinds else 0, **told)
+
+    def _upload(self, field: dataclasses.Field, told: dict[str, Any]) -> gr.components.Component:
+        """With its help below it, for gradio's own has no place for it."""
+        info = told.pop("info")
+        if field.name not in PICTURES:
+            made = gr.File(type="filepath", file_types=[".txt"], height=90, **told)
+        elif field.metadata["path"] is SEVERAL:
+            given = dict(columns=3, height=240, object_fit="contain", interactive=True)
+            made = gr.Gallery(type="filepath", sources=["upload", "clipboard"], **given, **told)
+        else:
+            made = gr.Image(type="filepath", sources=["upload", "clipboard"], height=240, **told)
+        gr.HTML(escape(info), elem_classes="quiet", elem_id=f"{self.element(field.name)}-help", label=told["label"])
+        return made
 
 
 def _is_left_open(field: dataclasses.Field) -> bool:
@@ -204,13 +238,15 @@ def _is_left_open(field: dataclasses.Field) -> bool:
     return field.metadata.get("shown") is not None and not field.default and not isinstance(field.default, str)
 
 
-def _written(value: Any, field: dataclasses.Field) -> str:
-    """A number in a field that may be left open, and nothing where it is."""
-    return "" if value is None or value == field.default else f"{value:.12g}"
+def _shown(value: Any, field: dataclasses.Field, expected: Any) -> Any:
+    """A value as its component has it: a number in a field for text as such, and nothing where it is left open."""
+    left_open = _is_left_open(field)
+    if not (left_open or str in (typing.get_args(expected) or (expected,))):
+        return value
+    if value is None or (left_open and value == field.default):
+        return ""
+    return value if isinstance(value, str) else f"{value:.12g}"
 
 
-def _shown(value: Any, expected: Any) -> Any:
-    """A value as its component has it."""
-    if str in (typing.get_args(expected) or (expected,)):
-        return "" if value is None else f"{value:g}" if isinstance(value, float) else value
-    return value
+def _lies_in(folder: Path, path: str) -> bool:
+    return os.path.isfile(path) and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents

@@ -22,9 +22,12 @@ def script(name: str) -> str:
 
 
 def region_editor(**given: Any) -> gr.HTML:
-    """Its value is a JSON list of bbox_controls; `width`, `height` and `src` are the canvas and what lies below it."""
+    """Its value is a JSON list of bbox_controls; `width`, `height` and `src` are the canvas and what lies below it, `loras`
+    the names that a region may ask for."""
     parts = dict(html_template=HOST, css_template=script("regions.css"), js_on_load=script("regions.js"))
-    return gr.HTML("[]", **parts, width=512, height=512, src="", label="regions", apply_default_css=False, **given)
+    return gr.HTML(
+        "[]", **parts, width=512, height=512, src="", loras="[]", label="regions", apply_default_css=False, **given
+    )
 
 
 def regions_of(value: str | None) -> tuple[Any, ...]:

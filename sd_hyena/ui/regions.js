@@ -3,7 +3,8 @@
 const CELL = 8;
 const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 const BLANK = {prompt: "", neg_prompt: "", blend_mode: "Background", feather_ratio: 0.2, seed: -1, enable: true};
-let regions = [], selected = -1, drag = null, sent = null;
+const PAUSE = 400; // ms without a key after which a text is sent, though its field was not left
+let regions = [], selected = -1, drag = null, sent = null, loaded = null, later = 0;
 const past = [], future = [];
 
 const make = (tag, attributes = {}, ...children) => {
@@ -17,15 +18,16 @@ const make = (tag, attributes = {}, ...children) => {
 };
 const button = (text, label, action) => make("button", {type: "button", "aria-label": label, title: label, onclick: action}, text);
 const underlay = make("img", {class: "underlay", alt: "", draggable: "false"});
-const stage = make("div", {class: "stage", role: "group", "aria-label": "canvas: drag to draw a region"}, underlay);
+const stage = make("div", {class: "stage", tabindex: "-1", role: "group", "aria-label": "canvas: drag to draw a region"}, underlay);
 const hint = make("p", {class: "hint", "aria-live": "polite"});
 const list = make("ol", {class: "list", "aria-label": "regions"});
+const known = make("datalist", {id: "regions-loras"});
 const bar = make("div", {class: "bar"},
   button("+ region", "add a region in the middle", () => add({x: 0.25, y: 0.25, w: 0.5, h: 0.5})),
   button("undo", "undo (Ctrl+Z)", () => undo(past, future)),
   button("redo", "redo (Ctrl+Y)", () => undo(future, past)),
   button("clear", "delete all regions", () => regions.length && change(() => { regions = []; selected = -1; })));
-const root = make("div", {class: "editor", onkeydown: keys}, make("div", {class: "left"}, bar, stage, hint), list);
+const root = make("div", {class: "editor", onkeydown: keys}, make("div", {class: "left"}, bar, stage, hint, known), list);
 
 const cells = () => [Math.max(1, Math.round((props.width || 512) / CELL)), Math.max(1, Math.round((props.height || 512) / CELL))];
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -37,15 +39,22 @@ function attach() {
   if (host && !host.contains(root)) host.replaceChildren(root);
 }
 function emit() {
+  clearTimeout(later);
   sent = snapshot();
   props.value = sent;
   trigger("change");
   attach();
 }
-function change(act) {
-  past.push(snapshot());
+function keep(before) {
+  past.push(before);
   if (past.length > 100) past.shift();
   future.length = 0;
+}
+function regain(node) { // what had the focus is gone: keys go on working from here
+  if (document.activeElement === document.body || !document.activeElement) (node || stage).focus({preventScroll: true});
+}
+function change(act) {
+  keep(snapshot());
   act();
   show();
   emit();
@@ -57,13 +66,14 @@ function undo(from, to) {
   selected = Math.min(selected, regions.length - 1);
   show();
   emit();
+  regain();
 }
 function add(rectangle) {
   change(() => { regions.push({...BLANK, ...snapped(rectangle)}); selected = regions.length - 1; });
 }
 function remove(i) {
   change(() => { regions.splice(i, 1); selected = Math.min(i, regions.length - 1); });
-  (stage.querySelectorAll(".region")[selected] || stage).focus?.();
+  (stage.querySelectorAll(".region")[selected] || stage).focus();
 }
 function snapped({x, y, w, h}) {
   const [across, down] = cells();
@@ -103,7 +113,9 @@ function show() {
   }
   for (let i = regions.length; i < nodes.length; i++) nodes[i].remove();
   regions.forEach((_, i) => place(i));
+  const said = [...list.children].map(node => node.querySelector(":scope > .fault-here"));
   list.replaceChildren(...regions.map(entry));
+  [...list.children].forEach((node, i) => said[i] && node.append(said[i]));
   tell();
 }
 function select(i) {
@@ -127,8 +139,7 @@ function tell() {
 }
 function entry(region, i) {
   const edit = (name, read) => event => {
-    past.push(snapshot());
-    future.length = 0;
+    keep(snapshot());
     const value = read(event.target);
     if (value === undefined) delete region[name]; else region[name] = value;
     place(i);
@@ -138,7 +149,17 @@ function entry(region, i) {
   const number = node => node.value === "" ? undefined : Number(node.value);
   const field = (label, node) => make("label", {}, make("span", {}, label), node);
   const text = (name, rows) => {
-    const node = make("textarea", {rows, "aria-label": `${name.replace("neg_", "negative ")} of region ${i + 1}`, onchange: edit(name, n => n.value)});
+    let fresh = true; // whether what is typed is the first since the field was entered: all of it is undone at once
+    const node = make("textarea", {rows, "aria-label": `${name.replace("neg_", "negative ")} of region ${i + 1}`,
+      oninput: () => {
+        if (fresh) keep(snapshot());
+        fresh = false;
+        region[name] = node.value;
+        place(i);
+        clearTimeout(later);
+        later = setTimeout(emit, PAUSE);
+      },
+      onchange: () => { fresh = true; if (sent !== snapshot()) emit(); }});
     node.value = region[name] || "";
     return node;
   };
@@ -150,7 +171,8 @@ function entry(region, i) {
   const kind = make("select", {"aria-label": `kind of region ${i + 1}`, onchange: edit("blend_mode", n => n.value)},
     ...["Background", "Foreground"].map(name => make("option", {value: name, selected: name === region.blend_mode}, name.toLowerCase())));
   const on = make("input", {type: "checkbox", checked: region.enable, "aria-label": `region ${i + 1} is on`, onchange: edit("enable", n => n.checked)});
-  const loras = make("input", {type: "text", placeholder: "as the picture's", "aria-label": `LoRAs of region ${i + 1}`,
+  const loras = make("input", {type: "text", placeholder: "as the picture's", list: known.id, "aria-label": `LoRAs of region ${i + 1}`,
+    onfocus: () => suggest(loras), oninput: () => suggest(loras),
     onchange: edit("adapters", n => n.value.trim() ? n.value.split(",").map(s => s.trim()).filter(Boolean) : undefined)});
   loras.value = (region.adapters || []).join(", ");
   const grey = make("input", {type: "file", accept: "image/*", hidden: true, onchange: async event => {
@@ -162,18 +184,27 @@ function entry(region, i) {
   const mask = make("span", {class: "mask"}, grey,
     button((region.mask || "").split(/[\\/]/).pop() || "choose", `mask of region ${i + 1}: a grey picture laid over it`, () => grey.click()));
   if (region.mask) mask.append(button("✕", `no mask for region ${i + 1}`, () => change(() => { delete region.mask; })));
-  const swap = k => change(() => { [regions[i], regions[k]] = [regions[k], regions[i]]; selected = k; });
+  const swap = (k, which) => {
+    change(() => { [regions[i], regions[k]] = [regions[k], regions[i]]; selected = k; });
+    list.children[k].querySelectorAll(".head button")[which].focus();
+  };
   const head = make("div", {class: "head"}, make("b", {style: `background:${colour(i)}`}, `${i + 1}`), on,
-    button("↑", `region ${i + 1} up`, () => i > 0 && swap(i - 1)),
-    button("↓", `region ${i + 1} down`, () => i + 1 < regions.length && swap(i + 1)),
+    button("↑", `region ${i + 1} up`, () => i > 0 && swap(i - 1, 0)),
+    button("↓", `region ${i + 1} down`, () => i + 1 < regions.length && swap(i + 1, 1)),
     button("✕", `delete region ${i + 1}`, () => remove(i)));
-  return make("li", {class: i === selected ? "selected" : "", onfocusin: () => select(i)}, head,
+  return make("li", {id: `region-${i + 1}`, class: i === selected ? "selected" : "", onfocusin: () => select(i)}, head,
     field("prompt", text("prompt", 2)), field("negative", text("neg_prompt", 1)),
     make("div", {class: "row"}, field("kind", kind),
       field("soft edge", input("feather_ratio", {type: "range", min: 0, max: 1, step: 0.05}, n => Number(n.value))),
       field("seed", input("seed", {type: "number", step: 1, min: -1}, n => n.value === "" ? -1 : Math.trunc(Number(n.value)))),
       field("guidance", input("guidance_scale", {type: "number", step: 0.5, min: 1, placeholder: "as the picture's"}, number)),
       field("LoRAs", loras), make("div", {class: "field"}, make("span", {}, "mask"), mask)));
+}
+function suggest(field) { // LoRAs behind those that are named already
+  let names = [];
+  try { names = JSON.parse(props.loras || "[]"); } catch {}
+  const before = field.value.slice(0, field.value.lastIndexOf(",") + 1), given = before.split(",").map(s => s.trim());
+  known.replaceChildren(...names.filter(name => !given.includes(name)).map(name => make("option", {value: `${before}${before && " "}${name}`})));
 }
 function at(event) {
   const box = stage.getBoundingClientRect();
@@ -223,8 +254,7 @@ const drop = event => {
   drag = null;
   if (i < 0) { select(-1); return; }
   if (before === snapshot()) return;
-  past.push(before);
-  future.length = 0;
+  keep(before);
   show();
   stage.querySelectorAll(".region")[i]?.focus();
   emit();
@@ -257,11 +287,14 @@ function keys(event) {
 function load() {
   if (drag) return;
   const given = props.value || "[]";
-  if (given === sent && given === snapshot()) { show(); return; }
+  const before = snapshot();
+  if (given === sent && (given === before || loaded === before)) { attach(); return; } // one may be typing
   try { regions = JSON.parse(given).map(region => ({...BLANK, ...region})); } catch { regions = []; }
   sent = given;
+  loaded = snapshot();
   selected = -1;
-  past.length = future.length = 0;
+  if (!document.body.dataset.opened) past.length = future.length = 0; // what a page is opened with is its beginning
+  else if (loaded !== before) keep(before);
   show();
 }
 watch("value", load);

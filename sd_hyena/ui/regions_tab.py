@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.ui.draw_tab import QUICK
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.region_editor import region_editor, value_of
+from sd_hyena.ui.result_panel import ResultPanel
 from sd_hyena.ui.session import Session, served
 
 SAVE = """value => {
@@ -44,34 +46,36 @@ class RegionsTab:
         with gr.Row():
             loaded = gr.UploadButton("load: JSON or picture", file_types=FILES, size="sm", elem_id="regions-load")
             saved = gr.Button("save as JSON", size="sm", elem_id="regions-save")
-            below = gr.Button("last picture below", size="sm")
+            below = gr.Button("picture below", size="sm")
             bare = gr.Button("nothing below", size="sm")
         notice = gr.Markdown("", elem_classes="quiet")
         editor = region_editor(elem_id="regions")
         form.add_in_pairs("draw_background")
         tab = cls(editor, below, bare, loaded, saved, notice)
-        tab._wire(session)
         return tab
 
-    def _wire(self, session: Session) -> None:
+    def wire(self, session: Session, panel: ResultPanel) -> None:
+        """With the pictures of the panel."""
         self.loaded.upload(lambda path: read(path, session), [self.loaded], [self.editor, self.notice], **QUICK)
         self.saved.click(None, [self.editor], None, js=SAVE, **QUICK)
-        self.below.click(lambda: _underlay(session), None, [self.editor], **QUICK)
+        underlay = lambda picture: {self.editor: gr.HTML(src=served(session.album.shown(picture.path)))}
+        panel.send(self.below, underlay, [self.editor])
         self.bare.click(lambda: gr.HTML(src=""), None, [self.editor], **QUICK)
 
 
 def read(path: str, session: Session) -> tuple[Any, str]:
-    """The regions of an uploaded file, and what is said of them."""
-    from sd_hyena.large.regions import read_regions
+    """The editor with the regions of an uploaded file, laid over it if it is a picture, and what is said of them."""
+    from sd_hyena.large.regions import PICTURES, read_regions
 
+    name = Path(path).name
+    below = {}
+    if Path(path).suffix.lower() in PICTURES:
+        with suppress(OSError, ValueError):  # which is said of its regions
+            below = {"src": served(session.album.shown(Path(path)))}
     try:
         regions = read_regions(path)
         value, lines = session.regions_of(value_of(regions))
     except BadInput as error:
-        return gr.skip(), str(error).replace(path, Path(path).name)
-    return value, "; ".join([f"{len(regions)} regions of {Path(path).name}", *lines])
-
-
-def _underlay(session: Session) -> Any:
-    pictures = session.album.pictures
-    return gr.HTML(src=served(session.album.shown(pictures[0].path))) if pictures else gr.skip()
+        said = str(error).replace(path, name)
+        return (gr.HTML(**below) if below else gr.skip()), said + "; it lies below now" * bool(below)
+    return gr.HTML(value=value, **below), "; ".join([f"{len(regions)} regions of {name}", *lines])

@@ -27,15 +27,18 @@ from sd_hyena.ui.draw_tab import QUICK, DrawTab
 from sd_hyena.ui.dropped import dropped
 from sd_hyena.ui.folders import SEPARATORS, kind_of
 from sd_hyena.ui.form import Form
+from sd_hyena.ui.job import Picture
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.redraw_tab import RedrawTab
-from sd_hyena.ui.region_editor import script
+from sd_hyena.ui.region_editor import script, value_of
 from sd_hyena.ui.regions_tab import RegionsTab
-from sd_hyena.ui.result_panel import ResultPanel
+from sd_hyena.ui.result_panel import ResultPanel, told
 from sd_hyena.ui.session import HIDDEN, Session
+from sd_hyena.ui.stage import refused
 
 TITLE = "sd_hyena"
-DARK = "() => { document.body.classList.toggle('dark'); }"
+DARK = "() => { localStorage.setItem('sd_hyena dark', document.body.classList.toggle('dark') ? 'yes' : 'no'); }"
+SHADED = "() => { const dark = localStorage.getItem('sd_hyena dark'); if (dark) document.body.classList.toggle('dark', dark === 'yes'); }"
 OPENED = "() => { document.body.dataset.opened = 'yes'; }"  # what is typed from here on stays
 IF_OPENED = "(...values) => [...values.slice(0, -1), document.body.dataset.opened || '']"
 ELSEWHERE = {
@@ -43,10 +46,10 @@ ELSEWHERE = {
     "mask": "painter",
     "preset": "preset-name",
     "right": "compare-also",
-}  # what has no field
+}  # what has no field of the form
 TABS = 16  # open pages whose state is kept: each costs a copy of all components' configuration
 TIDIED = 20  # seconds between looks for what events leave behind in cycles, which Python by itself looks for too seldom
-KEPT = (3600, 86400)  # seconds between looks for uploads that are so old that they go
+SWEPT = 3600  # seconds between looks for files that are so old that they go
 
 
 class Page:
@@ -57,7 +60,8 @@ class Page:
         self.form = Form(GenerateConfig, session.folders, "draw", HIDDEN)
         self._looked: tuple[Any, Any] = None, None  # settings, and what was found of them
         self._looking = threading.Lock()
-        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT, fill_width=True) as self.blocks:
+        # no delete_cache: it deletes every upload, those of the last settings too, when the page's command ends
+        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self._build()
             self._wire()
 
@@ -92,32 +96,38 @@ class Page:
     def _wire(self) -> None:
         panel, form = self.panel, self.form
         self.dark.click(None, None, None, js=DARK, **QUICK)
+        self.blocks.load(None, None, None, js=SHADED, **QUICK)
+        panel.wire(self.fault, self.faults)
+        self.regions.wire(self.session, panel)
+        self.compare.wire(panel, self.settings, self.order, self.fault, self.faults, self.tabs)
         begun = [panel.job, panel.timer, panel.stage, self.faults]
         panel.draw.click(self.begin, set(self.settings), begun, **QUICK)
         shown = [*form.components.values(), self.regions.editor]
         gr.api(self.generate, api_name="generate", concurrency_limit=None)
         seen = [panel.gallery, panel.seen, self.draw.presets]
-        opened = self.blocks.load(self.open, None, [*shown, *begun[:3], *seen], **QUICK)
-        opened = opened.then(self.settle, set(self.settings), shown, **QUICK)
+        distil = [*self.distil.settings, self.distil.stages, self.distil.single]
+        kept = [*shown, *self.compare.settings, *distil]
+        every = {*self.settings, *self.compare.settings, *self.distil.settings}
+        opened = self.blocks.load(self.open, None, [*kept, *begun[:3], *seen], **QUICK)
+        opened = opened.then(self.settle, every, kept, **QUICK)
         opened = opened.then(None, None, None, js=OPENED, **QUICK)
         settings = {*self.settings, self.opened}
         told = dict(js=IF_OPENED, **QUICK)
         opened.then(self.check, settings, [self.faults], **told).then(self.foretell, settings, [panel.forecast], **told)
-        filled = [*shown, self.redraw.notice]
-        form.components["init_image"].upload(self.take, [form.components["init_image"]], filled, **QUICK)
-        panel.to_form.click(self.take, [panel.chosen], filled, **QUICK)
-        panel.to_regions.click(self.take_regions, [panel.chosen], [self.regions.editor, self.tabs], **QUICK)
-        sent = [form.components["init_image"], self.redraw.painter, self.tabs]
-        panel.to_redraw.click(self.start_from, [panel.chosen], sent, **QUICK)
-        self.draw.presets.input(self.load_preset, [self.draw.presets], [*shown, self.redraw.notice], **QUICK)
-        saved = [self.draw.presets, self.faults]
+        filled = [*shown, self.redraw.painter]
+        form.components["init_image"].upload(
+            self.take, [form.components["init_image"]], [*filled, self.redraw.notice], **QUICK
+        )
+        panel.send(panel.to_form, self.repeat, [*filled, self.tabs])
+        panel.send(panel.to_regions, self.take_regions, [self.regions.editor, self.tabs])
+        panel.send(panel.to_redraw, self.start_from, [form.components["init_image"], self.tabs])
+        self.draw.presets.input(self.load_preset, [self.draw.presets], [*filled, self.draw.notice], **QUICK)
+        saved = [self.draw.presets, self.draw.notice, self.faults]
         named = {self.draw.preset_name, *self.settings}
         self.draw.save_preset.click(self.save_preset, named, saved, **QUICK)
-        self.compare.wire(panel, self.settings, self.order, self.fault, self.faults, self.tabs)
-        distil = [*self.distil.form.components.values(), self.distil.recipe, *self.distil.followed]
-        self.blocks.load(self.distil.open, None, distil, **QUICK)
+        self.blocks.load(self.distil.follow_newest, None, self.distil.followed, **QUICK)
         parts = form.components
-        tried = [parts["hyena"], parts["model"], self.tabs]
+        tried = [parts["hyena"], parts["model"], self.tabs, self.distil.answer]
         self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
         changes = [one.change for one in self.settings]  # `input` of a text box tells nothing of what is pasted
         sized = ("model", "width", "height", "scale", "init_image")
@@ -125,6 +135,10 @@ class Page:
         measured = [self.regions.editor, *parts.values()]
         gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
         latest = dict(trigger_mode="always_last", **told)
+        compared = [one.change for one in self.compare.settings]
+        gr.on(compared, self.compare.keep, [*self.compare.settings, self.opened], None, **latest)
+        distilled = {*self.distil.settings, self.opened}
+        gr.on([one.change for one in self.distil.settings], self.keep_distil, distilled, None, **latest)
         gr.on(changes, self.check, settings, [self.faults], **latest)
         gr.on(changes, self.foretell, settings, [panel.forecast], **latest)
 
@@ -178,11 +192,11 @@ class Page:
     def begin(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Draw; or say, at its field, what is wrong."""
         panel = self.panel
+        self.remember(given)
         try:
             config = self.order(given)
         except BadInput as error:
-            return {self.faults: self.fault(error), panel.stage: _refused(error)}
-        self.session.remember(self.form.values(given), given[self.regions.editor])
+            return {self.faults: self.fault(error), panel.stage: refused(_line(error))}
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
 
@@ -197,15 +211,24 @@ class Page:
         return updates | {self.regions.editor: gr.HTML(width=config.width, height=config.height)}
 
     def check(self, given: dict[Any, Any]) -> Any:
-        """What is wrong with the settings, at its field; what is right is remembered, once the page shows the last ones."""
+        """What is wrong with the settings, at its field; right or wrong they are remembered, once the page shows the last ones."""
         if not given[self.opened]:
             return gr.skip()
+        self.remember(given)
         try:
             self.looked_at(given)
         except BadInput as error:
             return self.fault(error)
-        self.session.remember(self.form.values(given), given[self.regions.editor])
         return "{}"
+
+    def remember(self, given: dict[Any, Any]) -> None:
+        """All that can be read of the settings."""
+        self.session.remember(self.form.legible(given), given[self.regions.editor])
+
+    def keep_distil(self, given: dict[Any, Any]) -> None:
+        """Likewise of a training, once the page shows the last ones."""
+        if given[self.opened]:
+            self.distil.keep(given)
 
     def foretell(self, given: dict[Any, Any]) -> Any:
         """What the settings would do and cost, once there is what counts it."""
@@ -223,22 +246,26 @@ class Page:
     def try_it(self, name: str | None) -> Any:
         """The newest students of a training, in Draw."""
         parts = self.form.components
-        if not (found := self.distil.newest(name)):
-            gr.Warning("this training has no students yet")
-            return gr.skip()
+        try:
+            students, model = self.distil.newest(name)
+        except BadInput as error:
+            return {self.distil.answer: f"<p class='fault' role='alert'>{escape(_line(error))}</p>"}
         updates = self.form.with_choices()
-        students, model = updates[parts["hyena"]], updates[parts["model"]]
-        students |= {"value": [found[0]]}
         return {
-            parts["hyena"]: students,
-            parts["model"]: model | {"value": found[1]},
+            parts["hyena"]: updates[parts["hyena"]] | {"value": [students]},
+            parts["model"]: updates[parts["model"]] | {"value": model},
             self.tabs: gr.Tabs(selected="draw"),
+            self.distil.answer: "",
         }
 
     def fault(self, error: BadInput) -> str:
         """For the component that puts it at its field."""
-        line, name = " ".join(str(error).split()), self.form.faulty(str(error))
-        place = self.form.element(name) if name else ELSEWHERE.get(re.split(r"\W", line, maxsplit=1)[0], "")
+        line = _line(error)
+        if region := re.match(r"regions, region (\d+)", line):
+            place = f"region-{region[1]}"
+        elif not (place := ELSEWHERE.get(re.split(r"\W", line, maxsplit=1)[0], "")):
+            name = self.form.faulty(line)
+            place = self.form.element(name) if name else ""
         return json.dumps({place: line} if place else {})
 
     def open(self) -> dict[Any, Any]:
@@ -246,7 +273,8 @@ class Page:
         panel, (options, regions) = self.panel, self.session.last()
         told, _ = self.form.shown({"device": self.session.config.device} | options, self.session.uploads)
         updates = self.form.with_choices() | told
-        updates[self.regions.editor] = _editor(regions, _size(options))
+        loras = json.dumps([Path(name).stem for name in self.session.folders.choices("loras")])
+        updates[self.regions.editor] = gr.HTML(value=regions, loras=loras, **_size(options))
         for component, update in self.form.own(options.get("model", "")).items():
             updates[component] = updates.get(component, {}) | update
         gallery, seen = panel.pictures(-1)
@@ -254,7 +282,7 @@ class Page:
         updates |= {panel.gallery: gallery, panel.seen: seen, self.draw.presets: presets}
         if job := self.session.worker.newest():
             updates |= dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
-        return updates
+        return updates | self.compare.open() | self.distil.open()
 
     def settle(self, given: dict[Any, Any]) -> Any:
         """Once more what a page that is opened does not show yet: a value that comes while its tab is being built is lost."""
@@ -267,67 +295,85 @@ class Page:
         updates, _ = self.form.shown(values, self.session.uploads)
         if given[self.regions.editor] != regions:
             updates[self.regions.editor] = _editor(regions, _size(options))
+        updates |= self.compare.settle(given) | self.distil.settle(given)
         return updates or gr.skip()
 
     def take(self, path: str | None) -> dict[Any, Any]:
-        """Fill the form with what a picture was drawn with."""
+        """Set the form to what a picture to start from was drawn with."""
         if not path or not Path(path).is_file():
             return {self.redraw.notice: ""}
-        found = dropped(path, self.session)
-        if found is None:
-            return {self.redraw.notice: _notice("This picture does not say what it was drawn with.", [])}
-        updates, strange = self.form.shown(found.options)
-        left = [*found.left, *(f"{one}: in none of the page's folders" for one in strange)]
-        updates[self.regions.editor] = _editor(found.regions, found.options)
-        what = f"filled in from a picture of {found.program}" if found.program else "not read"
-        updates[self.redraw.notice] = _notice(what, left)
-        return updates
+        updates, line, left = self._taken(path, starting=True)
+        return updates | {self.redraw.notice: _notice(line, left)}
 
-    def take_regions(self, path: str) -> Any:
-        """The regions of the chosen picture."""
-        found = dropped(path, self.session) if path else None
+    def repeat(self, picture: Picture) -> dict[Any, Any]:
+        """Set the form to what a picture of the session was drawn with."""
+        updates, line, left = self._taken(str(picture.path), starting=False)
+        said = told(picture) + _notice(line, left)
+        return updates | {self.panel.told: said, self.tabs: gr.Tabs(selected="draw")}
+
+    def _taken(self, path: str, starting: bool) -> tuple[dict[Any, Any], str, list[str]]:
+        """Updates that show what a picture says, what is said of it, and what was not taken."""
+        found = dropped(path, self.session, starting)
         if found is None:
-            return gr.skip()
+            return {}, "This picture does not say what it was drawn with.", []
+        updates, lost = self.form.shown(found.options, self.session.uploads)
+        if found.regions is not None:
+            updates |= {
+                self.regions.editor: _editor(found.regions, found.options),
+                self.redraw.painter: gr.HTML(value=""),
+            }
+        what = f"filled in from a picture of {found.program}" if found.program else "not read"
+        return updates, what, [*found.left, *lost]
+
+    def take_regions(self, picture: Picture) -> dict[Any, Any]:
+        """The regions of the chosen picture. Raises BadInput for one that has none."""
+        found = dropped(str(picture.path), self.session)
+        if found is None or found.regions in (None, "[]"):
+            raise BadInput(f"{picture.path.name} has no regions; those of the editor stay")
         return {self.regions.editor: _editor(found.regions, found.options), self.tabs: gr.Tabs(selected="regions")}
 
-    def start_from(self, path: str) -> Any:
+    def start_from(self, picture: Picture) -> dict[Any, Any]:
         """The chosen picture as the one to start from."""
-        if not path or not (picture := self.session.album.find(path)):
-            return gr.skip()
         copy = self.session.uploads / picture.path.name
         shutil.copyfile(picture.path, copy)
         return {self.form.components["init_image"]: str(copy), self.tabs: gr.Tabs(selected="redraw")}
 
     def load_preset(self, name: str) -> dict[Any, Any]:
-        """Fill the form with a preset; what it does not say is as it was."""
+        """Set the form to a preset, what it does not say to its default; a picture stays if the preset tells how to start
+        from one, and names none."""
         try:
             options = self.session.preset(name)
         except BadInput as error:
-            return {self.redraw.notice: _notice(str(error), [])}
-        updates, strange = self.form.shown(options)
+            return {self.draw.notice: _refused(error)}
+        needed = {self.form.fields[one].metadata["needs"] for one in options if one in self.form.fields}
+        stay = [one for one in self.form.uploads() if one in needed and one not in options]
+        whole = self.form.defaults() | {"device": self.session.config.device} | options
+        whole = {one: value for one, value in whole.items() if one not in stay}
+        updates, lost = self.form.shown(whole, self.session.uploads)
+        regions = "[]"
         if options.get("regions"):
             from sd_hyena.large.regions import read_regions
             from sd_hyena.options.shipped import shipped_file
-            from sd_hyena.ui.region_editor import value_of
 
             try:
-                given = value_of(read_regions(shipped_file(options["regions"])))
-                regions, lines = self.session.regions_of(given)
-                strange += lines
-                updates[self.regions.editor] = _editor(regions, options)
+                regions, lines = self.session.regions_of(value_of(read_regions(shipped_file(options["regions"]))))
+                lost += lines
             except BadInput as error:
-                strange.append(str(error))
-        updates[self.redraw.notice] = _notice(f"preset {name}", strange)
-        return updates
+                lost.append(str(error))
+        updates[self.regions.editor] = _editor(regions, options)
+        if "init_image" not in stay:
+            updates[self.redraw.painter] = gr.HTML(value="")
+        lost += ["mask: a painted one is not kept; paint it anew"] * bool(options.get("mask"))
+        return updates | {self.draw.notice: _notice(f"preset {name}", lost)}
 
     def save_preset(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """Save the settings under a name."""
         try:
-            self.session.save_preset(given[self.draw.preset_name], self.order(given))
+            path = self.session.save_preset(given[self.draw.preset_name], self.order(given))
         except BadInput as error:
-            gr.Warning(str(error))
-            return {self.faults: self.fault(error)}
-        return {self.draw.presets: gr.Dropdown(choices=list(self.session.presets()))}
+            return {self.draw.notice: _refused(error), self.faults: self.fault(error)}
+        presets = gr.Dropdown(choices=list(self.session.presets()))
+        return {self.draw.presets: presets, self.draw.notice: _notice(f"saved as {path.name}", [])}
 
 
 def _size(options: dict[str, Any]) -> dict[str, int]:
@@ -352,8 +398,12 @@ def _notice(line: str, left: list[str]) -> str:
     return f"<p class='quiet'>{escape(line)}</p>" + (f"<p class='quiet'>not taken:</p><ul>{items}</ul>" if left else "")
 
 
+def _line(error: BadInput) -> str:
+    return " ".join(str(error).split())
+
+
 def _refused(error: BadInput) -> str:
-    return f"<div class='stage-box'><p class='fault' role='alert'>{escape(' '.join(str(error).split()))}</p></div>"
+    return f"<p class='fault' role='alert'>{escape(_line(error))}</p>"
 
 
 def launched(session: Session) -> tuple[Page, str]:
@@ -379,6 +429,7 @@ def serve(config: PageConfig) -> None:
     for name in ("out_dir", "state_dir"):
         writable_folder(getattr(config, name), name)
     session = Session(config)
+    session.tidy()
     try:
         page, address = launched(session)
         session.worker.start()  # what it imports would keep the page waiting
@@ -386,9 +437,13 @@ def serve(config: PageConfig) -> None:
         try:
             session.worker.ready.wait()
             gc.freeze()  # what is there stays, and need not be looked at
+            swept = time.monotonic()
             while True:
                 time.sleep(TIDIED)
                 gc.collect()
+                if time.monotonic() - swept > SWEPT:
+                    swept = time.monotonic()
+                    session.tidy()
         finally:
             page.blocks.close(verbose=False)
     finally:

@@ -22,15 +22,18 @@ from sd_hyena.files.yaml_file import read_documents
 from sd_hyena.options.command_line import from_dict, to_dict, with_paths
 from sd_hyena.options.from_image import OURS_ALONE
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.prompt_lines import is_file_of_prompts
 from sd_hyena.options.shipped import CONFIGS
 from sd_hyena.ui import region_editor
 from sd_hyena.ui.album import Album
 from sd_hyena.ui.folders import Folders
 from sd_hyena.ui.job import Drawing, Picture
+from sd_hyena.ui.leftovers import tidy
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.worker import Worker
 
 HIDDEN = (*OURS_ALONE, "name_format", "compare", "regions", "mask")  # said elsewhere on the page, or by its command
+RATES = "rates.yaml"  # operations a second, by model and what they depend on
 SPEED = ("device", "dtype", "offload", "optimize")  # what operations a second depend on
 PAINTED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
@@ -46,7 +49,6 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
         self.folders, self.album, self.worker = Folders(config), Album(self.state / "small"), Worker()
         self._writing = threading.Lock()
-        self._rates: dict[tuple, float] = {}  # operations a second, by device and precision
         self._loaded: tuple = ()
 
     @property
@@ -67,6 +69,8 @@ class Session:
 
     def checked(self, given: Mapping[str, Any]) -> GenerateConfig:
         """A config, once all that it names was looked at and lies in the page's folders. Raises BadInput."""
+        if is_file_of_prompts(given.get("prompt")):
+            raise BadInput("prompt: @FILE is generate.py's; a prompt that begins with @ needs a blank before it")
         config = from_dict(GenerateConfig, dict(given))
         self.folders.check(config, [self.uploads, CONFIGS])  # before any of it is read
         config = with_paths(config)
@@ -77,7 +81,8 @@ class Session:
         """The editor's value without the masks that lie elsewhere, and a line for each of these. Raises BadInput."""
         regions, lines = [], []
         for i, region in enumerate(region_editor.regions_of(value), 1):
-            if region.mask and not self.folders.hold(region.mask, [self.uploads, CONFIGS]):
+            there = os.path.isfile(region.mask) and self.folders.hold(region.mask, [self.uploads, CONFIGS])
+            if region.mask and not there:
                 lines.append(
                     f"region {i}: its mask {Path(region.mask).name!r} is in none of the page's folders; give it anew"
                 )
@@ -98,12 +103,15 @@ class Session:
         loaded = tuple(getattr(config, name) for name in ("model", "vae", "hyena", "lora", "controlnet", *SPEED))
         if loaded == self._loaded:
             with suppress(Exception):  # of a hint nothing depends on
-                self._rates[_key(config)] = forecast(config).operations / max(picture.seconds, 1e-3)
+                rate = forecast(config).operations / max(picture.seconds, 1e-3)
+                self._write(self.state / RATES, self._stored(RATES) | {_key(config): rate})
         self._loaded = loaded
 
     def rate(self, config: GenerateConfig) -> float | None:
-        """Operations a second of the last picture that was drawn like this one; None if there was none."""
-        return self._rates.get(_key(config))
+        """Operations a second of the last picture that was drawn with this model on this device, in this session or an
+        earlier one; None if there was none."""
+        rate = self._stored(RATES).get(_key(config))
+        return rate if isinstance(rate, float) and rate > 0 else None
 
     def _painted(self, data: str) -> str:
         """A painted mask as a file."""
@@ -127,13 +135,13 @@ class Session:
         kept = {name: value for name, value in options.items() if name not in OURS_ALONE}
         self._write(self.state / "last.yaml", kept | {"page_regions": regions or "[]"})
 
-    def remember_training(self, options: Mapping[str, Any]) -> None:
-        """Likewise those of a training, with `page_recipe`."""
-        self._write(self.state / "last-training.yaml", options)
+    def remember_tab(self, tab: str, values: Mapping[str, Any]) -> None:
+        """Likewise those of another tab."""
+        self._write(self.state / f"last-{tab}.yaml", values)
 
-    def last_training(self) -> dict[str, Any]:
-        """The settings of the training that was asked about last."""
-        return self._stored("last-training.yaml")
+    def last_of(self, tab: str) -> dict[str, Any]:
+        """The settings that a tab had last time."""
+        return self._stored(f"last-{tab}.yaml")
 
     def last(self) -> tuple[dict[str, Any], str]:
         """The settings of last time, and the regions as their editor has them."""
@@ -141,6 +149,11 @@ class Session:
         regions = stored.pop("page_regions", "[]")
         known = {f.name for f in dataclasses.fields(GenerateConfig)}
         return {name: value for name, value in stored.items() if name in known}, regions
+
+    def tidy(self) -> None:
+        """Delete what is old and what none of the settings and presets names."""
+        with self._writing:
+            tidy(self.state, [*self.state.glob("*.yaml"), *self.presets_folder.glob("*.yaml")])
 
     def _stored(self, name: str) -> dict[str, Any]:
         try:
@@ -159,7 +172,10 @@ class Session:
         path = self.presets().get(name or "")
         if path is None:
             raise BadInput(f"preset={name!r} is none; there are {', '.join(self.presets())}")
-        (options,) = read_documents(str(path))
+        options, *more = read_documents(str(path))
+        if more:
+            raise BadInput(f"preset={name!r} is a file of several documents; a preset is one")
+        from_dict(GenerateConfig, options)
         return options
 
     def save_preset(self, name: str | None, config: GenerateConfig) -> Path:
@@ -185,8 +201,8 @@ class Session:
             temporary.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), "utf-8")
 
 
-def _key(config: GenerateConfig) -> tuple:
-    return tuple(getattr(config, name) for name in ("model", *SPEED))
+def _key(config: GenerateConfig) -> str:
+    return " ".join(f"{name}={getattr(config, name)}" for name in ("model", *SPEED))
 
 
 def served(path: Path) -> str:

@@ -16,15 +16,21 @@ def stage(job: Job | None, before: int = 0, picture: str = "") -> str:
         return IDLE
     source = job.preview or picture
     shown = f"<img src='{escape(source, True)}' alt='{'preview' if job.preview else 'picture'}'>" if source else ""
-    parts = [f"<div class='frame'>{shown}</div>"]
+    lines = []
     if job.state == "at work":
         value = f"value='{job.done:.4f}' max='{job.total:.4f}'" if job.total else ""
-        parts.append(f"<progress {value} aria-label='progress'></progress>")
-    parts.append(f"<p class='note' role='status' data-state='{job.state}'>{escape(said(job, before))}</p>")
+        lines.append(f"<progress {value} aria-label='progress'></progress>")
+    lines.append(f"<p class='note' role='status' data-state='{job.state}'>{escape(said(job, before))}</p>")
     if job.fault:
-        parts.append(f"<p class='fault' role='alert'>{escape(job.fault)}</p>")
+        lines.append(f"<p class='fault' role='alert'>{escape(job.fault)}</p>")
+    parts = [f"<div class='frame'>{shown}</div><div class='said'>{''.join(lines)}</div>"]
     parts += [f"<p class='note'>{escape(note)}</p>" for note in dict.fromkeys(job.notes[-8:])]
     return f"<div class='stage-box'>{''.join(parts)}</div>"
+
+
+def refused(line: str) -> str:
+    """In its place, why nothing is drawn."""
+    return f"<div class='stage-box'><div class='said'><p class='fault' role='alert'>{escape(line)}</p></div></div>"
 
 
 def said(job: Job, before: int = 0) -> str:

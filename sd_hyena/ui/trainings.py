@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,10 +17,14 @@ import yaml
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.atomic import replacing
-from sd_hyena.options.command_line import to_dict
+from sd_hyena.files.yaml_file import read_documents
+from sd_hyena.options.command_line import parse, to_dict
 from sd_hyena.options.train_config import TrainConfig
 
 TAIL = 1 << 16  # bytes of a log that are read
+DONE = {"train": ("next: ", "nothing to do: "), "recipe": ("student of all stages: ",)}  # with what a command ends
+SAID_LAST = {"cancelled": ("terminated", "interrupted"), "failed": ("error: ",)}  # likewise
+OF_A_RECIPE = ("device", "teacher_model", "vae")  # what the page says of one
 _children: dict[int, subprocess.Popen] = {}
 
 
@@ -57,8 +61,32 @@ class Training:
     @property
     def run(self) -> Path | None:
         """The folder of its run, once it has one; of a recipe the newest."""
-        found = [match[1] for line in self.lines if (match := re.match(r"run (.+)$", line))]
+        try:
+            said = Path(self.log).read_text("utf-8", "replace")
+        except OSError:
+            return None
+        found = re.findall(r"^run (.+)$", said, re.MULTILINE)
         return Path(found[-1]) if found else None
+
+    @property
+    def state(self) -> str:
+        """running, done, cancelled or failed, by what it said the last."""
+        if self.alive:
+            return "running"
+        said_last = SAID_LAST | {"done": DONE["recipe" if self.arguments[:1] == ("recipe",) else "train"]}
+        for line in reversed(self.lines):
+            for state, beginnings in said_last.items():
+                if line.startswith(beginnings):
+                    return state
+        return "failed"  # without a word
+
+    @property
+    def teacher(self) -> str:
+        """The model whose attentions its students stand in for; of a recipe the file may say which."""
+        try:
+            return str(yaml.safe_load((self.run / "config.yaml").read_text("utf-8"))["teacher_model"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+            return self.model
 
     @property
     def students(self) -> Path | None:
@@ -98,13 +126,18 @@ class Trainings:
         return self._start(config.name or config.target, config, self._config_file(config))
 
     def start_recipe(self, recipe: Path, config: TrainConfig) -> Training:
-        """The stages of a recipe, with the machine, the teacher and the folders of a config."""
-        own = ("device", "log_dir", "out_dir", "teacher_model", "vae")
-        flags = [f"--{name}={value}" for name in own if (value := getattr(config, name))]
-        return self._start(recipe.stem, config, ["recipe", str(recipe), *flags])
+        """The stages of a recipe, with the machine and the teacher of a config, in a folder of its own below the config's,
+        for the stages of another recipe are not its own. What the teacher draws is shared."""
+        own = replace(
+            config,
+            out_dir=str(Path(config.out_dir) / f"{recipe.stem}-{_stamp()}"),
+            cache_dir=config.cache_dir or str(Path(config.out_dir) / "cache"),
+        )
+        return self._start(recipe.stem, own, ["recipe", str(recipe), *flags_of(own)])
 
     def resume(self, name: str | None, n_steps: int = 0) -> Training:
-        """Go on with one that has ended, from its newest checkpoint. Raises BadInput."""
+        """Go on with one that has ended, from its newest checkpoint; up to `n_steps` if these are more than it was to have.
+        Raises BadInput."""
         training = self.all().get(name or "")
         if training is None or training.alive:
             raise BadInput("resume: choose a training that has ended")
@@ -114,8 +147,9 @@ class Trainings:
         if training.run is None or not (training.run / "config.yaml").is_file():
             raise BadInput("resume: this training has no run to go on with; start it anew")
         stored = yaml.safe_load((training.run / "config.yaml").read_text("utf-8"))
-        more = {"n_steps": n_steps} if n_steps else {}
-        config = TrainConfig(**TrainConfig.translated(stored) | more | {"resume": str(training.run)})
+        stored = TrainConfig.translated(stored)
+        more = {"n_steps": max(n_steps, stored.get("n_steps", 0))} if n_steps else {}
+        config = TrainConfig(**stored | more | {"resume": str(training.run)})
         return self._start(f"{config.target}-resumed", config, self._config_file(config))
 
     def _config_file(self, config: TrainConfig) -> list[str]:
@@ -142,6 +176,18 @@ class Trainings:
         with replacing(self.folder / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(asdict(training)), "utf-8")
         return training
+
+
+def flags_of(config: TrainConfig) -> list[str]:
+    """What a recipe is told beside its file."""
+    names = (*OF_A_RECIPE, "log_dir", "out_dir", "cache_dir")
+    return [f"--{name}={value}" for name in names if (value := getattr(config, name))]
+
+
+def stages_of(recipe: Path, config: TrainConfig) -> list[TrainConfig]:
+    """The stages of a recipe as they would run with the machine and the teacher of a config. Raises BadInput."""
+    shared, *stages = read_documents(str(recipe))
+    return [parse(TrainConfig, flags_of(config), shared | stage) for stage in stages]
 
 
 def _stamp() -> str:

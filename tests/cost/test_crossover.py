@@ -83,7 +83,7 @@ def test_a_picture_remembers_what_was_measured_and_is_repeated_without_measuring
     [path] = generate(GenerateConfig(**given, hyena=two, keep_attention="auto"))
     assert "IN01 keeps its attention, 2.00 times faster at 8x8 tokens" in capsys.readouterr().out
     again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path)])
-    assert again.keep_attention == "IN01"
+    assert again.keep_attention == "auto:IN01"
     monkeypatch.setattr(alternatives, "speedup", None)
     [second] = generate(again)
     [both] = generate(GenerateConfig(**given, hyena=two))

@@ -10,19 +10,30 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sd_hyena.distil import foretold as foretelling
 from sd_hyena.distil import module as distillation
 from sd_hyena.distil import previews
 from sd_hyena.distil.__main__ import command
 from sd_hyena.distil.curves import layout
+from sd_hyena.distil.foretold import foretold
 from sd_hyena.distil.run_options import options_of_run
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
 from sd_hyena.options.command import Terminated
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.progress import Work
 from sd_hyena.sites import find_sites
 from sd_hyena.students.checkpoint import load_students
 from tests.distil.test_training import assert_equal_weights, config, interrupt_after, weights
+
+
+class Reached(Exception):
+    pass
+
+
+def stop(*_):
+    raise Reached
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +55,7 @@ def test_resume_with_a_run_alone_takes_its_options_and_ends_bit_equal(cached, fo
         train(config(folder, n_steps=4))
     typed = re.search(r"go on with (--resume \S+)", capsys.readouterr().out)[1].split()
     assert command(typed) == 0
+    assert "min for 2 steps of batch 6" in capsys.readouterr().out  # those to go
     assert_equal_weights(weights(cached[0]), weights(folder))
     assert command(["--resume", "auto", "-o", str(folder / "out")]) == 0  # finished, by the options of its run
     assert "nothing to do" in capsys.readouterr().out
@@ -94,19 +106,13 @@ def test_before_anything_is_drawn_the_run_is_estimated_and_better_choices_are_na
 ):
     from sd_hyena.distil import training
 
-    class Reached(Exception):
-        pass
-
-    def stop(*_):
-        raise Reached
-
     monkeypatch.setattr(training, "make_bank", stop)
     with pytest.raises(Reached):
         train(config(tmp_path, width=2048, n_steps=200, num_samples=32))
     said = capsys.readouterr().out
     for phase in ("drawing 32 pictures", "encoding", "200 steps of batch 6", "51 validations", "peak memory about"):
         assert phase in said, phase
-    assert "previews" not in said  # too large for a CPU
+    assert "previews 0" not in said and "previews 1" not in said  # too large for a CPU
     assert "training at -W 512 costs 16 times less" in said and "configs/recipes/tiny_sd_level0.yaml" in said
     assert "-y landmarks needs no training" in said
 
@@ -152,3 +158,47 @@ def test_tensorboard_has_options_log_errors_and_one_chart_a_level(folder, unet, 
     assert len(layout(level0)["log10 of the relative error"]["level 0"][1]) == 5
     (shown,) = (reader.Images(tag)[0] for tag in tags["images"] if tag.startswith("image"))
     assert (shown.height, shown.width) == (4 * 64, 3 * 64)  # two prompts, four seeds
+
+
+def test_above_512_px_a_cpu_says_in_a_line_that_there_are_no_previews(folder, monkeypatch, capsys):
+    from sd_hyena.distil import training
+
+    monkeypatch.setattr(training, "draws_previews", lambda *_: False)
+    monkeypatch.setattr(training, "_fit", stop)
+    with pytest.raises(Reached):
+        train(config(folder, n_steps=1, operator="pointwise"))
+    assert "note: no previews and no image PSNR at 64x64 on a CPU, only up to 512x512" in capsys.readouterr().out
+    assert not list((folder / "out").glob("*/config.yaml"))  # it saved nothing
+
+
+def test_the_time_of_all_stages_is_the_sum_of_theirs_and_pictures_are_drawn_once(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(Work, "seconds_said", staticmethod(lambda seconds: f"{seconds!r}s"))
+    first, second = config(tmp_path, n_steps=5), config(tmp_path, n_steps=7, stage="joint", lr=1e-3)
+    third = config(tmp_path, n_steps=2, width=72, height=64)
+    line = next(line for line in foretold(pipe, first, 4, (second, third)) if line.startswith("all 3 stages"))
+    total, *each = map(float, re.findall(r" ([\d.]+(?:e-\d+)?)s\b", line))
+    assert total == pytest.approx(sum(each)) and "layerwise 64x64" in line and "joint 64x64" in line
+    device, estimator = torch.device("cpu"), foretelling._estimator
+    alone = [
+        estimator(pipe, one).estimate(n, device, steps)
+        for one, n, steps in ((first, 4, 4), (second, 0, 7), (third, 4, 2))
+    ]
+    assert each == pytest.approx([one.total for one in alone])
+
+
+def test_previews_are_counted_in_a_dry_run_too_and_as_many_as_there_are_prompts(pipe, tmp_path):
+    (tmp_path / "six.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    seconds = lambda **given: (
+        foretelling._estimator(pipe, config(tmp_path, **given)).estimate(0, torch.device("cpu"), 8).seconds["previews"]
+    )
+    one = seconds()  # the tests' own: one picture
+    assert one > 0 and seconds(dry_run=True) == one
+    assert seconds(sample_prompts=str(tmp_path / "six.txt")) == pytest.approx(6 * one)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no picture")
+    with pytest.raises(BadInput, match="holds no picture"):
+        train(config(tmp_path, data="images", data_path=str(tmp_path / "texts")))
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]

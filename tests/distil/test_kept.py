@@ -83,7 +83,7 @@ def test_when_the_run_that_was_waited_for_is_killed_the_other_one_goes_on(tmp_pa
 
 @pytest.mark.parametrize("data", ["samples", "trajectories"])
 def test_a_run_that_ends_while_the_teacher_draws_costs_one_picture_and_changes_nothing(
-    pipe, tmp_path, data, monkeypatch
+    pipe, tmp_path, data, monkeypatch, capsys
 ):
     given = config(data=data, num_samples=4)
     whole = make_bank(pipe, given, PROMPTS, "", tmp_path / "whole")
@@ -98,6 +98,7 @@ def test_a_run_that_ends_while_the_teacher_draws_costs_one_picture_and_changes_n
     monkeypatch.setattr(sources, "_arguments", until_the_third)
     with pytest.raises(OSError, match="No space"):
         make_bank(pipe, given, PROMPTS, "", tmp_path / "again")
+    assert "2 of 4 pictures are kept; the same command goes on from there" in capsys.readouterr().out
     again = make_bank(pipe, given, PROMPTS, "", tmp_path / "again")
     assert [list(rows) for rows in drawn] == [[0], [1], [2], [2], [3]]
     (a,), (b,) = ((tmp_path / name).iterdir() for name in ("whole", "again"))

@@ -1,6 +1,11 @@
+import json
+from types import SimpleNamespace
+
 import torch
 
-from sd_hyena.distil.previews import site_picture
+from sd_hyena.distil import previews
+from sd_hyena.distil.previews import Previews, drawn_with, site_picture
+from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.students.student import Projections
 from sd_hyena.students.teacher import Activation
 
@@ -36,3 +41,16 @@ def test_an_error_shows_where_it_is():
 def test_a_site_with_fewer_than_three_channels_has_a_picture_too():
     x = torch.randn(1, 12, 2)
     assert site_picture(Activation(x, x, (3, 4), torch.tensor([0]), NONE), x).isfinite().all()
+
+
+def test_a_preview_has_the_steps_and_the_guidance_that_its_model_says(monkeypatch):
+    own = json.loads((SHIPPED_MODEL / "generation.json").read_text())
+    assert drawn_with("") == (own["steps"], own["cfg_scale"])  # imported before the tests made it short
+    monkeypatch.setattr(previews, "drawn_with", drawn_with)
+    monkeypatch.setattr(previews, "decoded", lambda _pipe, _latents: torch.zeros(8, 8, 3).byte().numpy())
+    asked = []
+    pipe = lambda *_, **given: asked.append(given) or SimpleNamespace(images=None)
+    Previews(pipe, ["a"], 64, 64)._drawn("pictures")
+    assert {(given["num_inference_steps"], given["guidance_scale"]) for given in asked} == {
+        (own["steps"], own["cfg_scale"])
+    }

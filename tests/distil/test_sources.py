@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sd_hyena.distil.sources import make_bank
+from sd_hyena.distil.sources import Source, make_bank
 from sd_hyena.errors import BadInput
+from sd_hyena.files import hashes
 from sd_hyena.models.latents import encoded, resized
 from sd_hyena.options.train_config import TrainConfig
 
@@ -98,3 +99,21 @@ def test_resizing_goes_through_pixels(pipe):
     latents = encoded(pipe, torch.rand(1, 3, 64, 64) * 2 - 1)
     assert resized(pipe, latents, 64, 64) is latents
     assert resized(pipe, latents, 96, 72).shape == (1, 4, 9, 12)
+
+
+def test_a_dry_run_encodes_two_of_a_folder_s_pictures_and_tells_of_all_without_reading_them(
+    pipe, tmp_path, monkeypatch
+):
+    (tmp_path / "pictures").mkdir()
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "pictures" / f"{i}.png")
+    whole = config(data="images", data_path=str(tmp_path / "pictures"), num_samples=2)
+    dry, read, sha256 = dataclasses.replace(whole, dry_run=True), [], hashes._sha256
+    monkeypatch.setattr(hashes, "_sha256", lambda path, *rest: read.append(path.name) or sha256(path, *rest))
+    assert Source.missing_of(dry, PROMPTS, "", tmp_path) == 5 and read == []
+    few = make_bank(pipe, dry, PROMPTS, "", tmp_path)
+    assert len(few) == 2 and read == ["0.png", "1.png"]
+    every = make_bank(pipe, whole, PROMPTS, "", tmp_path)
+    assert len(every) == 5 and torch.equal(every.latents[:2], few.latents)
+    assert Source.missing_of(whole, PROMPTS, "", tmp_path) == 0

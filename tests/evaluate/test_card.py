@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import huggingface_hub
@@ -19,7 +20,7 @@ from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
-from tests.conftest import IN01, OUT11, command
+from tests.conftest import IN01, OUT11, ROOT, command
 
 SHA = "0123456789abcdef" * 4
 TRAINING = {
@@ -83,6 +84,8 @@ def test_the_card_has_the_base_models_hash_the_sites_the_errors_and_how_to_use_i
     assert f"| OUT11 | causal | 32 | 12x8 cells | {counts[1]:,} |" in text
     assert "| relative_mse/IN01 | 0.03812 |" in text and "| image_psnr | 30.9 |" in text
     assert "sd-hyena generate -m v1-5.safetensors -y mine.safetensors -W 768 -p" in text and "its licence" in text
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"pip install {package['name']}-{package['version']}-py3-none-any.whl" in text
     assert "pip install ." in text and "load_pipeline('v1-5.safetensors')" in text
 
 

@@ -8,7 +8,7 @@ from examples.tiny_sd.checker import is_right
 from tests.conftest import ROOT, command
 
 
-@pytest.mark.slow  # four pictures of the model's own size, half a minute on a free core
+@pytest.mark.gate  # four pictures of the model's own size, half a minute on a free core
 def test_the_first_four_pictures_show_their_prompt(tmp_path):
     done = command(ROOT / "generate.py", "-k", "0", "--device", "cpu", cwd=tmp_path, timeout=1800)
     assert done.returncode == 0, done.stderr

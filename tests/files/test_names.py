@@ -1,11 +1,12 @@
 import os
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.names import check_format, free_path, writable_folder
+from sd_hyena.files.names import check_format, free_path, own_folder, writable_folder
 
 
 @pytest.mark.parametrize("good", ["Hyena-{s:05d}", "x", "{s}", "a/b-{s:3d}", "{{s}}", "ü {s}"])
@@ -46,6 +47,21 @@ def test_a_taken_name_gets_a_number(tmp_path):
 
 def test_a_folder_is_made_and_left_empty(tmp_path):
     assert list(writable_folder(tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_of_one_s_own_that_stays_empty_is_taken_away_with_those_made_for_it_and_no_other(tmp_path):
+    (tmp_path / "there").mkdir()
+    for ending in (nullcontext(), pytest.raises(KeyError)):
+        with ending as error, own_folder(tmp_path / "there" / "a" / "b") as folder:
+            assert folder.is_dir()
+            if error:
+                raise KeyError
+    with own_folder(tmp_path / "there"):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with own_folder(tmp_path / "there" / "a" / "b") as folder:
+        (tmp_path / "there" / "a" / "x").touch()
+    assert not folder.exists() and (tmp_path / "there" / "a" / "x").exists()
 
 
 def test_what_cannot_be_a_folder_is_refused(tmp_path):

@@ -68,6 +68,7 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "hires": (dict(steps=4), 2.0),
     "grow_strength": (dict(steps=4, hires=2.0), 0.8),
     "grow_steps": (dict(steps=4, hires=2.0), 3),
+    "grow_options": (dict(grow="demofusion"), "c1=2.0"),  # a note: the canvas is not larger than the model's own
     "circular": ({}, True),
     "noise_inversion": (START, 2),
     "retouch": (INVERSION, 3.0),
@@ -271,5 +272,5 @@ def test_a_negative_prompt_without_guidance_is_told_and_the_whole_list_is_tried(
     (line,) = in_vain(GenerateConfig(negative_prompt="blur", cfg_scale=1.0))
     assert "it needs --cfg_scale above 1" in line and in_vain(GenerateConfig(negative_prompt="blur")) == []
     needing = {f.name for f in dataclasses.fields(GenerateConfig) if f.metadata["needs"]}
-    assert needing == IN_VAIN.keys() | {"negative_prompt"}
+    assert needing == IN_VAIN.keys() | {"negative_prompt", "grow_options"}
     assert in_vain(GenerateConfig(width=4096, tile_width=64, decoder_tile_size=64)) == []  # auto is on

@@ -1,5 +1,7 @@
 """A picture that grows: stages that are ordinary drawings, told, kept, repeated, ended as such."""
 
+import json
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +12,17 @@ from PIL.PngImagePlugin import PngInfo
 
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_metadata, write_image
-from sd_hyena.generate import engine, order
+from sd_hyena.generate import engine, growth, order
+from sd_hyena.generate.alternatives import kept_in
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.generation import generate
-from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, larger, sizes_of
+from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, sizes_of
+from sd_hyena.generate.job import Job
 from sd_hyena.generate.watch import Cancelled, Watch
+from sd_hyena.large.enlargement import enlarge
+from sd_hyena.options import given_path
 from sd_hyena.options.command_line import parse
+from sd_hyena.options.effect import in_vain
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.growing import method_of
 from sd_hyena.options.infotext import options
@@ -159,7 +166,13 @@ def test_which_sites_keep_their_attention_is_told_for_each_stage(tmp_path, monke
     monkeypatch.setattr(engine, "keep_attention", kept)
     (path,) = generate(config(tmp_path, hyena=student(tmp_path), keep_attention="auto", steps=3))
     assert asked == [("auto", (9, 12)), ("auto", (12, 16))]
-    assert read_metadata(path)["config"]["keep_attention"] == "IN01;"
+    assert read_metadata(path)["config"]["keep_attention"] == "auto:IN01;"
+    asked.clear()
+    for more, there in (([], [("IN01", (9, 12)), ("", (12, 16))]), (["--grow", "off"], [("auto", (12, 16))])):
+        list(Engine().draw(parse(GenerateConfig, ["--from", str(path), *more]), Told()))
+        assert asked == there  # of one stage it is measured anew
+        asked.clear()
+    assert kept_in("auto:IN01;", 3) == ["auto"] * 3
     asked.clear()
     list(Engine().draw(config(tmp_path, hyena=student(tmp_path), keep_attention="IN01;", steps=3), Told()))
     assert asked == [("IN01", (9, 12)), ("", (12, 16))]
@@ -226,14 +239,153 @@ def test_what_does_not_go_together_is_refused_before_anything_is_drawn(tmp_path,
 @pytest.mark.gate
 def test_the_noise_of_the_stage_before_can_be_looked_for(tmp_path):
     kept = dict(noise_inversion=4, renoise_strength=0.0, grow_strength=0.8, steps=10)
-    first = np.array(larger(drawn(tmp_path, width=96, height=72, grow="off", steps=10), (128, 96))).astype(int)
+    small = Image.fromarray(drawn(tmp_path, width=96, height=72, grow="off", steps=10))
+    first = np.array(enlarge(small, (128, 96))).astype(int)
     inverted, any_noise = (drawn(tmp_path, **given) for given in (kept, kept | dict(noise_inversion=0)))
     assert np.abs(first - inverted).mean() < np.abs(first - any_noise).mean()
 
 
-def test_a_circular_picture_is_enlarged_round_its_borders():
+@pytest.mark.parametrize("size", [(64, 48), (16, 12)])
+def test_a_circular_picture_is_brought_to_another_size_round_its_borders(size):
     picture = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    turned = np.roll(picture, (8, 16), (0, 1))
-    grown, turned_grown = (np.array(larger(one, (64, 48), circular=True)) for one in (picture, turned))
-    assert np.array_equal(np.roll(grown, (16, 32), (0, 1)), turned_grown)
-    assert not np.array_equal(np.roll(np.array(larger(picture, (64, 48))), (16, 32), (0, 1)), larger(turned, (64, 48)))
+    turn, turned = (8 * size[1] // 24, 16 * size[0] // 32), np.roll(picture, (8, 16), (0, 1))
+
+    def at_size(pixels, circular):
+        return np.array(enlarge(Image.fromarray(pixels), size, circular=circular))
+
+    assert np.array_equal(np.roll(at_size(picture, True), turn, (0, 1)), at_size(turned, True))
+    assert not np.array_equal(np.roll(at_size(picture, False), turn, (0, 1)), at_size(turned, False))
+
+
+class Nearest:
+    """An upscaler whose work is known."""
+
+    scale, multiple = 2, 1
+
+    @contextmanager
+    def at_work(self):
+        yield lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_an_upscaler_stands_between_two_stages(tmp_path, monkeypatch, capsys):
+    (tmp_path / "twice.pth").write_bytes(b"")
+    monkeypatch.setattr(order, "load_upscaler", lambda *_: Nearest())
+    monkeypatch.setattr(given_path, "upscaler", lambda *_: None)
+    small = dict(width=104, height=72, steps=4)
+    grown = drawn(tmp_path, upscaler=str(tmp_path / "twice.pth"), **small)
+    first = Image.fromarray(drawn(tmp_path, grow="off", width=96, height=64, steps=4))
+    twice = first.resize((192, 128), Image.Resampling.NEAREST).resize((104, 72), Image.Resampling.LANCZOS)
+    twice.save(tmp_path / "by_hand.png")
+    again = dict(init_image=str(tmp_path / "by_hand.png"), strength=0.3, seed=(11 + ANOTHER_NOISE) % 2**32, grow="off")
+    assert np.array_equal(grown, drawn(tmp_path, **small | again))
+    assert not np.array_equal(grown, drawn(tmp_path, **small))
+
+
+def test_tiles_have_what_was_composed_in_one_piece_drawn_again(tmp_path, monkeypatch):
+    """What shrinks maps composes a canvas: in tiles each would be composed by itself."""
+    monkeypatch.setattr(order, "own_side", lambda _: 64)
+    tiles = dict(tiled_diffusion="mixture", tile_width=12, tile_height=12)
+    given = dict(width=144, height=136, steps=2, grow_steps=1)
+    watch = Told()
+    (path,) = generate(config(tmp_path, grow="deep_shrink", **given, **tiles), watch=watch)
+    assert "growing by deep_shrink, 128x128 -> 144x136 px; --grow off draws it plainly" in watch.notes
+    (first,) = generate(config(tmp_path, grow="deep_shrink", width=128, steps=2, height=128))
+    by_hand = tmp_path / "enlarged.png"
+    Image.open(first).resize((144, 136), Image.Resampling.LANCZOS).save(by_hand)
+    start = dict(init_image=str(by_hand), strength=STRENGTH["redraw"], seed=(11 + ANOTHER_NOISE) % 2**32, grow="off")
+    assert np.array_equal(drawn(tmp_path, **given | dict(steps=4), **tiles, **start), pixels(path))
+    again = parse(GenerateConfig, ["--from", str(path)])
+    assert (again.grow, again.tiled_diffusion, again.grow_strength) == ("deep_shrink", "mixture", 0.3)
+    small, watch = dict(width=104, height=72, steps=2, grow="hidiffusion"), Told()
+    (whole,) = generate(config(tmp_path, **small, **tiles | dict(tile_width=8)), watch=watch)
+    assert np.array_equal(pixels(whole), drawn(tmp_path, **small))
+    assert any(
+        "tiled_diffusion=mixture has no effect here, hidiffusion composes in one piece" in n for n in watch.notes
+    )
+
+
+def test_a_canvas_that_the_model_draws_by_itself_is_not_composed_smaller(tmp_path):
+    small = dict(width=72, height=80, steps=2)
+    plain = drawn(tmp_path, grow="off", **small)
+    assert all(np.array_equal(drawn(tmp_path, grow=m, **small), plain) for m in ("deep_shrink", "hidiffusion"))
+
+
+def write_regions(tmp_path, **region):
+    path = tmp_path / "regions.json"
+    path.write_text(json.dumps({"bbox_controls": [dict(x=0, y=0, w=1, h=1, blend_mode="Background") | region]}))
+    return str(path)
+
+
+def test_a_region_s_own_guidance_acts_on_each_dilated_sample_by_itself(tmp_path, monkeypatch):
+    given = dict(grow="demofusion", width=104, height=72, steps=2)
+    regions = write_regions(tmp_path, guidance_scale=1.5, prompt="a yellow square")
+    together = drawn(tmp_path, regions=regions, tile_batch_size=4, **given).astype(int)
+    alone = drawn(tmp_path, regions=regions, tile_batch_size=1, **given)
+    assert np.abs(together - alone).max() <= 1
+    asked = []
+    monkeypatch.setattr(growth, "demofusion", lambda pipe, **options: asked.append(options) or nullcontext())
+    drawn(tmp_path, tile_batch_size=3, **given)
+    assert asked[0]["tile_batch_size"] == 3
+
+
+def test_the_noise_of_a_given_picture_is_looked_for_in_demofusion_s_first_stage_alone(tmp_path):
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (9, 13, 3), np.uint8)).resize((104, 72)).save(
+        start := tmp_path / "start.png"
+    )
+    given = dict(width=104, height=72, steps=4, init_image=str(start), noise_inversion=2)
+    path, first = generate(config(tmp_path, grow="demofusion", save_stages=True, **given))
+    assert pixels(first).shape == (64, 96, 3) and pixels(path).shape == (72, 104, 3)
+    Image.open(start).resize((96, 64), Image.Resampling.LANCZOS).save(smaller := tmp_path / "smaller.png")
+    own = given | dict(init_image=str(smaller), width=96, height=64)
+    assert np.array_equal(pixels(first), drawn(tmp_path, grow="off", **own))
+
+
+def test_what_is_given_in_vain_beside_a_way_to_grow_is_told(tmp_path):
+    large = dict(width=512, height=512)
+    stages = dict(grow_strength=0.5, grow_steps=3, save_stages=True, upscaler="x.pth")
+    named = lambda **given: [line.split("=")[0].removeprefix("note: ") for line in in_vain(config(tmp_path, **given))]
+    for method in ("deep_shrink", "hidiffusion", "off"):
+        assert sorted(named(grow=method, **large, **stages)) == sorted(stages)
+    assert named(grow="demofusion", **large, **stages) == ["upscaler"]
+    assert named(grow="redraw", **large, **stages) == named(grow="diffusehigh", **large, **stages) == []
+    assert sorted(named(grow="redraw", width=256, height=256, **stages)) == sorted(stages)  # the model's own size
+    tiles = dict(tiled_diffusion="mixture", tile_width=32, tile_height=32)
+    assert named(grow="deep_shrink", width=768, height=768, **stages, **tiles) == []
+    assert named(grow="off", hires=2.0, **large) == ["hires"]
+
+
+def test_what_is_off_is_drawn_plainly_whatever_hires_says(tmp_path):
+    small = dict(width=80, height=64, steps=2)
+    plain = drawn(tmp_path, grow="off", **small)
+    (path,) = generate(config(tmp_path, grow="off", hires=2.0, **small))
+    assert np.array_equal(pixels(path), plain) and "Hires" not in Image.open(path).info["parameters"]
+    watch = Told()
+    (grown,) = generate(config(tmp_path, grow="auto", hires=2.0, **small), watch=watch)
+    assert "growing by redraw, 80x64 -> 160x128 px; --grow off draws 80x64 alone" in watch.notes
+    again = parse(GenerateConfig, ["--from", str(grown), "--grow", "off", "-o", str(tmp_path / "again")])
+    assert np.array_equal(pixels(generate(again)[0]), plain)
+
+
+@pytest.mark.parametrize("rows", [1, *gated([2])])
+def test_a_stage_that_does_not_fit_costs_no_stage_before_it_and_no_picture_is_there_twice(tmp_path, monkeypatch, rows):
+    given = dict(width=104, height=72, steps=2, num_images=rows, batch_size=rows, save_stages=True)
+    whole = [pixels(path) for path in generate(config(tmp_path / "whole", **given | dict(batch_size=1)))]
+    tiled = [pixels(path) for path in generate(config(tmp_path / "tiled", tiled_diffusion="mixture", **given))]
+    tried, asked = Job._tried, []
+
+    def full(self, i, alternative, rows_, before, tiled_):
+        asked.append((i, len(rows_), tiled_))
+        if i == 1 and not tiled_ and (rows == 1 or len(rows_) > 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tried(self, i, alternative, rows_, before, tiled_)
+
+    monkeypatch.setattr(Job, "_tried", full)
+    watch = Told()
+    paths = generate(config(tmp_path, **given), watch=watch)
+    assert len(paths) == len(set(paths)) == 2 * rows
+    truth = tiled if rows == 1 else whole
+    assert all(np.abs(pixels(a).astype(int) - b).max() <= 1 for a, b in zip(paths, truth, strict=True))
+    there = [(0, 1, ""), (1, 1, ""), (0, 1, "mixture"), (1, 1, "mixture")]
+    assert asked == (there if rows == 1 else [(0, 2, ""), (1, 2, ""), (1, 1, ""), (1, 1, "")])
+    assert watch.steps[-1][0] == watch.steps[-1][1]
+    assert sorted(paths) == sorted((tmp_path / "images").iterdir())

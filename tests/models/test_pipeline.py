@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import sha256
+from sd_hyena.files.hashes import file_sha256 as sha256
 from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.models.location import model_path, model_sha256
 from sd_hyena.models.prediction import as_noise

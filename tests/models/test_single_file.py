@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
-from sd_hyena.files.weights import sha256
+from sd_hyena.files.hashes import file_sha256 as sha256
 from sd_hyena.generate import engine, order
 from sd_hyena.generate.drawing import decoded
 from sd_hyena.generate.generation import generate

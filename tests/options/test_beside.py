@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from sd_hyena.errors import BadInput
@@ -68,6 +69,21 @@ def test_a_name_stands_for_its_file_beside_the_model_and_is_recorded_as_a_name(m
     assert getattr(config, option).replace(" ", "") == expected.format(**folders)
     recorded = to_dict(config)[option]
     assert "/" not in recorded and with_paths(GenerateConfig(**{"model": str(model), option: recorded})) == config
+
+
+def test_the_upscaler_that_a_picture_of_a1111_names_is_taken_from_there_if_it_is_there(model, tmp_path, capsys):
+    text = (
+        "a fox\nSteps: 5, Seed: 1, Size: 64x64, RNG: CPU, Hires upscale: 2, Denoising strength: 0.4, Hires upscaler: "
+    )
+    for name, found in (("Twice", f"{model.parent}/upscalers/twice.pth"), ("4x-UltraSharp", ""), ("Lanczos", "")):
+        chunk = PngInfo()
+        chunk.add_text("parameters", text + name)
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=chunk)
+        config = parse(GenerateConfig, ["-m", str(model), "--from", str(tmp_path / "x.png")])
+        assert (config.hires, config.upscaler) == (2.0, found)
+        assert ("Hires upscaler '4x-UltraSharp'; give --upscaler" in capsys.readouterr().out) == ("4x" in name)
+    own = parse(GenerateConfig, ["-m", str(model), "--from", str(tmp_path / "x.png"), "--upscaler", "twice"])
+    assert own.upscaler.endswith("twice.pth")
 
 
 def test_training_and_evaluation_know_the_names_too(model):

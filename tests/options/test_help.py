@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from sd_hyena import recipe
 from sd_hyena.demo import DemoConfig
+from sd_hyena.doctor import DoctorConfig
 from sd_hyena.errors import BadInput
+from sd_hyena.evaluate.card import CardConfig
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.options import help, operators
 from sd_hyena.options.command_line import option, parse
@@ -16,13 +19,16 @@ from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.meant import meant
 from sd_hyena.options.operators import OPERATORS
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.upscale import UpscaleConfig
 
 TEXTS = Path(__file__).parent / "help_texts"
 SAID = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluationConfig, "demo": DemoConfig}
+SAID |= {"card": CardConfig, "upscale": UpscaleConfig, "doctor": DoctorConfig}
 
 
 def texts() -> dict[str, str]:
     said = {f"{verb}.txt": help.text(config, False, f"sd-hyena {verb}") for verb, config in SAID.items()}
+    said["recipe.txt"] = recipe.help_text(False, "sd-hyena recipe")
     return said | {f"{verb}_all.txt": help.text(SAID[verb], True, f"sd-hyena {verb}") for verb in ("train", "generate")}
 
 
@@ -36,6 +42,7 @@ def test_a_help_text_is_the_one_that_was_agreed_on(name, monkeypatch):
 
 @pytest.mark.parametrize("config", [TrainConfig, GenerateConfig])
 def test_help_is_the_common_twenty_with_a_line_each_in_groups(config):
+    assert all(len(text.splitlines()) <= 60 for name, text in texts().items() if "_all" not in name)
     lines = help.text(config, everything=False, usage="x").splitlines()
     shown = [line for line in lines if line.startswith("  ")]
     common = [field for fields in help.grouped(config).values() for field in fields if field.metadata["common"]]

@@ -122,7 +122,7 @@ def test_a_newer_image_of_a1111_is_read_and_keys_inside_quotes_are_not():
     found = options(NEW, "x")
     assert found.options == dict(
         prompt="a fox", negative_prompt="", steps=25, scheduler="dpm++_2m", karras=True, cfg_scale=7.0, seed=1,
-        width=512, height=640, hires=2.0, grow_strength=0.7, grow_steps=25,
+        width=512, height=640, hires=2.0, grow="auto", grow_strength=0.7, grow_steps=25,
     )  # fmt: skip
     assert [text for text, _ in found.left] == ["noise of a GPU (no RNG: CPU)"]
     assert found.names["lora"] == [("fur", "aabbcc")] and found.names["embeddings"] == [("easy", "ddeeff")]

@@ -110,7 +110,40 @@ def test_regions_obey_the_keyboard_and_come_back_from_json_and_from_a_picture(op
     page.locator("#regions").get_by_role("button", name="undo").click()
     assert places() == [["31.25%", "25%", "50%", "31.25%"]]
     page.keyboard.press("Tab")  # on to redo, and so on: everything can be reached
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "redo (Ctrl+Y)"
+    label = lambda: page.evaluate("document.activeElement.getAttribute('aria-label') || ''")
+    assert label() == "redo (Ctrl+Y)"
+    page.locator("#regions").get_by_role("button", name="add a region in the middle").click()
+    region.nth(1).focus()
+    page.keyboard.press("Control+z")  # what had the focus goes, the keys stay
+    page.keyboard.press("Control+z")
+    assert places() == [["31.25%", "25%", "50%", "25%"]] and label().startswith("canvas")
+    page.keyboard.press("Control+y")
+    region.focus()
+    page.keyboard.press("Delete")
+    page.keyboard.press("Control+z")
+    assert places() == [["31.25%", "25%", "50%", "31.25%"]]
+    page.locator("#regions").get_by_role("button", name="add a region in the middle").click()
+    page.get_by_role("button", name="region 2 up").click()
+    assert label() == "region 1 up" and places()[0] == ["25%", "25%", "50%", "50%"]
+    text = page.locator("#regions textarea").first
+    text.press_sequentially("a square")  # and the field is not left
+    last = served.outputs / ".page" / "last.yaml"
+    for _ in range(200):
+        if last.exists() and "a square" in last.read_text():
+            break
+        page.wait_for_timeout(50)
+    assert "a square" in last.read_text()
+    text.press_sequentially("s")
+    assert (label(), text.input_value()) == ("prompt of region 1", "a squares")
+    chunks = PngInfo()
+    chunks.add_text("sd_hyena", json.dumps({"regions": {"bbox_controls": [controls[0] | {"prompt": "of a picture"}]}}))
+    Image.new("RGB", (128, 128), "navy").save(tmp_path / "regions.png", pnginfo=chunks)
+    page.get_by_test_id("load: JSON or picture-upload-button").set_input_files(tmp_path / "regions.png")
+    page.wait_for_function("document.querySelector('#regions textarea').value === 'of a picture'")
+    page.wait_for_function("document.querySelector('#regions .underlay').naturalWidth === 128")
+    page.locator("#regions .stage").focus()
+    page.keyboard.press("Control+z")  # what was loaded has not wiped what was there
+    assert page.locator("#regions textarea").first.input_value() == "a squares"
 
 
 def test_a_drawing_is_cancelled_in_its_middle_and_the_next_one_is_drawn(opened, served):
@@ -206,6 +239,19 @@ def test_the_slider_of_compare_shows_both_and_tells_them_apart(opened, served):
     psnr = float(re.search(r"PSNR ([\d.]+) dB", page.locator("#pair-numbers").inner_text())[1])
     a, b = (np.array(Image.open(path)).astype(float) for path in pictures)
     assert psnr == pytest.approx(10 * np.log10(255**2 / np.square(a - b).mean()), abs=0.06)
+    page.wait_for_function(f"document.querySelector('#gallery img')?.src.includes('{pictures[1].name}')")
+    page.get_by_role("button", name="compare: right").click()  # the newest, for none was chosen
+    page.wait_for_function(f"document.querySelector('#told').innerText.includes('{pictures[1].name}')")
+    page.locator("#gallery img").nth(1).click()
+    page.wait_for_function(f"document.querySelector('#told').innerText.includes('{pictures[0].name}')")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="compare: left").click()
+    page.wait_for_function(f"document.querySelector('#pair img.left')?.src.includes('{pictures[0].name}')")
+    assert page.locator("#pair img.right").get_attribute("src").endswith(pictures[1].name)
+    page.get_by_role("button", name="its settings").click()
+    page.wait_for_function("document.querySelector('#draw-cfg_scale input').value === '7'")
+    page.get_by_role("button", name="redraw it").click()
+    page.wait_for_function(f"document.querySelector('#draw-init_image img')?.src.includes('{pictures[0].name}')")
 
 
 def test_two_tabs_wait_for_each_other_and_each_gets_its_picture(opened, served):
@@ -310,6 +356,18 @@ def test_last_settings_come_back_and_a_preset_is_saved_and_loaded(opened, served
 
 def test_every_field_has_a_name_that_is_read_aloud_and_a_narrow_screen_holds_the_page(opened):
     page = opened(390)
+    fill(page, width=100)
+    page.locator("#draw").click()
+    page.locator("#stage .fault").wait_for()  # in sight, though the form is longer than the screen
+    said, act = (page.locator(where).bounding_box() for where in ("#stage .said", "#act"))
+    assert said["y"] > 0 and said["y"] + said["height"] <= act["y"] + 1 and act["y"] + act["height"] <= 901
+    fill(page, width=64)
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    page.get_by_role("button", name="dark / light").click()
+    page.reload()
+    page.wait_for_selector("body[data-opened=yes]")
+    assert page.evaluate("document.body.classList.contains('dark')") != dark
+    page.get_by_role("button", name="dark / light").click()
     for name in ("Draw", "Regions", "Redraw", "Compare", "Distil"):
         if page.get_by_role("tab", name=name, exact=True).is_visible():
             tab(page, name)
@@ -323,6 +381,13 @@ def test_every_field_has_a_name_that_is_read_aloud_and_a_narrow_screen_holds_the
             !(n.getAttribute('aria-label') || n.labels?.length || n.getAttribute('aria-labelledby'))).map(n => n.outerHTML.slice(0, 120))"""
         )
         assert not nameless, name
+    page.locator("#recipe input").fill("tiny_sd_all")
+    page.keyboard.press("Enter")
+    page.locator("#stages li").first.wait_for()
+    assert not page.locator("#train-width").is_visible() and page.locator("#train-teacher_model").is_visible()
+    page.locator("#recipe input").fill("a single stage, as below")
+    page.keyboard.press("Enter")
+    page.locator("#train-width").wait_for()
 
 
 def test_the_named_endpoint_draws_one_json_and_no_file_outside_the_folders(served):

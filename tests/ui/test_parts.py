@@ -85,26 +85,64 @@ def test_what_a_form_shows_it_reads_back(page, config):
     assert not strange
     values = form.values({c: updates.get(c, {"value": c.value})["value"] for c in form.components.values()})
     assert {name: values[name] for name in options} == options
-    assert form.shown({"lora": "/elsewhere/red.safetensors"})[1] == ["lora 'red.safetensors'"]
+    (line,) = form.shown({"lora": "/elsewhere/red.safetensors"})[1]
+    assert line == "lora 'red.safetensors' is in none of the page's folders"
 
 
-def test_uploads_are_shown_again_while_they_are_there_and_nothing_else_is(page, config, tmp_path):
-    form, (a, b) = (
-        form_of(page, GenerateConfig, config, page.session.HIDDEN),
-        (tmp_path / "uploads" / "a.png", tmp_path / "uploads" / "b,c.png"),
-    )
+def test_uploads_are_shown_again_while_they_are_there_and_a_line_names_those_that_are_not(page, config, tmp_path):
+    form = form_of(page, GenerateConfig, config, page.session.HIDDEN)
+    a, b = (tmp_path / "uploads" / name for name in ("a.png", "b,c.png"))
     options = dict(init_image=str(a), control_image=f"{a},{b}", prompt="x")
-    shown = lambda: {c.elem_id: u["value"] for c, u in form.shown(options, tmp_path / "uploads")[0].items()}
-    assert shown() == {"x-prompt": "x"}
+
+    def shown(uploads=tmp_path / "uploads"):
+        updates, lost = form.shown(options, uploads)
+        return {c.elem_id.removeprefix("x-"): u["value"] for c, u in updates.items()}, lost
+
+    gone = {"prompt": "x", "init_image": None, "control_image": []}
+    assert shown()[0] == gone and shown()[1][0].startswith("init_image 'a.png' is no upload of this page")
     a.parent.mkdir()
     for path in (a, b):
         path.write_bytes(b"")
-    assert shown() == {"x-prompt": "x", "x-init_image": str(a), "x-control_image": [str(a), str(b)]}
+    assert shown() == ({"prompt": "x", "init_image": str(a), "control_image": [str(a), str(b)]}, [])
+    assert shown(None)[0] == gone
     values = {component: component.value for component in form.components.values()}
     values[form.components["control_image"]] = [(str(a), None), (str(b), None)]  # as a gallery answers
     assert form.values(values)["control_image"] == f"{a},{b}"
     options["init_image"] = str(tmp_path / "loras" / "gold.safetensors")
-    assert "x-init_image" not in shown() and form.shown(options)[0].keys() == {form.components["prompt"]}
+    assert shown()[0]["init_image"] is None and "gold.safetensors" in shown()[1][0]
+
+
+def test_alternatives_are_not_joined_and_a_name_beside_the_model_is_known(page, config):
+    form, folders = form_of(page, GenerateConfig, config, page.session.HIDDEN), Folders(config)
+    hyena = form.components["hyena"]
+    updates, lost = form.shown({"hyena": "landmarks:64:IN01,level0"})
+    assert updates[hyena]["value"] == ["landmarks:64:IN01"] and "one alternative at a time" in lost[0]
+    for entry in ("level0", folders.value("hyena", "students", ["level0"])):  # as a picture says it, and as a form does
+        assert folders.names("students", f"{entry}+landmarks:64:IN01") == (["level0", "landmarks:64:IN01"], [])
+    with pytest.raises(BadInput, match="alternatives are generate"):
+        folders.value("hyena", "students", ["a.pt,b.pt"])
+
+
+def test_every_upload_has_its_help_and_what_differs_on_the_page_is_said_at_the_field(page, config):
+    form = form_of(page, GenerateConfig, config)
+    every = list(_below(form.components["prompt"]))
+    helps = {block.elem_id: block.value for block in every if str(block.elem_id).endswith("-help")}
+    for name in form.uploads():
+        assert form.fields[name].metadata["help"].split()[0] in helps[f"x-{name}-help"]
+    assert "@FILE is generate.py's" in form.components["prompt"].info
+    assert "gold.safetensors:0.5" in form.components["lora"].info
+
+
+def _below(component):
+    """All blocks of the page that a component stands in."""
+    root = component
+    while root.parent is not None:
+        root = root.parent
+    waiting = [root]
+    while waiting:
+        one = waiting.pop()
+        yield one
+        waiting += getattr(one, "children", [])
 
 
 def test_a_fault_is_put_at_its_field(page, config):
@@ -139,7 +177,7 @@ def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_ot
     (session.uploads / "mask.png").write_bytes(b"grey")
     control = dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle", seed=3)
     given = [control | {"mask": "/etc/passwd"}, control | {"mask": str(session.uploads / "mask.png")}]
-    with pytest.raises(BadInput, match="regions names a file outside the page's folders"):
+    with pytest.raises(BadInput, match="regions, region 1, names a file outside the page's folders"):
         session.order({"width": 64}, json.dumps(given))
     stored = json.loads(Path(session.order({"width": 64}, json.dumps(given[1:])).regions).read_text())
     assert stored["bbox_controls"][0]["mask"] == str(session.uploads / "mask.png")
@@ -150,26 +188,6 @@ def test_regions_from_a_browser_keep_the_masks_that_were_uploaded_and_name_no_ot
     assert page.region_editor.regions_of(page.region_editor.value_of([left, right])) == (left, right)
     with pytest.raises(BadInput, match="damaged"):
         page.region_editor.regions_of("{")
-
-
-def test_what_a_page_lost_while_it_was_being_opened_is_shown_once_more_and_nothing_else(page, config):
-    from sd_hyena.ui.server import Page
-
-    page = Page(session := page.session.Session(config))
-    parts, regions = page.form.components, json.dumps([dict(x=0.0, y=0.0, w=0.5, h=0.5, prompt="a circle")])
-    given = {component: component.value for component in page.settings}
-    session.remember(page.form.values(given) | {"steps": 9, "hyena": "landmarks:64:IN01"}, regions)
-    found = page.settle(given)
-    assert (
-        found.keys() == {parts["steps"], parts["hyena"], page.regions.editor} and found[parts["steps"]]["value"] == "9"
-    )
-    given |= {parts["steps"]: 9, parts["hyena"]: ["landmarks:64:IN01"], page.regions.editor: regions}
-    assert not isinstance(page.settle(given), dict) or "value" not in page.settle(given)
-    before = (session.state / "last.yaml").read_bytes()
-    page.check(given | {parts["steps"]: 1, page.opened: ""})  # of a page that does not show the last settings yet
-    assert (session.state / "last.yaml").read_bytes() == before
-    page.check(given | {parts["steps"]: 1, page.opened: "yes"})
-    assert session.last()[0]["steps"] == 1
 
 
 def test_other_machines_come_in_only_with_a_password(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -17,9 +18,11 @@ from sd_hyena.large.growing.inner_maps import (
     inner_maps,
     input_units,
     networks,
-    resized,
     units,
 )
+from sd_hyena.large.growing.resized import resized
+from sd_hyena.large.growing.stages import times
+from sd_hyena.large.tiling import Size
 
 MODES = ("bicubic", "bilinear", "nearest-exact", "area")
 
@@ -33,6 +36,10 @@ class DeepShrink:
     start, end: the part of the noise schedule, 0 (pure noise) to 1, end excluded.
     after_skip: the map that is joined on the way up keeps its size; False makes that one smaller too.
     mode: how a map is made smaller; it is made larger again by bicubic interpolation.
+    own: cells of a side of the square that the model draws by itself. Then what the UNet meets, the canvas, a tile or a
+        region, is made smaller by as much as it is larger than that, at least by the factor, and not at all if it is not;
+        0 is always by the factor.
+    circular: maps go on at their opposite sides.
     """
 
     block: int = 3
@@ -41,6 +48,8 @@ class DeepShrink:
     end: float = 0.35
     after_skip: bool = True
     mode: Literal["bicubic", "bilinear", "nearest-exact", "area"] = "bicubic"
+    own: float = 0.0
+    circular: bool = False
 
     def __post_init__(self):
         if type(self.block) is not int or self.block < 1:
@@ -51,9 +60,18 @@ class DeepShrink:
             raise BadInput(f"start={self.start!r} and end={self.end!r} must be 0 <= start <= end <= 1")
         if self.mode not in MODES:
             raise BadInput(f"mode={self.mode!r} is unknown; use {', '.join(MODES)}")
+        if not 0 <= self.own < math.inf:
+            raise BadInput(f"own={self.own!r} must be cells of the model's own side; 0 does not look at the size")
 
-    def acts(self, done: float) -> bool:
-        return self.factor != 1 and self.start <= done < self.end
+    def factor_at(self, size: Size) -> float:
+        """By which the sides of a call's maps are divided."""
+        if not self.own or self.factor == 1:
+            return self.factor
+        larger = times(size, self.own)
+        return max(self.factor, larger) if larger > 1 else 1.0
+
+    def acts(self, done: float, size: Size) -> bool:
+        return self.factor_at(size) != 1 and self.start <= done < self.end
 
 
 @contextmanager
@@ -73,7 +91,7 @@ def deep_shrink(pipe: Any, **options) -> Iterator[DeepShrink]:
                 last = min(len(blocks), len(behind) - 1)
                 raise BadInput(f"block={options.block} is no input block of this UNet, which has 1 to {last}")
             timesteps = pipe.scheduler.config.num_train_timesteps
-            maps = stack.enter_context(inner_maps(network, timesteps, options.acts))
+            maps = stack.enter_context(inner_maps(network, timesteps, options.acts, options.circular))
             change = _Shrunk(maps, options)
             if options.after_skip:
                 stack.callback(changing_input(behind[options.block].first, change))
@@ -91,8 +109,9 @@ class _Shrunk:
     def __call__(self, x: Tensor) -> Tensor:
         if not self.maps.active:
             return x
-        size = tuple(max(round(side / self.options.factor), 1) for side in x.shape[-2:])
-        return resized(x, size, self.options.mode)
+        factor = self.options.factor_at(self.maps.size)
+        size = tuple(max(round(side / factor), 1) for side in x.shape[-2:])
+        return resized(x, size, self.options.mode, self.options.circular)
 
 
 DEFAULTS = asdict(DeepShrink())

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageFilter
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
+from sd_hyena.large.float32 import in_float32
 from sd_hyena.large.growing.wavelet import low_band
+from sd_hyena.large.noise_levels import levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +28,19 @@ class DiffuseHigh:
     steps: the first denoising steps, which are held.
     levels: of the wavelet transform; the band that is held has a 2 ** levels-th of the resolution.
     moments: of Daubechies' wavelet; 4 is db4.
-    circular: the band goes round the picture's borders.
+    alpha: how much the picture is sharpened before anything else; 0 leaves it as it is.
+    circular: band and sharpening go round the picture's borders.
     """
 
     steps: int = 5
     levels: int = 1
     moments: int = 4
+    alpha: float = 1.0
     circular: bool = False
 
     def __post_init__(self):
+        if not 0 <= self.alpha <= 10:
+            raise BadInput(f"alpha={self.alpha!r} of diffusehigh must be from 0 to 10; 1 is usual")
         for name, (low, high) in {"steps": (0, 1000), "levels": (1, 6), "moments": (1, 10)}.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
@@ -45,8 +52,8 @@ def diffusehigh(pipe: Any, **options) -> Iterator[DiffuseHigh]:
     """Within the block, an img2img pipeline holds what it draws to its picture; `options` are DiffuseHigh's fields.
 
     In each of the first steps the clean picture that the prediction foresees is decoded, its low band replaced by the
-    picture's, and encoded again; the sampler, whichever it is, then steps towards that. The picture is given enlarged
-    and, as published, `sharpened`; the noising steps are the call's strength (15 of 50 are .3). Raises BadInput for
+    picture's, and encoded again; the sampler, whichever it is, then steps towards that. The picture is given enlarged;
+    as published it is `sharpened` first; the noising steps are the call's strength (15 of 50 are .3). Raises BadInput for
     options that cannot work and a pipeline that starts from no picture; the call raises it for latents as the picture.
     """
     settings = DiffuseHigh(**options)
@@ -70,11 +77,14 @@ class _Held:
         self._taken = 0
 
     def prepare_latents(self, *args, **kwargs) -> Any:
-        picture = self._signature.bind(*args, **kwargs).arguments["image"]
+        bound = self._signature.bind(*args, **kwargs)
+        picture = bound.arguments["image"]
         if picture.shape[1] != 3:
             raise BadInput("diffusehigh needs the picture itself, not its latents")
+        picture = sharpened(picture, self._settings.alpha, circular=self._settings.circular)
         self._picture, self._taken = picture, 0
-        return self._prepare(*args, **kwargs)
+        bound.arguments["image"] = picture
+        return self._prepare(*bound.args, **bound.kwargs)
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args, **kwargs) -> Any:
         """The scheduler's."""
@@ -87,9 +97,7 @@ class _Held:
     def _towards(self, prediction: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         """The prediction that foresees the held picture, (B, 4, h, w)."""
         scheduler = self._pipe.scheduler
-        one = torch.ones(1, 1, 1, 1, device=sample.device)  # what the scheduler makes of a one tells its levels
-        t = torch.as_tensor(timestep, device=sample.device).reshape(1)
-        signal, noise = scheduler.add_noise(one, 0 * one, t), scheduler.add_noise(0 * one, one, t)
+        signal, noise = levels(scheduler, torch.as_tensor(timestep, device=sample.device).reshape(1))
         kind = scheduler.config.prediction_type
         return told(self._held(foreseen(prediction.float(), sample.float(), signal, noise, kind)), sample.float(),
                     signal, noise, kind).to(prediction.dtype)  # fmt: skip
@@ -99,11 +107,23 @@ class _Held:
         vae, settings = self._pipe.vae, self._settings
         found = []
         for i, one in enumerate(latents):
-            drawn = vae.decode((one[None] / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+            drawn = finite(
+                one[None] / vae.config.scaling_factor, vae, lambda x: vae.decode(x).sample, "decoder", "post_quant_conv"
+            )
             picture = self._picture[i % len(self._picture)][None].to(drawn)
             drawn = drawn + low_band(picture - drawn, settings.levels, settings.moments, settings.circular)
-            found.append(vae.encode(drawn.clamp(-1, 1).to(vae.dtype)).latent_dist.mean.float())
+            encode = lambda x: vae.encode(x).latent_dist.mean
+            found.append(finite(drawn.clamp(-1, 1), vae, encode, "encoder", "quant_conv"))
         return torch.cat(found) * vae.config.scaling_factor
+
+
+def finite(x: Tensor, vae: nn.Module, call: Callable[[Tensor], Tensor], *parts: str) -> Tensor:
+    """What a half of the VAE, these `parts`, makes of x, in float32: computed so again if its own precision overflows."""
+    y = call(x.to(vae.dtype))
+    if not y.isfinite().all():
+        with in_float32(*(getattr(vae, part) for part in parts)):
+            y = call(x.float())
+    return y.float()
 
 
 def foreseen(prediction: Tensor, sample: Tensor, signal: Tensor, noise: Tensor, kind: str) -> Tensor:
@@ -126,6 +146,15 @@ def told(clean: Tensor, sample: Tensor, signal: Tensor, noise: Tensor, kind: str
     return (signal * sample / norm - norm * clean) / noise
 
 
-def sharpened(picture: Image.Image, amount: float = 1.0, radius: float = 1.0) -> Image.Image:
-    """The picture with so many times what a Gaussian of `radius` px takes away added to it."""
-    return picture.filter(ImageFilter.UnsharpMask(radius, round(100 * amount), 0)) if amount else picture
+def sharpened(picture: Tensor, alpha: float = 1.0, sigma: float = 1.0, circular: bool = False) -> Tensor:
+    """A picture (B, 3, H, W) in -1 ... 1 with `alpha` times what a Gaussian of `sigma` px takes away added to it."""
+    if not alpha:
+        return picture
+    reach = math.ceil(4 * sigma)
+    i = torch.arange(-reach, reach + 1, device=picture.device, dtype=torch.float32)
+    kernel = torch.exp(-(i**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(picture.shape[1], 1, -1)
+    x, mode = picture.float(), "circular" if circular else "replicate"
+    soft = F.conv2d(F.pad(x, (0, 0, reach, reach), mode), kernel[..., None], groups=x.shape[1])
+    soft = F.conv2d(F.pad(soft, (reach, reach, 0, 0), mode), kernel[:, :, None], groups=x.shape[1])
+    return (x + alpha * (x - soft)).clamp(-1, 1).to(picture)

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
+from sd_hyena.large.growing.resized import resized
 from sd_hyena.large.tiling import Size
 
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
@@ -55,14 +55,6 @@ def input_units(network: nn.Module) -> list[Unit]:
     return [unit for block in blocks for unit in units(block)]
 
 
-def resized(x: Tensor, size: Size, mode: str = "bicubic") -> Tensor:
-    """(B, C, H, W) to another (H, W); itself where that is its own."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    corners = {"align_corners": False} if mode in ("bicubic", "bilinear") else {}
-    return F.interpolate(x, tuple(size), mode=mode, **corners)
-
-
 def changing_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     """From now on `module` gets its map, the first argument, changed; returns what ends that."""
 
@@ -87,22 +79,24 @@ def changing_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Ca
 class InnerMaps:
     """What is known of a network's call while it runs: how far the drawing is, and which maps wait to be joined.
 
-    `done` is the part of the noise schedule, 0 at pure noise, that lies behind the call.
+    `done` is the part of the noise schedule, 0 at pure noise, that lies behind the call; `size` the (H, W) of its latents,
+    in tiles that of the tile at hand.
     """
 
-    def __init__(self, network: nn.Module, timesteps: int, acts: Callable[[float], bool]):
-        self.network, self.timesteps, self._acts = network, timesteps, acts
-        self.done, self.waiting, self.given = 0.0, [], {}
+    def __init__(self, network: nn.Module, timesteps: int, acts: Callable[[float, Size], bool], circular: bool):
+        self.network, self.timesteps, self._acts, self.circular = network, timesteps, acts, circular
+        self.done, self.size, self.waiting, self.given = 0.0, (0, 0), [], {}
         self.joining: list[Size] = []  # of the up block that is at work: what it joins, first to last
 
     @property
     def active(self) -> bool:
-        return self._acts(self.done)
+        return self._acts(self.done, self.size)
 
     def note(self, arguments: dict[str, Any]) -> None:
         """Before a call of the network. Raises BadInput for what cannot be fitted to smaller maps."""
         timestep = float(torch.as_tensor(arguments["timestep"]).max())
         self.done = min(max(1 - timestep / self.timesteps, 0), 1)
+        self.size = tuple(arguments["sample"].shape[-2:])
         self.given = {name: arguments[name] for name in RESIDUALS if arguments.get(name) is not None}
         adapters = arguments.get(ADAPTERS) or (len(self.given) == 1 and self.given.get(RESIDUALS[0]))
         if self.active and adapters:
@@ -112,7 +106,8 @@ class InnerMaps:
 
     def started(self, _module: nn.Module, _args: tuple, output: Tensor) -> None:
         """Behind conv_in."""
-        self.waiting = [tuple(output.shape[-2:])]
+        self.size = tuple(output.shape[-2:])
+        self.waiting = [self.size]
 
     def went_down(self, block: nn.Module, _args: tuple, output: Any) -> None:
         """Behind a down block."""
@@ -140,26 +135,29 @@ class InnerMaps:
         joined = bound["res_hidden_states_tuple"]
         self.joining = [tuple(skip.shape[-2:]) for skip in reversed(joined)]
         del self.waiting[-len(joined) :]
-        bound["hidden_states"] = resized(bound["hidden_states"], self.joining[0])
+        bound["hidden_states"] = resized(bound["hidden_states"], self.joining[0], circular=self.circular)
         if getattr(block, "upsamplers", None) and self.waiting:
             bound["upsample_size"] = self.waiting[-1]
         return (), bound
 
     def meets(self, number: int, x: Tensor) -> Tensor:
         """Behind ResNet and attention `number` of an up block."""
-        return resized(x, self.joining[number + 1]) if self.active else x
+        return resized(x, self.joining[number + 1], circular=self.circular) if self.active else x
 
 
 @contextmanager
-def inner_maps(network: nn.Module, timesteps: int, acts: Callable[[float], bool]) -> Iterator[InnerMaps]:
-    """Within the block, a UNet or ControlNet works whatever size its maps are given on the way down, while `acts(done)`.
+def inner_maps(
+    network: nn.Module, timesteps: int, acts: Callable[[float, Size], bool], circular: bool = False
+) -> Iterator[InnerMaps]:
+    """Within the block, a UNet or ControlNet works whatever size its maps are given on the way down, while
+    `acts(done, size)`; `circular` ones are enlarged round their borders.
 
     Before a map is joined with one of the way down it gets that one's size (bicubic; by an upsampler as ever, nearest
     neighbour before the convolution). Where `acts` says no, and where no size was changed, the call is what it was bit
     for bit. Afterwards, also after an exception, the network is as it was. Raises BadInput.
     """
     input_units(network)
-    maps, signature = InnerMaps(network, timesteps, acts), inspect.signature(network.forward)
+    maps, signature = InnerMaps(network, timesteps, acts, circular), inspect.signature(network.forward)
     forward = network.forward
 
     @functools.wraps(forward)

@@ -160,6 +160,23 @@ def test_within_tiles_each_tile_is_a_canvas_of_its_own_in_whichever_order_the_tw
             assert torch.allclose(ours[..., top : top + 8, left : left + 8], theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("tiles_first", [True, False])
+@pytest.mark.parametrize("own, factor", [(8, None), (4, 2), (2, 4)])
+def test_a_tile_is_made_smaller_by_its_own_size_and_not_by_the_canvas_s(small, tiles_first, own, factor):
+    pipe, x = small["sd"], latents(32, 16)
+    blocks = [lambda: tiled_diffusion(pipe, tile_width=8, tile_height=8, overlap=0, weights="uniform")]
+    blocks.append(lambda: deep_shrink(pipe, own=own))
+    with ExitStack() as stack:
+        for block in blocks if tiles_first else reversed(blocks):
+            stack.enter_context(block())
+        ours = predict(pipe, x)
+    part = x[..., 8:16, :8]
+    with torch.no_grad():
+        changes = {"shrink": (3, factor, True)} if factor else {}
+        theirs = unet_by_hand(pipe.unet, part, 900.0, TEXT, **changes)
+    assert torch.allclose(ours[..., 8:16, :8], theirs, atol=1e-5)
+
+
 def test_a_pipeline_draws_with_samplers_that_count_in_fractions_and_that_ask_twice_a_step(pipe):
     scheduler, options = pipe.scheduler, dict(num_inference_steps=2, output_type="latent", width=72, height=56)
     draw = lambda: pipe("a red circle", generator=torch.Generator().manual_seed(0), **options).images
@@ -184,6 +201,7 @@ def test_a_pipeline_draws_with_samplers_that_count_in_fractions_and_that_ask_twi
         ({"start": 0.5, "end": 0.4}, "start <= end"),
         ({"end": 1.1}, "start <= end"),
         ({"mode": "bislerp"}, "use bicubic"),
+        ({"own": -1}, "own side"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_anything_is_changed(sd, options, rule):

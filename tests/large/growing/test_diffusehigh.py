@@ -1,6 +1,7 @@
 """The wavelet band against a matrix, and the whole method against a naive reading of its paper."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from sd_hyena.errors import BadInput
-from sd_hyena.large.growing.diffusehigh import diffusehigh, foreseen, sharpened, told
+from sd_hyena.large.growing.diffusehigh import diffusehigh, finite, foreseen, sharpened, told
 from sd_hyena.large.growing.wavelet import daubechies, low_band
+from sd_hyena.large.noise_inversion import noise_inversion
+from sd_hyena.large.regions import Region
+from sd_hyena.large.tiled_unet import tiled_diffusion
 from sd_hyena.options.sampler import SAMPLERS, set_scheduler
-from tests.gate import sampled
+from tests.gate import gated, sampled
 
 
 @pytest.mark.parametrize("moments", [1, 2, 4, 8])
@@ -85,13 +89,16 @@ def call(pipe, seed=3, **given):
     ).images
 
 
-def test_it_is_the_paper_read_naively(pipe):
+@pytest.mark.parametrize("kind", ["v_prediction", *gated(["epsilon"])])
+def test_it_is_the_paper_read_naively(own_pipe, kind):
     """Noise the enlarged picture; in the first steps decode the foreseen picture, swap its low band, encode it, step."""
+    pipe = own_pipe
+    pipe.scheduler.register_to_config(prediction_type=kind)  # SD 2.x predicts v, as the model that ships; 1.x epsilon
     own = img2img(pipe)
     with diffusehigh(own, steps=2):
         drawn = call(own)
     vae, scheduler, factor = pipe.vae, own.scheduler, pipe.vae.config.scaling_factor
-    held = own.image_processor.preprocess(picture())
+    held = sharpened_by_hand(own.image_processor.preprocess(picture()), 1.0).float()
     source = torch.Generator().manual_seed(3)
     with torch.no_grad():
         x = vae.encode(held).latent_dist.sample(source) * factor
@@ -105,13 +112,14 @@ def test_it_is_the_paper_read_naively(pipe):
             now, before = scheduler.alphas_cumprod[t], t - scheduler.config.num_train_timesteps // 6
             then = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
             clean = now.sqrt() * x - (1 - now).sqrt() * v
+            clean = (x - (1 - now).sqrt() * v) / now.sqrt() if kind == "epsilon" else clean
             if i < 2:
                 seen = vae.decode(clean / factor).sample
                 seen = seen + low_band(held - seen)
                 clean = vae.encode(seen.clamp(-1, 1)).latent_dist.mean * factor
             noise = (x - now.sqrt() * clean) / (1 - now).sqrt()
             x = then.sqrt() * clean + (1 - then).sqrt() * noise
-    assert torch.allclose(drawn, x, atol=2e-4)
+    assert torch.allclose(drawn, x, atol=2e-4 * max(1.0, x.abs().max().item()))
 
 
 @pytest.mark.parametrize("name", sampled(SAMPLERS, 3))
@@ -129,7 +137,12 @@ def test_any_sampler_is_held_to_the_picture_and_nothing_stays(own_pipe, name):
 
 
 def test_what_cannot_work_is_refused_in_one_line(pipe):
-    for given, rule in ((dict(levels=0), "levels=0"), (dict(steps=-1), "steps=-1"), (dict(moments=11), "moments=11")):
+    for given, rule in (
+        (dict(levels=0), "levels=0"),
+        (dict(steps=-1), "steps=-1"),
+        (dict(moments=11), "moments=11"),
+        (dict(alpha=-1), "alpha=-1"),
+    ):
         with pytest.raises(BadInput, match=rule), diffusehigh(img2img(pipe), **given):
             pass
     with pytest.raises(BadInput, match="takes none"), diffusehigh(pipe):
@@ -138,10 +151,66 @@ def test_what_cannot_work_is_refused_in_one_line(pipe):
         own("a red circle", image=torch.zeros(1, 4, 8, 8), strength=0.5, num_inference_steps=2)
 
 
-def test_sharpening_leaves_flat_colour_and_raises_a_step():
-    flat = Image.new("RGB", (16, 16), (90, 120, 30))
-    assert list(sharpened(flat).getdata()) == list(flat.getdata())
-    step = Image.new("L", (16, 16), 60)
-    step.paste(190, (8, 0, 16, 16))
-    row = [sharpened(step, 1.0).getpixel((x, 8)) for x in range(16)]
-    assert min(row) < 60 and max(row) > 190 and sharpened(step, 0.0) is step
+def test_sharpening_leaves_flat_colour_and_adds_what_a_gaussian_takes_away():
+    flat = torch.full((1, 3, 9, 16), -0.3)
+    assert torch.allclose(sharpened(flat), flat, atol=1e-6) and sharpened(flat, 0.0) is flat
+    x = torch.rand(2, 3, 11, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
+    assert torch.allclose(sharpened(x, 0.7), sharpened_by_hand(x, 0.7), atol=1e-6)
+    assert sharpened(10 * x).abs().max() == 1
+
+
+def sharpened_by_hand(x, alpha):
+    """Each pixel by its distance; beyond the border lies the border's own pixel."""
+    height, width = x.shape[2:]
+    rows, columns = (
+        torch.stack([sum(g(d) * torch.eye(n, dtype=torch.float64)[min(max(i + d, 0), n - 1)] for d in range(-4, 5))
+                     for i in range(n)])
+        for n in (height, width)
+    )  # fmt: skip
+    soft = rows @ x.double() @ columns.T / sum(map(g, range(-4, 5))) ** 2
+    return (x + alpha * (x - soft)).clamp(-1, 1)
+
+
+def g(distance):
+    return math.exp(-(distance**2) / 2)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_the_levels_are_the_scheduler_s_whatever_a_seeded_region_puts_in_place_of_its_noise(pipe, name, monkeypatch):
+    scheduler, seen = pipe.scheduler, []
+    monkeypatch.setattr(
+        "sd_hyena.large.growing.diffusehigh.foreseen",
+        lambda prediction, sample, signal, noise, kind: seen.append((signal.item(), noise.item())) or sample,
+    )
+    monkeypatch.setattr(
+        "sd_hyena.large.noise_inversion.inverted", lambda _e, x, sigma, *_: seen.append((1.0, sigma)) or x
+    )
+    try:
+        set_scheduler(pipe, name)
+        own = img2img(pipe)
+        region = Region(x=0, y=0, w=1, h=1, seed=5)
+        tiles = dict(tile_width=64, tile_height=64, regions=[region])
+        with tiled_diffusion(own, **tiles), diffusehigh(own, steps=9), noise_inversion(own, steps=1):
+            call(own)  # the inversion, too, asks for levels
+        steps = own.scheduler.timesteps[3:]
+        alphas = own.scheduler.alphas_cumprod
+    finally:
+        pipe.scheduler = scheduler
+    ratios = [noise / signal for signal, noise in seen]
+    truth = [((1 - alphas[round(float(t))]) / alphas[round(float(t))]).sqrt().item() for t in steps]
+    assert len(seen) == 4 and ratios == pytest.approx([truth[0], *truth], rel=0.02)
+    if name == "ddim":
+        assert seen[1] == pytest.approx((alphas[steps[0]].sqrt().item(), (1 - alphas[steps[0]]).sqrt().item()))
+
+
+@torch.no_grad()
+def test_a_half_of_the_vae_that_overflows_computes_again_in_float32():
+    layer = torch.nn.Conv2d(4, 3, 1).half()
+    torch.nn.init.constant_(layer.weight, 300.0)
+    vae = SimpleNamespace(dtype=torch.float16, decoder=layer, post_quant_conv=None)
+    call = lambda x: vae.decoder(x) / 1000
+    small, large = torch.full((1, 4, 2, 3), 2.0), torch.full((1, 4, 2, 3), 200.0)
+    assert finite(small, vae, call, "decoder", "post_quant_conv").mean() == pytest.approx(2.4, rel=1e-2)
+    y = finite(large, vae, call, "decoder", "post_quant_conv")
+    assert y.dtype == torch.float32 and y.mean() == pytest.approx(240, rel=1e-2)
+    assert layer.weight.dtype == torch.float16 and not call(large.half()).isfinite().all()

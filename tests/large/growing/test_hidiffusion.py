@@ -6,6 +6,7 @@ from peft import LoraConfig
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.growing.hidiffusion import DEFAULTS, hidiffusion, switches
+from sd_hyena.large.tiled_unet import tiled_diffusion
 from tests.large.growing.by_hand import controlnet_by_hand, unet_by_hand
 from tests.large.growing.conftest import TEXT, latents, predict, small_unet, state_of
 from tests.large.growing.test_deep_shrink import HINT, controlled, with_controlnet  # noqa: F401
@@ -114,6 +115,16 @@ def test_the_switches_go_by_the_size():
     assert switches((128, 128), (64, 64)) == {"t1": 0.4, "t2": 0.0} == {k: DEFAULTS[k] for k in ("t1", "t2")}
     assert switches((255, 256), (64, 64)) == switches((64, 512), (64, 64)) == {"t1": 0.4, "t2": 0.0}
     assert switches((256, 320), (64, 64)) == {"t1": 0.7, "t2": 0.3}
+
+
+@pytest.mark.parametrize("own, changes", [(8, {}), (4, {"sampled": 0}), (2, {"sampled": 0, "pooled": 1})])
+def test_a_tile_has_the_switches_of_its_own_size_and_not_the_canvas_s(sd, own, changes):
+    x = latents(32, 16)
+    with tiled_diffusion(sd, tile_width=8, tile_height=8, overlap=0, weights="uniform"), hidiffusion(sd, own=own):
+        ours = predict(sd, x, 750.0)
+    with torch.no_grad():
+        theirs = unet_by_hand(sd.unet, x[..., 8:16, :8], 750.0, TEXT, **changes)
+    assert torch.allclose(ours[..., 8:16, :8], theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize(

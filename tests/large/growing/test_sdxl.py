@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline
+from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from sd_hyena.large.around import replaced
 from sd_hyena.large.growing.deep_shrink import deep_shrink
 from sd_hyena.large.growing.demofusion import demofusion
+from sd_hyena.large.growing.hidiffusion import hidiffusion
 from sd_hyena.large.tiled_unet import tiled_diffusion
 from tests.large.growing.conftest import latents, state_of
 
@@ -49,3 +50,26 @@ def test_sdxl_draws_with_its_maps_made_smaller_and_plainly_afterwards(tiny_sdxl)
         smaller = draw()
     assert state_of(tiny_sdxl.unet) == before and torch.equal(draw(), plain)
     assert torch.isfinite(smaller).all() and not torch.equal(smaller, plain)
+
+
+@torch.no_grad()
+def test_sdxl_is_a_raunet_of_two_pictures_each_of_which_is_what_it_is_alone(tiny_sdxl):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        given = {**tiny_sdxl.unet.config, "block_out_channels": (16, 32, 32), "transformer_layers_per_block": [1, 2, 1]}
+        kinds = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+        given |= {"down_block_types": kinds, "up_block_types": [k.replace("Down", "Up") for k in reversed(kinds)]}
+        unet = UNet2DConditionModel.from_config(given | {"attention_head_dim": [1, 2, 2]}).eval()
+    pipe = StableDiffusionXLPipeline(**tiny_sdxl.components | {"unet": unet}, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    common = dict(width=104, height=72, num_inference_steps=3, guidance_scale=3.0, output_type="latent")
+
+    def draw(*seeds):
+        sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipe("a red circle", generator=sources, num_images_per_prompt=len(seeds), **common).images
+
+    plain, before = draw(1), state_of(unet)
+    with hidiffusion(pipe, own=8):
+        both, one, other = draw(0, 1), draw(0), draw(1)
+    assert torch.allclose(both, torch.cat([one, other]), atol=1e-3) and not torch.allclose(other, plain, atol=1e-2)
+    assert state_of(unet) == before and torch.equal(draw(1), plain)
