@@ -14,7 +14,7 @@ TILES = dict(tiled_diffusion="multidiffusion", tile_width=8, tile_height=8)  # o
 @pytest.mark.parametrize("layout", ["sd15", "sd21", "sdxl"])
 def test_landmarks_draw_whole_and_in_tiles_and_sites_keep_their_attention(layout, folders, tmp_path):
     engine, given = Engine(), dict(model=str(folders[layout]), device="cpu", prompt="a red circle", num_images=1)
-    given |= dict(width=96, height=64, steps=1, seed=3, cfg_scale=9.0, grow="off", out_dir=str(tmp_path))
+    given |= dict(width=96, height=64, steps=2, seed=3, cfg_scale=9.0, grow="off", out_dir=str(tmp_path))
 
     def drawn(hyena: str, **further) -> np.ndarray:
         (picture,) = engine.draw(GenerateConfig(**given, **further, hyena=hyena))
