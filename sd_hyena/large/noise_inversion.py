@@ -195,11 +195,8 @@ def box_mean(x: Tensor, radius: int, circular: bool = False) -> Tensor:
             total, first = F.pad(torch.cat([x, x], -1).cumsum(-1), (1, 0)), (i - radius) % length
             x = (rounds * total[..., length, None] + total[..., first + rest] - total[..., first]) / (2 * radius + 1)
         else:
-            total, first, last = (
-                F.pad(x.cumsum(-1), (1, 0)),
-                (i - radius).clamp(min=0),
-                (i + radius + 1).clamp(max=length),
-            )
+            total = F.pad(x.cumsum(-1), (1, 0))
+            first, last = (i - radius).clamp(min=0), (i + radius + 1).clamp(max=length)
             x = (total[..., last] - total[..., first]) / (last - first)
         x = x.transpose(axis, -1)
     return x
