@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sd_hyena.distil import previews, training
 from sd_hyena.options.command_line import from_dict
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.train_config import TrainConfig
@@ -70,7 +71,16 @@ def environment_made():
     return markers
 
 
-def test_the_commands_run_in_order_as_typed(tmp_path, environment_made, shared_pipe):
+@pytest.fixture
+def few_previews(monkeypatch):
+    """One picture of two steps while a student learns, in this process and its forks: four of 25 are most of a training of two."""
+    guidance = previews.drawn_with("")[1]
+    for module in (previews, training):
+        monkeypatch.setattr(module, "PICTURES", 1)
+    monkeypatch.setattr(previews, "drawn_with", lambda model: (2, guidance))
+
+
+def test_the_commands_run_in_order_as_typed(tmp_path, environment_made, shared_pipe, few_previews):
     """Whatever says `python` gets a fork of this process, which spares the seconds of importing; all else is as typed."""
     tree = tmp_path / "copy"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "out", "logs", "__pycache__"))

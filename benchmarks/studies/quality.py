@@ -53,6 +53,7 @@ ROWS = [
     Row("Hyena2d, the default"),
     *(Row(name, untrained=of) for name, of in UNTRAINED.items()),
     Row("256 clusters", options("landmarks=256")),
+    Row("256 clusters, projections at a tenth of the rate", dict(lr_projections=1e-3, **options("landmarks=256"))),
     Row("256 clusters alone", dict(operator="clusters", **options("landmarks=256,learned=true"))),
     *(
         Row(f"Hyena-{form} {says}", dict(operator=f"hyena_{form.lower()}", **options(f"axes={axes}")))
