@@ -176,25 +176,27 @@ def detail(picture: Tensor, radius: int, circular: bool = False) -> Tensor:
 
     What a guided filter (He et al. 2010), the picture its own guide, takes away: edges stay, low contrast goes.
     """
-    if circular:
-        reach = [min(2 * radius, side) for side in picture.shape[-2:]]  # of two means, one of the other
-        rows, columns = (torch.arange(-r, n + r) % n for r, n in zip(reach, picture.shape[-2:], strict=True))
-        wide = detail(picture[..., rows[:, None], columns], radius)
-        return wide[..., reach[0] : wide.shape[-2] - reach[0], reach[1] : wide.shape[-1] - reach[1]]
     grey = (picture * picture.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True).double() / 2 + 0.5
-    mean = box_mean(grey, radius)
-    variance = (box_mean(grey**2, radius) - mean**2).clamp(min=0)
+    mean = box_mean(grey, radius, circular)
+    variance = (box_mean(grey**2, radius, circular) - mean**2).clamp(min=0)
     gain = variance / (variance + EPS)
-    smooth = box_mean(gain, radius) * grey + box_mean((1 - gain) * mean, radius)
+    smooth = box_mean(gain, radius, circular) * grey + box_mean((1 - gain) * mean, radius, circular)
     return ((grey - smooth).abs() / EPS**0.5).clamp(max=1).to(picture.dtype)
 
 
-def box_mean(x: Tensor, radius: int) -> Tensor:
-    """Of each (..., H, W) the mean over the cells at most `radius` away on either axis, as far as there are any."""
+def box_mean(x: Tensor, radius: int, circular: bool = False) -> Tensor:
+    """Of each (..., H, W) the mean over the cells at most `radius` away on either axis, as far as there are any; if
+    circular, round the borders, as often as it takes."""
     for axis in (-2, -1):
-        length = x.shape[axis]
-        total = F.pad(x.transpose(axis, -1).cumsum(-1), (1, 0))
+        length, x = x.shape[axis], x.transpose(axis, -1)
         i = torch.arange(length, device=x.device)
-        first, last = (i - radius).clamp(min=0), (i + radius + 1).clamp(max=length)
-        x = ((total[..., last] - total[..., first]) / (last - first)).transpose(axis, -1)
+        if circular:
+            rounds, rest = divmod(2 * radius + 1, length)
+            total, first = F.pad(torch.cat([x, x], -1).cumsum(-1), (1, 0)), (i - radius) % length
+            x = (rounds * total[..., length, None] + total[..., first + rest] - total[..., first]) / (2 * radius + 1)
+        else:
+            total = F.pad(x.cumsum(-1), (1, 0))
+            first, last = (i - radius).clamp(min=0), (i + radius + 1).clamp(max=length)
+            x = (total[..., last] - total[..., first]) / (last - first)
+        x = x.transpose(axis, -1)
     return x

@@ -25,6 +25,7 @@ def test_held_steps_and_dilated_samples_are_counted(shared_pipe):
     assert found.operations == first.operations + 10 * step + decoded
 
 
+@pytest.mark.gate
 def test_what_an_upscaler_takes_is_said_not_to_be_counted(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"")
     said = "the upscaler's own work not counted"
