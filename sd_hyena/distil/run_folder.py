@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from sd_hyena.files.atomic import replacing
 from sd_hyena.files.names import free_path
-from sd_hyena.options.command import Interrupted
+from sd_hyena.options.command import ENDS, Interrupted
 from sd_hyena.options.command_line import to_dict
 from sd_hyena.options.train_config import NEWEST, TrainConfig
 from sd_hyena.processes.memory import is_out_of_memory
@@ -81,7 +81,7 @@ class Checkpoints(L.Callback):
     def on_train_start(self, trainer, module) -> None:
         self.step, self.saved_step = trainer.global_step, None
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDS:
                 signal.signal(number, self._note_signal)
         except ValueError:  # not the main thread
             pass

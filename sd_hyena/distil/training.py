@@ -189,7 +189,7 @@ def _new_students(specs: list[StudentSpec], config: TrainConfig, unet: torch.nn.
 
 
 def _signalled(checkpoints: Checkpoints) -> BaseException:
-    return Terminated() if checkpoints.signal == signal.SIGTERM else Interrupted()
+    return Interrupted() if checkpoints.signal == signal.SIGINT else Terminated()
 
 
 def _stage(config: TrainConfig, teacher: Teacher, scheduler: Any) -> Stage:

@@ -27,12 +27,19 @@ BESIDE_THE_POINT = (
 )  # what importing torchao says, used or not
 
 
+ENDS = [
+    signal.SIGINT,
+    signal.SIGTERM,
+    *filter(None, [getattr(signal, "SIGBREAK", None)]),
+]  # the last is how Windows ends a group
+
+
 class Interrupted(BaseException):
     """Ctrl-C. Not a KeyboardInterrupt, which Lightning turns into an exit with 1."""
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived."""
+    """SIGTERM arrived, or Windows' SIGBREAK."""
 
 
 AS_IT_IS = (
@@ -93,8 +100,8 @@ def _say(line: str) -> None:
 
 def _raise_on_signals() -> None:
     def handler(number, _frame):
-        raise Terminated if number == signal.SIGTERM else Interrupted
+        raise Interrupted if number == signal.SIGINT else Terminated
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDS:
             signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -58,7 +59,8 @@ def difference(left: Path, right: Path, folder: Path) -> tuple[Path | None, floa
     path = folder / f"difference-{hashlib.sha256(f'{left} {right}'.encode()).hexdigest()[:16]}.png"
     Image.fromarray(np.abs(a.astype(np.int16) - b).astype(np.uint8)).save(path)
     for old in sorted(folder.glob("difference-*.png"), key=lambda file: -file.stat().st_mtime)[MOST:]:
-        old.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows takes away no file that is being sent
+            old.unlink()
     return path, *similarity(a, b)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 import yaml
 
 from sd_hyena.errors import BadInput
@@ -97,7 +98,7 @@ class Training:
     def cancel(self) -> None:
         """End it after the step in progress, with a checkpoint."""
         if self.alive:
-            os.kill(self.pid, signal.SIGTERM)
+            os.kill(self.pid, getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))  # Windows: to its group
 
 
 class Trainings:
@@ -169,6 +170,7 @@ class Trainings:
             child = subprocess.Popen(
                 [sys.executable, "-m", "sd_hyena", *arguments],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )  # fmt: skip
         _children[child.pid] = child
         places = str(log), str(config.log_dir), str(config.out_dir), config.teacher_model
@@ -195,17 +197,9 @@ def _stamp() -> str:
 
 
 def _began(pid: int) -> str:
-    """When a process began, in the system's ticks; empty if there is none, or it has ended and nobody has asked."""
+    """When a process began; empty if there is none, or it has ended and nobody has asked."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        state, *rest = text.rpartition(")")[2].split()
-        return "" if state == "Z" else rest[18]
-    except (OSError, IndexError):
-        pass
-    if os.path.isdir("/proc/self"):
-        return ""
-    try:  # a system without /proc
-        os.kill(pid, 0)
-        return "running"
-    except OSError:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.Error:
         return ""
