@@ -25,13 +25,8 @@ BESIDE_THE_POINT = (
     "torch.utils._pytree",
     "diffusers.quantizers",
 )  # what importing torchao says, used or not
-
-
-ENDS = [
-    signal.SIGINT,
-    signal.SIGTERM,
-    *filter(None, [getattr(signal, "SIGBREAK", None)]),
-]  # the last is how Windows ends a group
+# the last one is how Windows ends a group of processes
+ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 
 
 class Interrupted(BaseException):
