@@ -48,5 +48,5 @@ def release() -> None:
 def tidy() -> None:
     """Break up what holds itself alone, and give the system the pages between what is left; glibc keeps them otherwise."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
         ctypes.CDLL(None).malloc_trim(0)
