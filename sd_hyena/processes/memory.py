@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
-from contextlib import suppress
 
 import torch
 
@@ -40,13 +38,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release() -> None:
     """Give back what nobody holds any more."""
-    tidy()
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def tidy() -> None:
-    """Break up what holds itself alone, and give the system the pages between what is left; glibc keeps them otherwise."""
-    gc.collect()
-    with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
-        ctypes.CDLL(None).malloc_trim(0)

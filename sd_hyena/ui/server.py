@@ -436,13 +436,11 @@ def serve(config: PageConfig) -> None:
         say(f"the page is at {address}")
         try:
             session.worker.ready.wait()
-            from sd_hyena.processes.memory import tidy  # with PyTorch, which the worker has by now
-
             gc.freeze()  # what is there stays, and need not be looked at
             swept = time.monotonic()
             while True:
                 time.sleep(TIDIED)
-                tidy()
+                gc.collect()
                 if time.monotonic() - swept > SWEPT:
                     swept = time.monotonic()
                     session.tidy()
