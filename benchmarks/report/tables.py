@@ -308,7 +308,8 @@ def grow(rows: Rows) -> str:
         if row["method"] != "plain" or row["size"] != "256x256":
             found.setdefault((row["size"], row["method"], row["by"], row["canvas"]), []).append(row)
     lines = []
-    for (size, method, by, canvas), same in found.items():
+    sides = lambda way: [int(side) for side in way[0][0].split("x")]
+    for (size, method, by, canvas), same in sorted(found.items(), key=sides):
         middle = lambda name, same=same: median([float(row[name]) for row in same if row[name]] or [0.0])
         share = f"{sum(int(row['right']) for row in same)} of {len(same)}"
         psnr = middle("psnr_dB")
