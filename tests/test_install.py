@@ -88,7 +88,7 @@ def test_a_bare_environment_draws_from_an_empty_folder_with_nothing_but_the_whee
     assert "level0 (5 students)" in drawn and "pictures/image_000.png" in drawn.splitlines()
     with Image.open(empty / "pictures" / "image_000.png") as image:
         assert image.size == (256, 256) and len(image.getcolors(256 * 256)) > 100
-    assert sorted(path.name for path in empty.iterdir()) == ["out", "pictures"]
+    assert sorted(path.name for path in empty.iterdir()) == ["pictures"]
 
 
 def test_what_only_a_checkout_has_is_found_in_the_wheel(bin_, empty):
