@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sd_hyena.cost.operations import student_flops
-from sd_hyena.options.operators import auto_price, operator_named
+from sd_hyena.options.key_values import auto_price
+from sd_hyena.options.operators import operator_named
 from sd_hyena.sites import Site
 from sd_hyena.students.losses import error_and_spread
 from sd_hyena.students.student import StudentSpec, build_student

@@ -17,7 +17,8 @@ from sd_hyena.distil.lessons import VALIDATION_SIZE
 from sd_hyena.distil.previews import PICTURES, drawn_with, draws_previews
 from sd_hyena.models.condition import condition
 from sd_hyena.models.example_prompts import prompts_of
-from sd_hyena.options.operators import auto_price, operator_named
+from sd_hyena.options.key_values import auto_price
+from sd_hyena.options.operators import operator_named
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.processes.memory import peak_gib
 from sd_hyena.processes.progress import Work

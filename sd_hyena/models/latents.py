@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_hyena.large.float32 import in_float32
+from sd_hyena.large.float32 import finite
 from sd_hyena.large.progress import Progress
 from sd_hyena.large.tiled_vae import tiled_vae
 from sd_hyena.options.effect import TILED_VAE_FROM
@@ -59,13 +59,10 @@ def decoded(pipe: Any, latents: Tensor, progress: Progress | None = None) -> np.
     if not latents.isfinite().all():
         raise FloatingPointError("the latents are not finite; try --dtype float32 or bfloat16")
     latents = latents / pipe.vae.config.scaling_factor
-    image = _decode(pipe.vae, latents.to(pipe.vae.dtype), progress)
+    image = finite(latents, pipe.vae, lambda x: _decode(pipe.vae, x, progress), "decoder", "post_quant_conv")
     if not image.isfinite().all():
-        with in_float32(pipe.vae.decoder, pipe.vae.post_quant_conv):
-            image = _decode(pipe.vae, latents.float(), progress)
-        if not image.isfinite().all():
-            raise FloatingPointError("the VAE gives NaN even in float32; this VAE is damaged")
-    pixels = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().byte()
+        raise FloatingPointError("the VAE gives NaN even in float32; this VAE is damaged")
+    pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte()
     return pixels.permute(1, 2, 0).cpu().numpy()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sd_hyena.options.growing import in_stages, method_of, own_side, times
+from sd_hyena.options.growing import in_stages, is_larger, method_of, own_side
 from sd_hyena.options.tile import TILED_FROM
 
 TILED_VAE_FROM = 1024  # likewise tiled_vae=auto
@@ -51,7 +51,7 @@ def _grows(config: Any, part: str) -> bool:
     own = own_side(config.model)
     method = method_of(config, own)
     if part == "grow:larger":
-        return method != "off" and bool(config.hires or times(config, own) > 1)
+        return method != "off" and is_larger(config, own)
     return in_stages(config, own) and (part == "grow:stages" or method != "demofusion")
 
 

@@ -40,4 +40,9 @@ def in_stages(config: Any, own: int) -> bool:
     method = method_of(config, own)
     if method in WHOLE:
         return times(config, own) > MOST and is_cut(config)
-    return method != "off" and bool(config.hires or times(config, own) > 1)
+    return method != "off" and is_larger(config, own)
+
+
+def is_larger(config: Any, own: int) -> bool:
+    """Whether the canvas is larger than what the model draws by itself."""
+    return bool(config.hires or times(config, own) > 1)

@@ -23,7 +23,6 @@ from typing import Any, Literal
 from sd_hyena.errors import BadInput
 from sd_hyena.options import key_values
 from sd_hyena.options.key_values import Option, Value
-from sd_hyena.options.key_values import auto_price as auto_price
 
 
 @dataclass(frozen=True)

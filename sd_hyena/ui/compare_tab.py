@@ -17,6 +17,7 @@ from sd_hyena.options.landmarks import Landmarks
 from sd_hyena.options.rules import drawn_seed
 from sd_hyena.ui.comparison import Comparison, pair_of
 from sd_hyena.ui.draw_tab import QUICK
+from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.job import Picture
 from sd_hyena.ui.region_editor import script
 from sd_hyena.ui.result_panel import OFTEN, ResultPanel
@@ -119,8 +120,7 @@ class CompareTab:
                 except BadInput as error:
                     raise BadInput(f"right also: {error}" if more else str(error)) from None
         except BadInput as error:
-            line = escape(" ".join(str(error).split()))
-            return {self.shown: f"<p class='fault' role='alert'>{line}</p>", self._faults: self._fault(error)}
+            return {self.shown: fault(line_of(error)), self._faults: self._fault(error)}
         job = self.session.worker.submit(Comparison(pair=tuple(pair), taken=self.session.take))
         panel = self._panel
         followed = dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))

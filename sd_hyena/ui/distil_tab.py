@@ -21,6 +21,7 @@ from sd_hyena.options.shipped import CONFIGS
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.ui.curves import charts, pictures_of
 from sd_hyena.ui.draw_tab import QUICK
+from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.folders import SHIPPED
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.job import Job
@@ -271,9 +272,9 @@ class DistilTab:
         return students[0], models[0] if models else SHIPPED
 
     def _refused(self, error: BadInput) -> dict[Any, Any]:
-        line, name = " ".join(str(error).split()), self.form.faulty(str(error))
+        line, name = line_of(error), self.form.faulty(str(error))
         faults = json.dumps({self.form.element(name): line} if name else {})
-        return {self.answer: f"<p class='fault' role='alert'>{escape(line)}</p>", self.faults: faults}
+        return {self.answer: fault(line), self.faults: faults}
 
     def _pictures(self, training: Training, seen: str) -> tuple[Any, Any]:
         """The run's pictures if there are new ones, by the size of its event files."""

@@ -11,6 +11,7 @@ import gradio as gr
 
 from sd_hyena.errors import BadInput
 from sd_hyena.ui.draw_tab import QUICK
+from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.job import Job, Picture
 from sd_hyena.ui.session import Session, served
 from sd_hyena.ui.stage import IDLE, stage
@@ -114,7 +115,7 @@ class ResultPanel:
             picture = self.picture(chosen)
             return {self.told: told(picture)} | act(picture, *values)
         except BadInput as error:
-            return {self.told: f"<p class='fault' role='alert'>{escape(str(error))}</p>"}
+            return {self.told: fault(line_of(error))}
 
     def _cancel(self, number: int) -> None:
         if job := self.session.worker.find(number) or self.session.worker.newest():

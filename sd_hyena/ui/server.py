@@ -25,6 +25,7 @@ from sd_hyena.ui.compare_tab import CompareTab
 from sd_hyena.ui.distil_tab import DistilTab
 from sd_hyena.ui.draw_tab import QUICK, DrawTab
 from sd_hyena.ui.dropped import dropped
+from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.folders import SEPARATORS, kind_of
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.job import Picture
@@ -196,7 +197,7 @@ class Page:
         try:
             config = self.order(given)
         except BadInput as error:
-            return {self.faults: self.fault(error), panel.stage: refused(_line(error))}
+            return {self.faults: self.fault(error), panel.stage: refused(line_of(error))}
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
 
@@ -249,7 +250,7 @@ class Page:
         try:
             students, model = self.distil.newest(name)
         except BadInput as error:
-            return {self.distil.answer: f"<p class='fault' role='alert'>{escape(_line(error))}</p>"}
+            return {self.distil.answer: fault(line_of(error))}
         updates = self.form.with_choices()
         return {
             parts["hyena"]: updates[parts["hyena"]] | {"value": [students]},
@@ -260,7 +261,7 @@ class Page:
 
     def fault(self, error: BadInput) -> str:
         """For the component that puts it at its field."""
-        line = _line(error)
+        line = line_of(error)
         if region := re.match(r"regions, region (\d+)", line):
             place = f"region-{region[1]}"
         elif not (place := ELSEWHERE.get(re.split(r"\W", line, maxsplit=1)[0], "")):
@@ -344,7 +345,7 @@ class Page:
         try:
             options = self.session.preset(name)
         except BadInput as error:
-            return {self.draw.notice: _refused(error)}
+            return {self.draw.notice: fault(line_of(error))}
         needed = {self.form.fields[one].metadata["needs"] for one in options if one in self.form.fields}
         stay = [one for one in self.form.uploads() if one in needed and one not in options]
         whole = self.form.defaults() | {"device": self.session.config.device} | options
@@ -371,7 +372,7 @@ class Page:
         try:
             path = self.session.save_preset(given[self.draw.preset_name], self.order(given))
         except BadInput as error:
-            return {self.draw.notice: _refused(error), self.faults: self.fault(error)}
+            return {self.draw.notice: fault(line_of(error)), self.faults: self.fault(error)}
         presets = gr.Dropdown(choices=list(self.session.presets()))
         return {self.draw.presets: presets, self.draw.notice: _notice(f"saved as {path.name}", [])}
 
@@ -396,14 +397,6 @@ def _editor(regions: str, options: dict[str, Any]) -> Any:
 def _notice(line: str, left: list[str]) -> str:
     items = "".join(f"<li>{escape(one)}</li>" for one in left)
     return f"<p class='quiet'>{escape(line)}</p>" + (f"<p class='quiet'>not taken:</p><ul>{items}</ul>" if left else "")
-
-
-def _line(error: BadInput) -> str:
-    return " ".join(str(error).split())
-
-
-def _refused(error: BadInput) -> str:
-    return f"<p class='fault' role='alert'>{escape(_line(error))}</p>"
 
 
 def launched(session: Session) -> tuple[Page, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from sd_hyena.processes.progress import Work
+from sd_hyena.ui.fault import fault
 from sd_hyena.ui.job import Job
 
 IDLE = "<div class='stage-box'><div class='frame'><span class='quiet'>nothing drawn yet</span></div></div>"
@@ -22,7 +23,7 @@ def stage(job: Job | None, before: int = 0, picture: str = "") -> str:
         lines.append(f"<progress {value} aria-label='progress'></progress>")
     lines.append(f"<p class='note' role='status' data-state='{job.state}'>{escape(said(job, before))}</p>")
     if job.fault:
-        lines.append(f"<p class='fault' role='alert'>{escape(job.fault)}</p>")
+        lines.append(fault(job.fault))
     parts = [f"<div class='frame'>{shown}</div><div class='said'>{''.join(lines)}</div>"]
     parts += [f"<p class='note'>{escape(note)}</p>" for note in dict.fromkeys(job.notes[-8:])]
     return f"<div class='stage-box'>{''.join(parts)}</div>"
@@ -30,7 +31,7 @@ def stage(job: Job | None, before: int = 0, picture: str = "") -> str:
 
 def refused(line: str) -> str:
     """In its place, why nothing is drawn."""
-    return f"<div class='stage-box'><div class='said'><p class='fault' role='alert'>{escape(line)}</p></div></div>"
+    return f"<div class='stage-box'><div class='said'>{fault(line)}</div></div>"
 
 
 def said(job: Job, before: int = 0) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from sd_hyena.errors import BadInput
 from sd_hyena.large.around import replaced
-from sd_hyena.large.float32 import in_float32
+from sd_hyena.large.float32 import finite
 from sd_hyena.large.growing.wavelet import low_band
 from sd_hyena.large.noise_levels import levels
 
@@ -115,15 +115,6 @@ class _Held:
             encode = lambda x: vae.encode(x).latent_dist.mean
             found.append(finite(drawn.clamp(-1, 1), vae, encode, "encoder", "quant_conv"))
         return torch.cat(found) * vae.config.scaling_factor
-
-
-def finite(x: Tensor, vae: nn.Module, call: Callable[[Tensor], Tensor], *parts: str) -> Tensor:
-    """What a half of the VAE, these `parts`, makes of x, in float32: computed so again if its own precision overflows."""
-    y = call(x.to(vae.dtype))
-    if not y.isfinite().all():
-        with in_float32(*(getattr(vae, part) for part in parts)):
-            y = call(x.float())
-    return y.float()
 
 
 def foreseen(prediction: Tensor, sample: Tensor, signal: Tensor, noise: Tensor, kind: str) -> Tensor:

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from sd_hyena.errors import BadInput
-from sd_hyena.large.growing.diffusehigh import diffusehigh, finite, foreseen, sharpened, told
+from sd_hyena.large.float32 import finite
+from sd_hyena.large.growing.diffusehigh import diffusehigh, foreseen, sharpened, told
 from sd_hyena.large.growing.wavelet import daubechies, low_band
 from sd_hyena.large.noise_inversion import noise_inversion
 from sd_hyena.large.regions import Region
