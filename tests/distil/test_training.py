@@ -58,7 +58,8 @@ def assert_equal_weights(a, b):
 def curve(folder, tag) -> list[tuple[int, float]]:
     (run,) = [path for path in (folder / "logs").iterdir() if path.is_dir()]
     reader = EventAccumulator(str(run)).Reload()  # as TensorBoard reads it: all files, what was purged left out
-    return [(point.step, point.value) for point in reader.Scalars(tag)]
+    points = [(point.step, point.value) for point in reader.Scalars(tag)]
+    return sorted(points, key=lambda point: point[0])  # a process's tenth file of one second is read before its ninth
 
 
 def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
