@@ -67,18 +67,27 @@ class Estimator:
         self.attentions = sum(attention_flops(site, site.size(*self.size)) for site in sites)
 
     def estimate(self, missing: int, device: torch.device, n_steps: int, rate: float | None = None) -> Estimate:
-        """With so many pictures yet to be made and so many steps to go; the operations a second are measured if not given."""
+        """With so many pictures yet to be made and so many steps to go, which are fewer than all of a run that goes on; the
+        operations a second are measured if not given."""
         rate, config = rate or self._rate(device), self.config
-        validations = 1 + -(-n_steps // config.validate_every_n_steps) if config.validate_every_n_steps else 2
+        validations = self._validations(n_steps)
+        of_one = VALIDATION_SIZE * (self._teaching() + self.students)
         operations = {
             f"drawing {missing} pictures": self._drawing(missing),
             "encoding": self._encoding(missing),
             f"{n_steps} steps of batch {config.batch_size}": n_steps * config.batch_size * self._lesson(),
-            f"{validations} validations": validations * VALIDATION_SIZE * (self._teaching() + self.students),
+            f"{validations} validation{'s' * (validations > 1)}": validations * of_one,
             "previews": self._previews(validations, device),
         }
         seconds = {name: count / rate for name, count in operations.items()}
         return Estimate(seconds, self._gib(device), rate)
+
+    def _validations(self, n_steps: int) -> int:
+        """Every so many steps and after the last one; a run that goes on makes none before its first."""
+        start, every = max(self.config.n_steps - n_steps, 0), self.config.validate_every_n_steps
+        end = start + n_steps
+        within = end // every - start // every + (end % every > 0) if every else 1
+        return within if start else 1 + within
 
     def times_cheaper(self, sites: Sequence[Site]) -> float:
         """The UNet with students at these sites, in operations."""

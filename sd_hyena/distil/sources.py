@@ -17,7 +17,8 @@ from PIL import ImageOps
 from torch import Tensor
 
 from sd_hyena.distil.bank import Bank, captions_of
-from sd_hyena.distil.kept import Kept, Piece
+from sd_hyena.distil.kept import Kept
+from sd_hyena.distil.pieces import Piece
 from sd_hyena.errors import BadInput
 from sd_hyena.files.picture import read_picture
 from sd_hyena.files.text import read_text

@@ -59,6 +59,12 @@ class EvaluationConfig:
     )
     judge: str = option("", "module:function(image, caption) -> bool, whether an image shows its caption", group=WHAT)
     out_dir: str = option("out/evaluation", "where the report goes", "-o", path=given_path.folder, group=WHERE)
+    cache_dir: str = option(
+        "",
+        "pictures that were drawn are kept there; default: cache beside OUT_DIR",
+        path=given_path.folder,
+        group=WHERE,
+    )
     device: str = option("auto", "auto, cpu, cuda, mps", group=SPEED)
     dtype: DType = option("auto", "auto: float16 on a GPU", group=SPEED)
     debug: bool = option(False, "show the traceback of an error", group=EXPERT)

@@ -6,6 +6,8 @@ guided; pictures on the same seeds. Everything is deterministic and lands in a f
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +17,49 @@ from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.report import Report, markdown
 from sd_hyena.files.names import own_folder
-from sd_hyena.generate.alternatives import load_alternatives
+from sd_hyena.generate.alternatives import Alternative, load_alternatives
 from sd_hyena.processes.ranks import say
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:
-    """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded."""
+    """Measure every alternative, write the report and return it. Raises BadInput before a model is loaded.
+
+    Pictures are kept one by one as they are drawn: after an end the same again goes on, with the same numbers.
+    """
     config = checked(config)
-    with own_folder(config.out_dir) as folder:
-        return _evaluated(config, folder)
+    with own_folder(config.out_dir) as folder, own_folder(_cache_of(config, folder), "cache_dir") as cache:
+        return _evaluated(config, folder, cache)
 
 
-def _evaluated(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
+def _cache_of(config: EvaluationConfig, folder: Path) -> Path:
+    """Where a training keeps its own, if nobody says otherwise: beside the report, or within it if that cannot be."""
+    beside = folder.parent if os.access(folder.parent, os.W_OK | os.X_OK) else folder
+    return Path(config.cache_dir or beside / "cache")
+
+
+def _evaluated(config: EvaluationConfig, folder: Path, cache: Path) -> dict[str, Any]:
     say(f"the report grows in {folder}: report.md, report.json and pictures, after each size")
-    examiner = Examiner(config)
-    report = Report(folder, examiner.facts)
+    examiner = Examiner(config, kept_in=cache)
     width, height = examiner.sizes[0]
-    for alternative in load_alternatives(config.students, examiner.pipe.unet, tile=(height // 8, width // 8)):
+    alternatives = load_alternatives(config.students, examiner.pipe.unet, tile=(height // 8, width // 8))
+    for alternative in alternatives:
         if not alternative.students:
             raise BadInput(
                 f"students={alternative.entry!r}: attention is cheaper at every site at {width}x{height}; name sites, "
                 "e.g. landmarks:level0, or a larger size first"
             )
+    pictures = examiner.kept([alternative.students for alternative in alternatives])
+    if found := _there(pictures):
+        say(f"{found} of {len(pictures)} pictures are kept from a run before, in {cache}")
+    try:
+        return _reported(examiner, alternatives, Report(folder, examiner.facts))
+    except BaseException:
+        say(f"{_there(pictures)} of {len(pictures)} pictures are kept; the same command goes on from there")
+        raise
+
+
+def _reported(examiner: Examiner, alternatives: Sequence[Alternative], report: Report) -> dict[str, Any]:
+    for alternative in alternatives:
         measured: dict[str, Any] = {}
         label = "+".join(dict.fromkeys(alternative.files.values()))
         while label in report.content["students"]:
@@ -48,3 +71,7 @@ def _evaluated(config: EvaluationConfig, folder: Path) -> dict[str, Any]:
             say(markdown({label: {"sizes": {"{}x{}".format(*size): found}, "advice": []}}))
     report.finish()
     return report.content
+
+
+def _there(files: Iterable[Path]) -> int:
+    return sum(file.exists() for file in files)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from sd_hyena.errors import BadInput
@@ -14,17 +15,19 @@ from sd_hyena.models.example_prompts import prompts_of, split_prompts
 from sd_hyena.models.location import model_path
 from sd_hyena.processes.progress import work
 from sd_hyena.sites import find_sites
-from sd_hyena.students.swap import swapped
 
 
 class Examiner:
-    """Examines alternatives of one model in turn; what the teacher answers is asked once. Raises BadInput."""
+    """Examines alternatives of one model in turn; what the teacher answers is asked once. Raises BadInput.
 
-    def __init__(self, config: EvaluationConfig, engine: Engine | None = None):
+    With a folder `kept_in` pictures are kept there; whoever changes the loaded model does without.
+    """
+
+    def __init__(self, config: EvaluationConfig, engine: Engine | None = None, kept_in: Path | None = None):
         _, prompts = split_prompts(prompts_of(model_path(config.model), config.prompts))
         prompts = [prompts[i % len(prompts)] for i in range(max(config.images, config.states))]
         self.config = config
-        self.pictures = Pictures(config, prompts, engine or Engine())
+        self.pictures = Pictures(config, prompts, engine or Engine(), kept_in)
         model = self.pictures.model
         self.pipe, self.sites = model.pipe, find_sites(model.pipe.unet)
         self.facts = {"model": model.path.name, "model_sha256": model.sha256}
@@ -41,11 +44,19 @@ class Examiner:
             measured["images"], rows = {}, []
             for scale in self.config.scales():
                 teacher = self.pictures.teachers(size, scale)
-                with swapped(self.pipe.unet, students):
-                    student = self.pictures.drawn(size, scale, "the student")
+                student = self.pictures.drawn(size, scale, students)
                 measured["images"][f"{scale:g}"] = self.pictures.compared(teacher, student)
                 rows.append((scale, teacher, student))
             yield size, measured, rows
+
+    def kept(self, alternatives: Sequence[dict[str, Any]]) -> set[Path]:
+        """The files of all pictures that these take. Raises BadInput for students that serve none of the sizes."""
+        sets = [self.pictures.kept_latents(range(self.config.states))]
+        for students in alternatives:
+            for size in self._served(students):
+                for scale in self.config.scales():
+                    sets += [self.pictures.kept(size, scale), self.pictures.kept(size, scale, students)]
+        return {file for pieces in sets if pieces for file in pieces.files}
 
     def _served(self, students: dict[str, Any]) -> list[tuple[int, int]]:
         """The sizes that all students can serve: a 1-D one has a single size. Raises BadInput if there is none."""

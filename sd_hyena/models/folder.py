@@ -70,6 +70,15 @@ def parts_of(index: Mapping[str, Any]) -> list[str]:
     return ["unet", "vae", *sorted(name for name in index if name in NETWORKS and name.startswith("text_encoder"))]
 
 
+def loaded_files(path: Path) -> list[Path]:
+    """All that loading a pipeline's folder reads: the weights, and the configurations and vocabularies. Raises BadInput."""
+    parts = parts_of(_json(path, "model_index.json"))
+    weights = [stored(path / name, NETWORKS[name][1]) for name in parts]
+    folders = [*parts, "scheduler", *(name.replace("text_encoder", "tokenizer") for name in parts if "text" in name)]
+    told = [file for name in folders for file in sorted((path / name).glob("*")) if file.suffix in (".json", ".txt")]
+    return [path / "model_index.json", *told, *(file for one in weights if one for file in one.files)]
+
+
 def check_network(model: Path, name: str, folder: Path, kind: str = "") -> None:
     """The same for one of its networks, that is of `kind`."""
     known, stem = NETWORKS[name]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from sd_hyena.errors import BadInput
-from sd_hyena.models.folder import NETWORKS, check_folder, stored
-from sd_hyena.models.single_file import check_single_file
+from sd_hyena.models.folder import NETWORKS, check_folder, loaded_files, stored
+from sd_hyena.models.single_file import check_single_file, has_own_config
 from sd_hyena.options import given_path
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.shown_hashes import shown_hashes
@@ -36,5 +37,16 @@ def unet_files(path: Path) -> tuple[Path, ...]:
 def model_sha256(path: Path) -> str:
     """The hash of a single file, or of a folder's UNet, as diffusers loads it: what a student depends on."""
     files = (path,) if path.is_file() else unet_files(path)
+    return _together(path, files)
+
+
+def loaded_sha256(path: Path) -> str:
+    """The hash of all that loading a model reads: what its pictures depend on. Raises BadInput."""
+    if not path.is_file():
+        return _together(path, loaded_files(path))
+    return _together(path, [path, *(loaded_files(path.with_suffix("")) if has_own_config(path) else ())])
+
+
+def _together(path: Path, files: Sequence[Path]) -> str:
     hashes = list(shown_hashes(files, f"reading {path.name} for its hash"))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
