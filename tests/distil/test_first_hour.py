@@ -1,9 +1,11 @@
 """What a run says before and while it works, and what survives when it is stopped."""
 
+import itertools
 import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from sd_hyena.distil import module as distillation
 from sd_hyena.distil import previews
 from sd_hyena.distil.__main__ import command
 from sd_hyena.distil.curves import layout
+from sd_hyena.distil.estimate import Estimator
 from sd_hyena.distil.foretold import foretold
+from sd_hyena.distil.run_folder import Checkpoints
 from sd_hyena.distil.run_options import options_of_run
 from sd_hyena.distil.training import train
 from sd_hyena.errors import BadInput
@@ -54,8 +58,13 @@ def test_resume_with_a_run_alone_takes_its_options_and_ends_bit_equal(cached, fo
         interrupt_after(patch, 2, signal.SIGTERM)
         train(config(folder, n_steps=4))
     typed = re.search(r"go on with (--resume \S+)", capsys.readouterr().out)[1].split()
-    assert command(typed) == 0
-    assert "min for 2 steps of batch 6" in capsys.readouterr().out  # those to go
+    validated, note = [], Checkpoints.on_validation_end
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_validation_end", lambda *given: (validated.append(given), note(*given)))
+        assert command(typed) == 0
+    said = capsys.readouterr().out
+    assert "min for 2 steps of batch 6" in said  # those to go
+    assert len(validated) == 1 and ", 1 validation " in said  # none before the first step
     assert_equal_weights(weights(cached[0]), weights(folder))
     assert command(["--resume", "auto", "-o", str(folder / "out")]) == 0  # finished, by the options of its run
     assert "nothing to do" in capsys.readouterr().out
@@ -184,6 +193,16 @@ def test_the_time_of_all_stages_is_the_sum_of_theirs_and_pictures_are_drawn_once
         for one, n, steps in ((first, 4, 4), (second, 0, 7), (third, 4, 2))
     ]
     assert each == pytest.approx([one.total for one in alone])
+
+
+def test_the_validations_of_a_run_are_those_at_its_steps_and_a_resumed_one_makes_none_at_step_0():
+    for n_steps, every, start in itertools.product((1, 4, 5, 7, 12), (0, 1, 4, 5), range(7)):
+        if start >= n_steps:
+            continue
+        made = {step for step in range(start + 1, n_steps + 1) if every and step % every == 0} | {n_steps}
+        made |= {0} if start == 0 else set()
+        asked = SimpleNamespace(config=SimpleNamespace(n_steps=n_steps, validate_every_n_steps=every))
+        assert Estimator._validations(asked, n_steps - start) == len(made), (n_steps, every, start)
 
 
 def test_previews_are_counted_in_a_dry_run_too_and_as_many_as_there_are_prompts(pipe, tmp_path):

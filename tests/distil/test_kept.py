@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from sd_hyena.distil import sources
 from sd_hyena.distil.kept import Kept
+from sd_hyena.distil.pieces import Pieces
 from sd_hyena.distil.sources import make_bank
 from tests.conftest import ROOT
 from tests.distil.test_sources import PROMPTS, config
@@ -79,6 +80,29 @@ def test_when_the_run_that_was_waited_for_is_killed_the_other_one_goes_on(tmp_pa
     first.communicate(timeout=120)
     assert numbers(second) == [7, 8, 9, 10, 11]
     assert torch.equal(load_file(path)["latents"], expected())
+
+
+def test_pieces_are_taken_by_whoever_asks_for_some_of_them_and_a_flipped_bit_is_seen(tmp_path, capsys):
+    asked = []
+
+    def got(*names: str) -> list[torch.Tensor]:
+        def make(rows, _shown):
+            asked.extend(names[i] for i in rows)
+            return [{"pixels": torch.full((3, 5), ord(names[i]), dtype=torch.uint8)} for i in rows]
+
+        pieces = Pieces(tmp_path / "pieces", names, lambda piece: None)
+        return [piece["pixels"] for piece in pieces.get(make, 1, "pieces are made")]
+
+    def right(*names: str) -> bool:
+        return [set(pixels.flatten().tolist()) for pixels in got(*names)] == [{ord(name)} for name in names]
+
+    assert right(*"abc") and right(*"cbd") and right(*"ad") and asked == [*"abc", "d"]
+    content = bytearray((tmp_path / "pieces" / "b.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "pieces" / "b.safetensors").write_bytes(content)
+    assert right(*"abcd") and right(*"abcd") and asked == [*"abc", "d", "b"]
+    assert capsys.readouterr().out.count("b.safetensors' is damaged") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces"]
 
 
 @pytest.mark.parametrize("data", ["samples", "trajectories"])

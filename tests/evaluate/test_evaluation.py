@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sd_hyena.distil.pieces import Pieces
 from sd_hyena.errors import BadInput
 from sd_hyena.evaluate.advice import advice
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.evaluation import evaluate
 from sd_hyena.evaluate.examiner import Examiner
-from sd_hyena.evaluate.pictures import Pictures
+from sd_hyena.evaluate.pictures import TEACHING, Pictures
 from sd_hyena.models import latents
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.shipped import SHIPPED_MODEL
@@ -28,17 +29,8 @@ SMALL = dict(sizes="64,96x64", guidance="1,5", images=2, states=3, steps=2, devi
 @pytest.fixture(scope="module", autouse=True)
 def states_of_small_pictures():
     """What errors are measured on is drawn at 64 px, not at the model's own 256."""
-    latents = Pictures._latents
-
-    def small(self, i):
-        own, self.native = self.native, 64
-        try:
-            return latents(self, i)
-        finally:
-            self.native = own
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pictures, "_latents", small)
+        patch.setattr(Pictures, "_to_learn_errors_on", lambda self, i: self._config(i, (64, 64), TEACHING))
         yield
 
 
@@ -100,7 +92,7 @@ def test_everything_is_on_disk_and_in_tensorboard(report):
 
 @pytest.mark.gate
 def test_the_same_evaluation_gives_the_same_numbers(report):
-    """Also for one of two students at one of two sizes."""
+    """Also for one of two students at one of two sizes; all pictures are drawn anew."""
 
     def without_times(content):
         found = json.loads(json.dumps(content["students"]["harmed"]["sizes"]["64x64"]))
@@ -109,13 +101,14 @@ def test_the_same_evaluation_gives_the_same_numbers(report):
         return found
 
     folder, given, before = report
-    one = dict(students=str(folder / "harmed.safetensors"), sizes="64", out_dir=str(folder / "again"))
+    one = dict(students=str(folder / "harmed.safetensors"), sizes="64", out_dir=str(folder / "again" / "report"))
     assert without_times(evaluate(dataclasses.replace(given, **one))) == without_times(before)
 
 
 @pytest.mark.gate
 def test_alternatives_meet_the_same_vae_whatever_was_measured_before(report, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "TILED_VAE_FROM", 80)  # the second size is above, the first below
+    monkeypatch.setattr(Pieces, "_found", lambda _: {})  # the copy's pictures would be those that were kept
     same = report[0] / "same.safetensors"
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(same.read_bytes())
