@@ -29,6 +29,7 @@ from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.folders import SEPARATORS, kind_of
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.job import Picture
+from sd_hyena.ui.looking import go_on_looking
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.redraw_tab import RedrawTab
 from sd_hyena.ui.region_editor import script, value_of
@@ -102,7 +103,7 @@ class Page:
         self.regions.wire(self.session, panel)
         self.compare.wire(panel, self.settings, self.order, self.fault, self.faults, self.tabs)
         begun = [panel.job, panel.timer, panel.stage, self.faults]
-        panel.draw.click(self.begin, set(self.settings), begun, **QUICK)
+        go_on_looking(panel.draw.click(self.begin, {*self.settings, panel.job}, begun, **QUICK), panel.timer)
         shown = [*form.components.values(), self.regions.editor]
         gr.api(self.generate, api_name="generate", concurrency_limit=None)
         seen = [panel.gallery, panel.seen, self.draw.presets]
@@ -197,7 +198,8 @@ class Page:
         try:
             config = self.order(given)
         except BadInput as error:
-            return {self.faults: self.fault(error), panel.stage: refused(line_of(error))}
+            going = self.session.worker.going(given.get(panel.job))
+            return {self.faults: self.fault(error), panel.stage: refused(line_of(error)), panel.job: going}
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
 
