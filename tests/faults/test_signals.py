@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from sd_hyena.distil import kept
+from sd_hyena.distil import pieces
 from sd_hyena.distil.module import Distillation
 from sd_hyena.files.names import writable_folder
 from sd_hyena.files.weights import read_pickle
@@ -73,7 +73,7 @@ def test_a_signal_while_the_teacher_draws_its_samples_ends_the_run_and_keeps_who
     tmp_path, monkeypatch, number, code
 ):
     with monkeypatch.context() as patch:
-        kill_ourselves(patch, kept, "save_file", number, when=lambda _, path: "00001" in path.name)
+        kill_ourselves(patch, pieces, "save_file", number, when=lambda _, path, __: "00001" in path.name)
         done = ended(tmp_path, TrainConfig, *TRAIN, "-n", 2)
     assert done.code == code and "Traceback" not in done.err and litter(tmp_path) == []
     pictures = [path.name for path in tmp_path.glob("out/cache/*/*") if path.name != "lock"]
