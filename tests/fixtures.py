@@ -249,7 +249,7 @@ def controlnet_of(unet, seed: int) -> ControlNetModel:
     return controlnet
 
 
-def image_of(pipe, seed: int = 0, width: int = 64, height: int = 64, steps: int = 3) -> torch.Tensor:
+def image_of(pipe, seed: int = 0, width: int = 64, height: int = 64, steps: int = 2) -> torch.Tensor:
     """A small latent image, deterministic."""
     with torch.no_grad():
         return pipe(

@@ -45,7 +45,7 @@ def run(tmp_path, monkeypatch, unet):
     call = StableDiffusionPipeline.__call__
     few = lambda pipe, *args, **kwargs: call(pipe, *args, **kwargs | {"num_inference_steps": 2})
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", few)
-    for name, small in (("TrainConfig", TRAINING), ("GenerateConfig", dict(steps=2, width=256, height=256))):
+    for name, small in (("TrainConfig", TRAINING), ("GenerateConfig", dict(steps=2, width=64, height=64))):
         kind = getattr(sd_hyena, name)
         small = small | {"device": "cpu"}
         monkeypatch.setattr(sd_hyena, name, lambda kind=kind, small=small, **given: kind(**given | small))

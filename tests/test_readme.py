@@ -122,9 +122,9 @@ def test_every_file_that_the_documents_name_exists():
 def test_every_test_that_the_documents_name_exists():
     named = [pair for path in ROOT.glob("docs/*.md") for pair in re.findall(r"`([\w/]+\.py)::(\w+)`", path.read_text())]
     assert len(named) > 50
+    trees = {file: ast.parse((ROOT / "tests" / file).read_text("utf-8")) for file, _ in named}
     for file, name in named:
-        tree = ast.parse((ROOT / "tests" / file).read_text("utf-8"))
-        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        found = [node for node in trees[file].body if isinstance(node, ast.FunctionDef) and node.name == name]
         assert len(found) == 1, f"{file}::{name}"
 
 

@@ -134,7 +134,8 @@ def test_what_is_measured_is_on_disk_before_the_next_size(report, tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Examiner, "examine", stopped)
-    given = dict(SMALL, guidance="1", students=str(report[0] / "same.safetensors"), out_dir=str(tmp_path / "r"))
+    given = dict(SMALL, guidance="1", images=1, states=1, steps=1, students=str(report[0] / "same.safetensors"))
+    given |= dict(out_dir=str(tmp_path / "r"))
     with pytest.raises(KeyboardInterrupt):
         evaluate(EvaluationConfig(**given))
     assert list(json.loads((tmp_path / "r" / "report.json").read_text())["students"]["same"]["sizes"]) == ["64x64"]

@@ -97,7 +97,7 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "attn_shape": ({}, "brick"),  # a note: it cuts nothing at this size
     "ff_chunk_size": ({}, 16),
     "attention_backend": ({}, "math"),
-    "optimize": ({}, "bf16"),
+    "optimize": ({}, "halves"),
     "keep_attention": (STUDENT, "IN01"),
     "device": ({}, "cuda"),
     "offload": ({}, "model"),
