@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from examples.tiny_sd.train import MAX_TOKENS
 from sd_hyena.distil import estimate, previews, sources, training
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.generate import engine
 from sd_hyena.models import pipeline
 from sd_hyena.models.pipeline import load_pipeline
@@ -31,6 +32,14 @@ def short_previews():
             patch.setattr(module, "drawn_with", lambda _model: (1, 5.0))
         for module in (previews, training, estimate):
             patch.setattr(module, "PICTURES", 1)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_validations():
+    """A validation is of six states in place of sixteen, of each of which the teacher is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lessons.__init__, "__defaults__", (6,))
         yield
 
 
