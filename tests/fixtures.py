@@ -125,9 +125,9 @@ def own_pipe(read_once):
 
 
 @pytest.fixture
-def loaded_once(monkeypatch, own_pipe):
-    """Every generate() of the test draws with the same fresh copy; loading is tested elsewhere."""
-    monkeypatch.setattr(engine, "load_pipeline", lambda *_: own_pipe)
+def loaded_once(monkeypatch, request):
+    """Every generate() of the test draws with the same fresh copy, made when it is asked for; loading is tested elsewhere."""
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: request.getfixturevalue("own_pipe"))
 
 
 @pytest.fixture(scope="session")
