@@ -20,13 +20,13 @@ from tests.conftest import ROOT
 from tests.fork import python_that_forks
 
 SMALLER = {  # what is put behind a command, by how it begins; None: run elsewhere, for the reason given
-    "bash examples/demo.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1 -s 1",
-    "python -m sd_hyena.demo": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1 -s 1",
-    "bash examples/train.sh": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1",
-    "python train.py": "-n 2 -W 64 -b 2 --num_samples 2 --sample_steps 1",
-    "bash examples/generate.sh -y landmarks": "-W 256 -s 2 -n 1",  # smaller they are attention itself
-    "bash examples/generate.sh": "-W 64 -s 2 -n 1",
-    "python generate.py": "-W 64 -s 2 -n 1",
+    "bash examples/demo.sh": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 1",
+    "python -m sd_hyena.demo": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 1",
+    "bash examples/train.sh": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 1",
+    "python train.py": "-n 1 -W 64 -b 2 --num_samples 2 --sample_steps 1",
+    "bash examples/generate.sh -y landmarks": "-W 256 -s 1 -n 1",  # smaller they are attention itself
+    "bash examples/generate.sh": "-W 64 -s 1 -n 1",
+    "python generate.py": "-W 64 -s 1 -n 1",
     "bash examples/ui.sh": None,  # a server; tests/ui
     "python -m sd_hyena.students.checkpoint": "",
     "python -m sd_hyena.evaluate": "--images 1 --states 1 --steps 1 --sizes 64 --guidance 1",
