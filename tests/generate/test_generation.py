@@ -1,4 +1,3 @@
-import copy
 import json
 
 import numpy as np
@@ -12,6 +11,7 @@ from sd_hyena.files.picture import read_metadata
 from sd_hyena.generate import engine
 from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.generate.generation import NotDrawn, generate
+from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options import generate_config
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.generate_config import GenerateConfig
@@ -183,8 +183,8 @@ def test_a_long_prompt_is_read_to_its_end_and_said_to_be_long(tmp_path, capsys):
     assert not np.array_equal(first, pixels(generate(config(tmp_path, num_images=1, prompt="red " * 49 + "blue"))))
 
 
-def test_weights_embeddings_and_clip_skip_travel_in_the_picture_and_repeat_it(tmp_path, shared_pipe, monkeypatch):
-    monkeypatch.setattr(engine, "load_pipeline", lambda *_: copy.deepcopy(shared_pipe))  # without the first run's word
+def test_weights_embeddings_and_clip_skip_travel_in_the_picture_and_repeat_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "load_pipeline", load_pipeline)  # without the first run's word
     (plain,) = generate(config(tmp_path, num_images=1))
     torch.save({"string_to_param": {"*": torch.ones(2, 96)}, "name": "inner"}, tmp_path / "Striped.pt")
     prompt = r"a (red:1.4) \(circle\) BREAK striped"

@@ -15,6 +15,8 @@ from sd_hyena.errors import BadInput
 from sd_hyena.large.bricks import get_bricks
 from sd_hyena.large.feed_forward import chunk_feed_forward
 from sd_hyena.large.tiled_attention import brick_attention, split_attention
+from sd_hyena.models.pipeline import load_pipeline
+from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.sites import find_sites
 from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.swap import swapped
@@ -599,7 +601,7 @@ def lora(pipe):
 def test_what_changes_attentions_works_before_and_within_a_tiling_and_outlives_it(shared_pipe, feature):
     x, results = latents(12, 20), []
     for within in (False, True):
-        pipe = copy.deepcopy(shared_pipe)
+        pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
         with torch.random.fork_rng(), ExitStack() as stack:
             if not within:
                 feature(pipe)
