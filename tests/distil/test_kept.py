@@ -79,7 +79,8 @@ def test_of_two_runs_at_once_one_makes_the_pictures_and_the_other_takes_them(pat
 @pytest.mark.gate
 def test_when_the_run_that_was_waited_for_is_killed_the_other_one_goes_on(path):
     first = started(path, killed_at=7, seconds=0.2)
-    while not begun(first.said()):
+    deadline = time.monotonic() + 120
+    while not begun(first.said()) and time.monotonic() < deadline:
         time.sleep(0.01)
     second = started(path, killed_at=-1)
     first.end()
