@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 
 import pytest
@@ -33,6 +34,30 @@ def short_previews():
         for module in (previews, training, estimate):
             patch.setattr(module, "PICTURES", 1)
         yield
+
+
+DRAWS_PREVIEWS = previews.draws_previews
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_previews():
+    """Nor are they drawn where nobody looks: they take half of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(previews, "draws_previews", lambda *_: False)
+        yield
+
+
+@pytest.fixture
+def previews_drawn(monkeypatch):
+    """They are drawn in this test."""
+    monkeypatch.setattr(previews, "draws_previews", DRAWS_PREVIEWS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_stays():
+    """Else each drawing walks through all that the session keeps when it gives its memory back."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

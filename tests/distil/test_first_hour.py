@@ -152,7 +152,7 @@ def test_a_run_that_ends_above_its_start_says_so(folder, capsys):
     assert "IN01 is worse than untrained" in said
 
 
-def test_tensorboard_has_options_log_errors_and_one_chart_a_level(folder, unet, monkeypatch):
+def test_tensorboard_has_options_log_errors_and_one_chart_a_level(folder, unet, previews_drawn, monkeypatch):
     monkeypatch.setattr(previews, "PICTURES", 4)  # as it is but for tests
     (folder / "mine.txt").write_text("a red circle\na blue square\n")
     outcome = train(config(folder, n_steps=1, operator="pointwise", sample_prompts=str(folder / "mine.txt")))

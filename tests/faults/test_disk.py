@@ -33,7 +33,7 @@ def test_a_disk_that_fills_up_stops_the_training_and_what_was_saved_goes_on(fold
 
 
 @pytest.mark.gate
-def test_curves_that_fill_the_disk_stop_the_run_and_its_last_checkpoint_goes_on(folder):
+def test_curves_that_fill_the_disk_stop_the_run_and_its_last_checkpoint_goes_on(folder, previews_drawn):
     """Pictures in every step make TensorBoard's file outgrow a limit that a checkpoint keeps."""
     options = [*TRAIN, "--operator_options", "landmarks=4", "-n", 60, "-s", 2, "--validate_every_n_steps", 1]
     full = ended(folder, TrainConfig, *options, fault=no_file_beyond(165_000))
