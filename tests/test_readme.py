@@ -1,6 +1,5 @@
 """Every command of the README is run as it stands, in a copy of the repository, with flags behind it that make it small."""
 
-import ast
 import os
 import re
 import shlex
@@ -122,10 +121,9 @@ def test_every_file_that_the_documents_name_exists():
 def test_every_test_that_the_documents_name_exists():
     named = [pair for path in ROOT.glob("docs/*.md") for pair in re.findall(r"`([\w/]+\.py)::(\w+)`", path.read_text())]
     assert len(named) > 50
-    trees = {file: ast.parse((ROOT / "tests" / file).read_text("utf-8")) for file, _ in named}
+    texts = {file: (ROOT / "tests" / file).read_text("utf-8") for file, _ in named}
     for file, name in named:
-        found = [node for node in trees[file].body if isinstance(node, ast.FunctionDef) and node.name == name]
-        assert len(found) == 1, f"{file}::{name}"
+        assert len(re.findall(rf"^def {name}\(", texts[file], re.MULTILINE)) == 1, f"{file}::{name}"
 
 
 def test_every_feature_held_against_the_peers_names_its_test():

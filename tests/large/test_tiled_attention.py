@@ -463,7 +463,7 @@ def test_draws_depend_on_the_seed_the_step_and_the_site_alone(unet):
     with split_attention(unet, seed=7, **given):
         first, again = grids(unet, timesteps=RUN), grids(unet, timesteps=RUN)
         twice = grids(unet, timesteps=(900, 700, 700, 500))
-        other_site = grids(unet, OUT11, RUN)
+        other_site = grids(unet, IN01.replace("attentions.0", "attentions.1"), RUN)
     with split_attention(unet, seed=7, **given):
         later = grids(unet, timesteps=RUN)
     assert first == again == later and twice == [first[0], first[1], first[1], first[2]]
