@@ -1,8 +1,9 @@
 """python -m benchmarks.studies.monkey --minutes 30: who clicks at random on the page, and what becomes of its memory.
 
 Up to three tabs; wrong and right sizes, draws, cancels, regions dragged, tabs closed and reloaded in the middle of drawing,
-every button that is in sight but those that start a training. The server's resident memory is read every ten seconds; the
-last quarter's median is held to the second's, after everything has been used once. A traceback on the server ends it. Linux only.
+every button that is in sight but those that start a training. The server's resident memory is read every ten seconds; of the
+time after --warm, in which everything is used once and the pages that are kept have come to be as many as ever, the last third's
+median is held to the first's. A traceback on the server ends it. Linux only.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def main(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as page, browser() as one:
         began, looked = time.monotonic(), 0.0
         pages: list = []
-        while (passed := time.monotonic() - began) < 60 * given.minutes and "Traceback" not in page.said:
+        while (passed := time.monotonic() - began) < 60 * (given.warm + given.minutes) and "Traceback" not in page.said:
             if not pages or (len(pages) < 3 and source.random() < 0.05):
                 pages.append(one.new_page(viewport={"width": source.choice((390, 1280)), "height": 900}))
                 pages[-1].goto(page.address, timeout=120_000)
@@ -94,8 +95,9 @@ def main(given: argparse.Namespace) -> int:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with open(given.out, "w", newline="") as file:
         csv.writer(file).writerows([("second", "resident_MiB", "pictures"), *rows])
-    quarter = len(rows) // 4
-    before, after = (median(row[1] for row in part) for part in (rows[quarter : 2 * quarter], rows[3 * quarter :]))
+    measured = [row[1] for row in rows if row[0] >= 60 * given.warm]
+    third = len(measured) // 3
+    before, after = median(measured[:third]), median(measured[-third:])
     print(", ".join(f"{name} {count}" for name, count in done.most_common()))
     print(
         f"{rows[-1][0]} s, {rows[-1][2]} pictures, resident memory {before:.0f} -> {after:.0f} MiB ({after / before:.3f})"
@@ -109,6 +111,7 @@ def main(given: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--warm", type=float, default=15.0, help="minutes before that")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/monkey.csv"))
     sys.exit(main(parser.parse_args()))

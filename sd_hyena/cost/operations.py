@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from sd_hyena.cost.nothing_computed import nothing_computed
 from sd_hyena.options.operators import operator_named
 from sd_hyena.sites import Site
 from sd_hyena.students.student import Projections, StudentSpec, build_student
@@ -45,7 +45,7 @@ def flops(call: Callable[[], Any]) -> int:
 def fake_block(
     spec: StudentSpec, size: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, Projections, torch.Tensor]:
-    """A student, frozen projections of `dtype` and one sample of tokens; to be called in a FakeTensorMode."""
+    """A student, frozen projections of `dtype` and one sample of tokens; to be called where nothing is computed."""
     d = spec.channels
     q, k, v, out = (nn.Linear(d, d, dtype=dtype).requires_grad_(False) for _ in range(4))
     projections = Projections(q, k, v, nn.ModuleList([out, nn.Identity()]))
@@ -54,7 +54,7 @@ def fake_block(
 
 def student_flops(spec: StudentSpec, size: tuple[int, int]) -> int:
     """Of a student's block as training computes it, its site's projections included, one sample on a grid (H, W)."""
-    with FakeTensorMode():
+    with nothing_computed():
         student, projections, x = fake_block(spec, size)
         student.requires_grad_(False)
         return flops(lambda: student(x, projections, size))
@@ -111,7 +111,7 @@ def unet_flops(unet: nn.Module, latent_size: tuple[int, int], last: str = "") ->
 
 def vae_flops(vae: nn.Module, latent_size: tuple[int, int]) -> tuple[int, int]:
     """Of encoding and of decoding one picture, in one piece."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with nothing_computed(allow_non_fake_inputs=True):
         p = next(vae.parameters())
         pixels, latents = (
             torch.randn(1, channels, *(scale * side for side in latent_size), dtype=p.dtype, device=p.device)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from sd_hyena.cost.nothing_computed import nothing_computed
 
 
 class _Live(TorchDispatchMode):
@@ -43,7 +44,7 @@ class _Live(TorchDispatchMode):
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
-    """Bytes of the tensors that `call` makes and has alive at once, at most; to be called in a FakeTensorMode."""
+    """Bytes of the tensors that `call` makes and has alive at once, at most; to be called where nothing is computed."""
     with torch.no_grad(), _Live() as live:
         call()
     return live.most
@@ -51,7 +52,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
 
 def unet_peak_bytes(unet: nn.Module, latent_size: tuple[int, int], batch: int, dtype: torch.dtype) -> int:
     """What one forward of a UNet has in hand at most, its weights left out, with kernels that keep no scores."""
-    with FakeTensorMode():
+    with nothing_computed():
         empty = lambda *shape: torch.empty(*shape, dtype=dtype)
         weights = {name: empty(*p.shape) for name, p in (*unet.named_parameters(), *unet.named_buffers())}
         latents = empty(batch, unet.config.in_channels, *latent_size)

@@ -19,8 +19,9 @@ from sd_hyena.ui.comparison import Comparison, pair_of
 from sd_hyena.ui.draw_tab import QUICK
 from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.job import Picture
+from sd_hyena.ui.looking import OFTEN, go_on_looking
 from sd_hyena.ui.region_editor import script
-from sd_hyena.ui.result_panel import OFTEN, ResultPanel
+from sd_hyena.ui.result_panel import ResultPanel
 from sd_hyena.ui.session import Session
 
 NO_STUDENTS = "teacher, no students"
@@ -73,7 +74,7 @@ class CompareTab:
         self._panel, self._order, self._fault, self._faults = panel, order, fault, faults
         given = {self.left, self.right, self.also, *settings}
         begun = [panel.job, panel.timer, panel.stage, self.job, self.timer, self.shown, faults]
-        self.go.click(self.begin, given, begun, **QUICK)
+        go_on_looking(self.go.click(self.begin, {*given, self.job}, begun, **QUICK), panel.timer, self.timer)
         self.timer.tick(self.look, [self.job], [self.shown, self.timer, faults], **QUICK)
         for i, button in enumerate((panel.to_left, panel.to_right)):
             put = lambda picture, slots, i=i: self.put(i, picture, slots, tabs)
@@ -120,7 +121,8 @@ class CompareTab:
                 except BadInput as error:
                     raise BadInput(f"right also: {error}" if more else str(error)) from None
         except BadInput as error:
-            return {self.shown: fault(line_of(error)), self._faults: self._fault(error)}
+            going = self.session.worker.going(given.get(self.job))
+            return {self.shown: fault(line_of(error)), self._faults: self._fault(error), self.job: going}
         job = self.session.worker.submit(Comparison(pair=tuple(pair), taken=self.session.take))
         panel = self._panel
         followed = dict(zip((panel.job, panel.timer, panel.stage), panel.follow(job), strict=True))
@@ -133,6 +135,8 @@ class CompareTab:
         if job is not None and not job.over.is_set():
             return [gr.skip(), gr.skip(), gr.skip()]
         ended = gr.Timer(active=False)
+        if not number:
+            return [gr.skip(), ended, gr.skip()]
         if job is not None and job.state == "done":
             return [pair_of(self.session.album, *job.pictures, self.session.state / "small"), ended, gr.skip()]
         line = "ended" if job is None else job.fault or "ended"

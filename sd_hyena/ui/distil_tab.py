@@ -25,6 +25,7 @@ from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.folders import SHIPPED
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.job import Job
+from sd_hyena.ui.looking import go_on_looking
 from sd_hyena.ui.session import Session
 from sd_hyena.ui.trainings import OF_A_RECIPE, Training, Trainings, stages_of
 
@@ -212,7 +213,7 @@ class DistilTab:
         try:
             stages = self.stages_asked(given)
         except BadInput as error:
-            return self._refused(error)
+            return self._refused(error) | {self.job: self.session.worker.going(given.get(self.job))}
 
         def work(engine: Any, job: Job) -> str:
             from sd_hyena.distil.foretold import foretold
@@ -233,7 +234,7 @@ class DistilTab:
         try:
             stages = self.stages_asked(given)
         except BadInput as error:
-            return self._refused(error)
+            return self._refused(error) | {self.job: self.session.worker.going(given.get(self.job))}
         sizes = {(one.width, one.height, one.operator, one.operator_options): one for one in stages}
         work = lambda engine, job: "".join(table(config) for config in sizes.values())
         return self._asked(self.session.worker.submit(Job(work=work, name="counting")))
@@ -244,6 +245,8 @@ class DistilTab:
         if job is not None and not job.over.is_set():
             return [gr.skip(), gr.skip(), gr.skip()]
         ended = gr.Timer(active=False)
+        if not number:
+            return [gr.skip(), ended, gr.skip()]
         if job is not None and job.bad_input:
             refused = self._refused(BadInput(job.fault))
             return [refused[self.answer], ended, refused[self.faults]]
@@ -299,17 +302,18 @@ class DistilTab:
     def _wire(self) -> None:
         given = set(self.settings)
         self.recipe.change(self.chosen, [self.recipe], [self.stages, self.single], **QUICK)
-        self.start.click(self.begin, given, [*self.followed, self.answer, self.faults], **QUICK)
+        begun = [*self.followed, self.answer, self.faults]
+        go_on_looking(self.start.click(self.begin, given, begun, **QUICK), self.timer)
         asked = [self.job, self.asking, self.answer, self.faults]
-        self.estimate.click(self.ask_estimate, given, asked, **QUICK)
-        self.buys.click(self.ask_buys, given, asked, **QUICK)
+        for button, ask in ((self.estimate, self.ask_estimate), (self.buys, self.ask_buys)):
+            go_on_looking(button.click(ask, {*given, self.job}, asked, **QUICK), self.asking)
         self.timer.tick(
             self.look, [self.runs, self.seen], [self.timer, self.progress, self.pictures, self.seen], **QUICK
         )
         self.asking.tick(self.answered, [self.job], [self.answer, self.asking, self.faults], **QUICK)
         self.cancel.click(self.stop, [self.runs], [self.answer], **QUICK)
         steps = self.form.components["n_steps"]
-        self.resume.click(self.go_on, [self.runs, steps], [*self.followed, self.answer, self.faults], **QUICK)
+        go_on_looking(self.resume.click(self.go_on, [self.runs, steps], begun, **QUICK), self.timer)
         self.runs.input(self.follow, [self.runs], self.followed, **QUICK)
 
 

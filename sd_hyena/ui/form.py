@@ -165,10 +165,14 @@ class Form:
         except BadInput:
             return {}
         return {
-            self.components[name]: gr.update(placeholder=f"the model's: {own[name]:g}")
-            for name, field in self.fields.items()
-            if name in self.components and _is_left_open(field) and own.get(name)
+            component: gr.update(placeholder=f"the model's: {own[name]:g}")
+            for component, name in self.left_open().items()
+            if own.get(name)
         }
+
+    def left_open(self) -> dict[Any, str]:
+        """The components of numbers that the model, or a picture, decides if they are empty; the options' names."""
+        return {made: name for name, made in self.components.items() if _is_left_open(self.fields[name])}
 
     def with_choices(self) -> dict[Any, Any]:
         """Updates with the files that are there now."""

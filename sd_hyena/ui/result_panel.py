@@ -13,10 +13,9 @@ from sd_hyena.errors import BadInput
 from sd_hyena.ui.draw_tab import QUICK
 from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.job import Job, Picture
+from sd_hyena.ui.looking import OFTEN
 from sd_hyena.ui.session import Session, served
 from sd_hyena.ui.stage import IDLE, stage
-
-OFTEN = 0.4  # seconds between two looks at a job
 
 
 @dataclass

@@ -29,10 +29,12 @@ from sd_hyena.ui.fault import fault, line_of
 from sd_hyena.ui.folders import SEPARATORS, kind_of
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.job import Picture
+from sd_hyena.ui.looking import go_on_looking
 from sd_hyena.ui.page_config import PageConfig
 from sd_hyena.ui.redraw_tab import RedrawTab
 from sd_hyena.ui.region_editor import script, value_of
 from sd_hyena.ui.regions_tab import RegionsTab
+from sd_hyena.ui.replaced import forget_replaced
 from sd_hyena.ui.result_panel import ResultPanel, told
 from sd_hyena.ui.session import HIDDEN, Session
 from sd_hyena.ui.stage import refused
@@ -48,7 +50,7 @@ ELSEWHERE = {
     "preset": "preset-name",
     "right": "compare-also",
 }  # what has no field of the form
-TABS = 16  # open pages whose state is kept: each costs a copy of all components' configuration
+TABS = 8  # open pages whose state is kept: each costs a copy of all components' configuration
 TIDIED = 20  # seconds between looks for what events leave behind in cycles, which Python by itself looks for too seldom
 SWEPT = 3600  # seconds between looks for files that are so old that they go
 
@@ -102,7 +104,7 @@ class Page:
         self.regions.wire(self.session, panel)
         self.compare.wire(panel, self.settings, self.order, self.fault, self.faults, self.tabs)
         begun = [panel.job, panel.timer, panel.stage, self.faults]
-        panel.draw.click(self.begin, set(self.settings), begun, **QUICK)
+        go_on_looking(panel.draw.click(self.begin, {*self.settings, panel.job}, begun, **QUICK), panel.timer)
         shown = [*form.components.values(), self.regions.editor]
         gr.api(self.generate, api_name="generate", concurrency_limit=None)
         seen = [panel.gallery, panel.seen, self.draw.presets]
@@ -133,7 +135,7 @@ class Page:
         changes = [one.change for one in self.settings]  # `input` of a text box tells nothing of what is pasted
         sized = ("model", "width", "height", "scale", "init_image")
         sizes = [parts[name].change for name in sized if name in parts]
-        measured = [self.regions.editor, *parts.values()]
+        measured = [self.regions.editor, *form.left_open()]
         gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
         latest = dict(trigger_mode="always_last", **told)
         compared = [one.change for one in self.compare.settings]
@@ -197,7 +199,8 @@ class Page:
         try:
             config = self.order(given)
         except BadInput as error:
-            return {self.faults: self.fault(error), panel.stage: refused(line_of(error))}
+            going = self.session.worker.going(given.get(panel.job))
+            return {self.faults: self.fault(error), panel.stage: refused(line_of(error)), panel.job: going}
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
 
@@ -433,6 +436,7 @@ def serve(config: PageConfig) -> None:
             swept = time.monotonic()
             while True:
                 time.sleep(TIDIED)
+                forget_replaced(page.blocks)
                 gc.collect()
                 if time.monotonic() - swept > SWEPT:
                     swept = time.monotonic()

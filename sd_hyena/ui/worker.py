@@ -44,6 +44,11 @@ class Worker:
         """A job by its number."""
         return self._known.get(number or 0)
 
+    def going(self, number: int | None) -> int:
+        """The number, if it is that of a job that is not over; else 0, at which nobody looks."""
+        job = self.find(number)
+        return job.number if job and not job.over.is_set() else 0
+
     def newest(self) -> Job | None:
         """The one at work, or the next one, for a page that was lost."""
         with self._change:

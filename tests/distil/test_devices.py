@@ -56,7 +56,7 @@ def test_two_processes_train_the_same_student_as_one(folder, tmp_path_factory, o
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_process_goes_on_from(folder):
     given = arguments(folder, "bidirectional", "--devices", 2, "-n", 5000, "-s", 5, "--keep", 1)
     process = started(*given, cwd=ROOT)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not any((folder / "out").glob("*/checkpoints/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
     done = process.end(signal.SIGTERM)

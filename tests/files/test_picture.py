@@ -22,7 +22,10 @@ from sd_hyena.options.infotext import parameters
 def test_any_prompt_survives_the_file(tmp_path_factory, prompt):
     path = tmp_path_factory.mktemp("png") / "x.png"
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    text = parameters(to_dict(GenerateConfig(prompt=prompt, seed=1).filled()), "m", "0" * 64)
+    options = to_dict(GenerateConfig(prompt="x", seed=1).filled()) | {
+        "prompt": prompt
+    }  # wildcards, too: no config has them
+    text = parameters(options, "m", "0" * 64)
     write_image(path, image, text, {"config": {"prompt": prompt}})
     assert read_metadata(path) == {"config": {"prompt": prompt}}
     with Image.open(path) as read:

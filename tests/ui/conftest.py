@@ -149,7 +149,12 @@ def choose(page, *values: str, **option: str) -> None:
 
 def ended(page, state: str = "done", locator: str = "#stage"):
     """Wait for the job that a page follows."""
-    page.wait_for_selector(f"{locator} [data-state='{state}']", timeout=300_000)
+    from playwright.sync_api import TimeoutError as Late
+
+    try:
+        page.wait_for_selector(f"{locator} [data-state='{state}']", timeout=120_000)
+    except Late:
+        raise AssertionError(f"{locator} says {page.locator(locator).inner_text()!r}") from None
 
 
 def tab(page, name: str) -> None:

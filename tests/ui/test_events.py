@@ -234,6 +234,26 @@ def test_a_fault_that_shows_while_it_is_drawn_is_put_at_its_field_and_the_look_g
     assert job.fault in train[0] and json.loads(train[2]) == {"train-width": job.fault}
 
 
+def test_what_is_refused_leaves_the_job_before_alone_if_it_is_over_and_followed_if_it_goes_on(whole, given):
+    from sd_hyena.ui.job import Job
+
+    job = whole.session.worker.submit(Job(work=lambda engine, job: "counted"))
+    bad = with_options(whole, given, width=100)
+    panel, compare, distil = whole.panel, whole.compare, whole.distil
+    train = bad | {distil.form.components["width"]: 100}
+    asked = [
+        (whole.begin, panel.job),
+        (compare.begin, compare.job),
+        (distil.ask_estimate, distil.job),
+        (distil.ask_buys, distil.job),
+    ]
+    assert [act(train | {state: job.number})[state] for act, state in asked] == [job.number] * 4
+    job.run(None)
+    assert [act(train | {state: job.number})[state] for act, state in asked] == [0] * 4
+    for shown, *rest in (panel.look(0, 0), compare.look(0), distil.answered(0)):  # the line that refuses stays
+        assert not isinstance(shown, str) and any(getattr(one, "active", None) is False for one in rest)
+
+
 def test_faults_of_regions_are_put_at_their_entry_and_of_the_right_side_at_its_text(whole, given):
     bad = [REGION, REGION | {"neg_prompt": 3}]
     faults = json.loads(whole.check(with_options(whole, given, json.dumps(bad), width=64)))

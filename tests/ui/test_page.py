@@ -199,10 +199,6 @@ def test_a_dropped_picture_of_a1111_fills_the_form_and_says_what_was_not_taken(o
     assert value("scheduler") == "euler"
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="waited in vain twice, passed with a pause: a race that is not found",
-)
 def test_a_mask_painted_on_a_picture_changes_it_there_alone(opened, served, tmp_path):
     Image.new("RGB", (64, 64), (20, 60, 200)).save(tmp_path / "blue.png")
     page = opened()
@@ -298,10 +294,6 @@ def test_a_training_is_started_watched_found_again_after_a_reload_and_its_studen
     assert "IN01:Hyena-00030" in read_metadata(newest(served.outputs))["students"]
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="not seen to its end since presets restore the whole form; test_events.py has it in process",
-)
 def test_last_settings_come_back_and_a_preset_is_saved_and_loaded(opened, served, tmp_path):
     Image.new("RGB", (64, 64), (20, 60, 200)).save(tmp_path / "blue.png")
     page = opened()
