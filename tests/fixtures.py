@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from examples.tiny_sd.train import MAX_TOKENS
 from sd_hyena.distil import estimate, previews, sources, training
+from sd_hyena.distil.lessons import Lessons
 from sd_hyena.generate import engine
 from sd_hyena.models import pipeline
 from sd_hyena.models.pipeline import load_pipeline
@@ -31,6 +33,38 @@ def short_previews():
             patch.setattr(module, "drawn_with", lambda _model: (1, 5.0))
         for module in (previews, training, estimate):
             patch.setattr(module, "PICTURES", 1)
+        yield
+
+
+DRAWS_PREVIEWS = previews.draws_previews
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_previews():
+    """Nor are they drawn where nobody looks: they take half of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(previews, "draws_previews", lambda *_: False)
+        yield
+
+
+@pytest.fixture
+def previews_drawn(monkeypatch):
+    """They are drawn in this test."""
+    monkeypatch.setattr(previews, "draws_previews", DRAWS_PREVIEWS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_stays():
+    """Else each drawing walks through all that the session keeps when it gives its memory back."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_validations():
+    """A validation is of six states in place of sixteen, of each of which the teacher is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lessons.__init__, "__defaults__", (6,))
         yield
 
 
@@ -116,9 +150,9 @@ def own_pipe(read_once):
 
 
 @pytest.fixture
-def loaded_once(monkeypatch, own_pipe):
-    """Every generate() of the test draws with the same fresh copy; loading is tested elsewhere."""
-    monkeypatch.setattr(engine, "load_pipeline", lambda *_: own_pipe)
+def loaded_once(monkeypatch, request):
+    """Every generate() of the test draws with the same fresh copy, made when it is asked for; loading is tested elsewhere."""
+    monkeypatch.setattr(engine, "load_pipeline", lambda *_: request.getfixturevalue("own_pipe"))
 
 
 @pytest.fixture(scope="session")
@@ -249,7 +283,7 @@ def controlnet_of(unet, seed: int) -> ControlNetModel:
     return controlnet
 
 
-def image_of(pipe, seed: int = 0, width: int = 64, height: int = 64, steps: int = 3) -> torch.Tensor:
+def image_of(pipe, seed: int = 0, width: int = 64, height: int = 64, steps: int = 2) -> torch.Tensor:
     """A small latent image, deterministic."""
     with torch.no_grad():
         return pipe(

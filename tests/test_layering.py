@@ -119,24 +119,28 @@ def test_the_students_learn_without_a_unet():
     assert not names & ours("sd_hyena.distil.module")
 
 
-def loaded_by(code: str) -> set[str]:
-    """Packages that a fresh process has imported after `code`."""
-    code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
+def loaded_by(*codes: str) -> list[set[str]]:
+    """Packages that a fresh process has imported after each of some pieces of code, run one after the other."""
+    said = "import sys; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "\n".join(f"{code}\n{said}" for code in codes)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split())
+    return [set(line.split()) for line in done.stdout.splitlines()[-len(codes) :]]
 
 
 def test_a_students_file_is_loaded_with_nothing_heavier_than_torch():
     heavy = {"diffusers", "transformers", "lightning", "jsonargparse", "PIL", "matplotlib", "scipy", "torchmetrics"}
-    needed = loaded_by("import torch, einops, safetensors.torch, numpy, tqdm")
-    ours = loaded_by("import sd_hyena.students.checkpoint, sd_hyena.students.swap")
+    needed, ours = loaded_by(
+        "import torch, einops, safetensors.torch, numpy, tqdm",
+        "import sd_hyena.students.checkpoint, sd_hyena.students.swap",
+    )
     new = {name for name in ours - needed - set(sys.stdlib_module_names) if not name.startswith("_")}
     assert new <= {"safari", "sd_hyena"} and not ours & heavy
 
 
 def test_options_are_read_without_torch():
     light = [name for name in MODULES if place(name) in WITHOUT_TORCH]
-    assert "torch" not in loaded_by(f"import {', '.join(light)}")
+    (loaded,) = loaded_by(f"import {', '.join(light)}")
+    assert "torch" not in loaded
 
 
 def test_the_reference_is_imported_by_tests_only():
@@ -156,4 +160,5 @@ def test_there_is_no_room_for_odds_and_ends():
 
 def test_the_tests_are_no_package_so_that_none_of_them_loads_the_root_that_is_for_comfyui():
     assert not list((ROOT / "tests").rglob("__init__.py"))
-    assert loaded_by("import sys, importlib; importlib.import_module('__init__')").isdisjoint({"comfyui", "sd_hyena"})
+    (loaded,) = loaded_by("import sys, importlib; importlib.import_module('__init__')")
+    assert loaded.isdisjoint({"comfyui", "sd_hyena"})

@@ -15,7 +15,7 @@ from sd_hyena.students.checkpoint import load_students, save_students
 from tests.conftest import IN01, ROOT, command
 from tests.distil.test_training import assert_equal_weights, interrupt_after
 
-SHARED = dict(width=64, batch_size=6, num_samples=4, sample_steps=2, seed=3, lr=1e-2, warmup_steps=0)
+SHARED = dict(width=64, batch_size=2, num_samples=4, sample_steps=2, seed=3, lr=1e-2, warmup_steps=0)
 SHARED |= dict(save_every_n_steps=1, validate_every_n_steps=0, operator_options="reach=4")
 
 
@@ -26,7 +26,7 @@ def recipe(folder, *stages, **shared):
     return str(path)
 
 
-STAGES = [{"stage": "layerwise", "n_steps": 3}, {"stage": "joint", "n_steps": 2}, {"stage": "end_to_end", "n_steps": 2}]
+STAGES = [{"stage": "layerwise", "n_steps": 2}, {"stage": "joint", "n_steps": 1}, {"stage": "end_to_end", "n_steps": 1}]
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,13 @@ def test_a_folder_of_another_recipe_is_refused(folder, capsys):
         ([{"data": "noise"}, {"stage": "joint"}], "data=noise"),
     ],
 )
-def test_a_recipe_is_checked_whole_before_anything_is_loaded(tmp_path, documents, said):
+def test_a_recipe_is_checked_whole_before_anything_is_loaded(tmp_path, documents, said, monkeypatch, capsys):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump_all(documents))
-    done = command("-m", "sd_hyena.recipe", path)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    monkeypatch.setattr("sd_hyena.distil.training.load_pipeline", lambda *_: pytest.fail("it was loaded"))
+    assert recipe_command([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
 
 
 def test_flags_win_over_the_file_and_what_a_recipe_decides_itself_is_refused(tmp_path):

@@ -113,7 +113,7 @@ def _trained(config: TrainConfig, within: LargerRun | None) -> Outcome:
     stage = _stage(config, teacher, scheduler)
     data = Lessons(stage, scheduler, bank, config)
     if not students:
-        specs = allotted(specs, teacher, default_collate(data.held_out(range(0, 16, 4))), sites)
+        specs = allotted(specs, teacher, default_collate(data.held_out(range(0, data.validation_size, 4))), sites)
         say("landmarks: " + " ".join(f"{spec.short} {spec.options['landmarks']}" for spec in specs))
         students = _new_students(specs, config, pipe.unet)
     shown = prompts_of(path, config.sample_prompts) if config.sample_prompts else prompts[-PICTURES:]

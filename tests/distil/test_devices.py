@@ -14,7 +14,7 @@ from sd_hyena.distil import training
 from sd_hyena.distil.module import PATIENCE, Distillation
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.students.checkpoint import load_students
-from tests.conftest import IN01, ROOT, command
+from tests.conftest import IN01, ROOT
 from tests.distil.test_training import curve
 from tests.faults.conftest import TRAIN, ended, start
 from tests.fork import forked, started
@@ -84,8 +84,8 @@ def test_a_process_of_another_launcher_is_refused(tmp_path):
     ],
 )
 def test_devices_that_cannot_share_the_batch_are_refused(tmp_path, more, rule):
-    result = command(*arguments(tmp_path, "causal", *more))
-    assert result.returncode == 2 and rule in result.stderr and len(result.stderr.splitlines()) == 1
+    done = ended(tmp_path, TrainConfig, *arguments(tmp_path, "causal", *more)[1:])
+    assert done.code == 2 and rule in done.err and done.err.count("\n") == 1, done.err
 
 
 @pytest.mark.parametrize(

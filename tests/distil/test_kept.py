@@ -3,8 +3,7 @@
 import contextlib
 import errno
 import signal
-import subprocess
-import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,8 +15,10 @@ from sd_hyena.distil import sources
 from sd_hyena.distil.kept import Kept
 from sd_hyena.distil.pieces import Pieces
 from sd_hyena.distil.sources import make_bank
-from tests.conftest import ROOT
 from tests.distil.test_sources import PROMPTS, config
+from tests.fork import Child
+from tests.fork import started as python_started
+from tests.gate import gated
 
 PIECES = """
 import os, signal, sys, time, torch
@@ -38,47 +39,53 @@ Kept(Path(sys.argv[1]), 12, (4, 2, 3)).get(make, 1, "pictures are made")
 """
 
 
-def started(path, killed_at: int, seconds: float = 0.0) -> subprocess.Popen:
-    given = [sys.executable, "-c", PIECES, str(path), str(killed_at), str(seconds)]
-    return subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def started(path, killed_at: int, seconds: float = 0.0) -> Child:
+    script = path.parent.parent / "pieces.py"
+    script.write_text(PIECES)
+    return python_started(script, path, killed_at, seconds, cwd=path.parent.parent)
 
 
-def numbers(run: subprocess.Popen) -> list[int]:
-    """The pieces that it began."""
-    return [int(line) for line in run.communicate(timeout=120)[0].splitlines() if line.isdecimal()]
+def begun(said: str) -> list[int]:
+    """The pieces that a run told of."""
+    return [int(line) for line in said.splitlines() if line.isdecimal()]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Of what is kept, in a folder of its own."""
+    (tmp_path / "kept").mkdir()
+    return tmp_path / "kept" / "x.safetensors"
 
 
 def expected() -> torch.Tensor:
     return torch.cat([torch.randn(1, 4, 2, 3, generator=torch.Generator().manual_seed(i)) for i in range(12)])
 
 
-def test_killed_at_picture_7_of_12_the_next_run_makes_five_and_all_are_bit_equal(tmp_path):
-    path = tmp_path / "x.safetensors"
-    first = started(path, killed_at=7)
-    assert numbers(first) == list(range(8)) and first.returncode == -signal.SIGKILL and not path.exists()
+def test_killed_at_picture_7_of_12_the_next_run_makes_five_and_all_are_bit_equal(path):
+    first = started(path, killed_at=7).end()
+    assert begun(first.out) == list(range(8)) and first.code == -signal.SIGKILL and not path.exists()
     assert Kept(path, 12, (4, 2, 3)).missing == 5
-    second = started(path, killed_at=-1)
-    assert numbers(second) == [7, 8, 9, 10, 11] and second.returncode == 0
-    assert torch.equal(load_file(path)["latents"], expected()) and sorted(tmp_path.iterdir()) == [path]
+    second = started(path, killed_at=-1).end()
+    assert begun(second.out) == [7, 8, 9, 10, 11] and second.code == 0, second.err
+    assert torch.equal(load_file(path)["latents"], expected()) and sorted(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.gate
-def test_of_two_runs_at_once_one_makes_the_pictures_and_the_other_takes_them(tmp_path):
-    path = tmp_path / "x.safetensors"
-    runs = [started(path, killed_at=-1, seconds=0.1) for _ in range(2)]
-    said = sorted(len(numbers(run)) for run in runs)
-    assert said == [0, 12] and [run.returncode for run in runs] == [0, 0]
-    assert torch.equal(load_file(path)["latents"], expected()) and sorted(tmp_path.iterdir()) == [path]
+def test_of_two_runs_at_once_one_makes_the_pictures_and_the_other_takes_them(path):
+    runs = [run.end() for run in [started(path, killed_at=-1, seconds=0.1) for _ in range(2)]]
+    assert sorted(len(begun(run.out)) for run in runs) == [0, 12] and [run.code for run in runs] == [0, 0]
+    assert torch.equal(load_file(path)["latents"], expected()) and sorted(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.gate
-def test_when_the_run_that_was_waited_for_is_killed_the_other_one_goes_on(tmp_path):
-    path = tmp_path / "x.safetensors"
+def test_when_the_run_that_was_waited_for_is_killed_the_other_one_goes_on(path):
     first = started(path, killed_at=7, seconds=0.2)
-    assert first.stdout.readline() == "0\n"
+    deadline = time.monotonic() + 120
+    while not begun(first.said()) and time.monotonic() < deadline:
+        time.sleep(0.01)
     second = started(path, killed_at=-1)
-    first.communicate(timeout=120)
-    assert numbers(second) == [7, 8, 9, 10, 11]
+    first.end()
+    assert begun(second.end().out) == [7, 8, 9, 10, 11]
     assert torch.equal(load_file(path)["latents"], expected())
 
 
@@ -105,7 +112,7 @@ def test_pieces_are_taken_by_whoever_asks_for_some_of_them_and_a_flipped_bit_is_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces"]
 
 
-@pytest.mark.parametrize("data", ["samples", "trajectories"])
+@pytest.mark.parametrize("data", ["samples", *gated(["trajectories"])])
 def test_a_run_that_ends_while_the_teacher_draws_costs_one_picture_and_changes_nothing(
     pipe, tmp_path, data, monkeypatch, capsys
 ):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import default_collate
 
-from sd_hyena.distil import pilot, previews, stages
+from sd_hyena.distil import pilot, stages
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.distil.module import PATIENCE, Distillation, NonFinite
 from sd_hyena.distil.resume import Resumable
@@ -62,6 +62,20 @@ def curve(folder, tag) -> list[tuple[int, float]]:
     return sorted(points, key=lambda point: point[0])  # a process's tenth file of one second is read before its ninth
 
 
+@pytest.fixture(scope="module")
+def _finished(drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(drawn, folder / "out" / "cache")
+    train(config(folder, n_steps=2))
+    return folder
+
+
+@pytest.fixture
+def finished(_finished, tmp_path):
+    """A copy of a folder in which a run of two steps has ended."""
+    return shutil.copytree(_finished, tmp_path / "finished")
+
+
 def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
     """Send ourselves a signal in the middle of a training step."""
     original = Distillation.training_step
@@ -87,7 +101,7 @@ def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
     ids=["plain", "accumulated", "averaged", "accumulated-averaged", "end to end"],
 )
 def test_a_run_interrupted_and_resumed_at_three_points_is_bit_equal_to_the_uninterrupted_one(
-    folder, tmp_path_factory, monkeypatch, options
+    folder, tmp_path_factory, monkeypatch, previews_drawn, options
 ):
     whole = tmp_path_factory.mktemp("whole")
     shutil.copytree(folder / "out" / "cache", whole / "out" / "cache")
@@ -125,7 +139,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(folder, tmp_path_fac
     shutil.copytree(folder / "out" / "cache", other / "out" / "cache")
     for given in ({"out_dir": str(folder / "out")}, {"out_dir": str(other / "out"), "micro_batch_size": 2}):
         # Hedgehog: an inverse between landmarks multiplies the rounding that is left.
-        train(config(folder, n_steps=1, operator_options="content=hedgehog", **given))
+        train(config(folder, n_steps=1, validate_every_n_steps=0, operator_options="content=hedgehog", **given))
     whole, accumulated = gradients
     for name in whole:
         scale = whole[name].abs().max()
@@ -178,8 +192,7 @@ def test_a_batch_that_does_not_fit_the_teacher_is_halved_before_the_run(folder, 
     assert sizes[:3] == [6, 3, 1] and set(sizes[2:]) == {1}
 
 
-def test_a_half_precision_teacher_teaches_a_float32_student(folder, monkeypatch):
-    monkeypatch.setattr(previews, "draws_previews", lambda *_: False)  # a VAE in bfloat16 may take a minute
+def test_a_half_precision_teacher_teaches_a_float32_student(folder):
     save_file({"latents": torch.randn(2, 4, 8, 8)}, folder / "latents.safetensors")
     given = dict(n_steps=1, batch_size=2, data="latents", data_path=str(folder / "latents.safetensors"))
     outcome = train(config(folder, dtype="bfloat16", **given))
@@ -195,25 +208,23 @@ def test_a_float16_teacher_needs_a_scaled_loss(folder):
 
 @pytest.mark.parametrize("ema", [*gated([0.0]), 0.9])
 def test_the_stored_prediction_error_is_of_the_exported_weights(folder, ema):
-    outcome = train(config(folder, stage="joint", n_steps=4, ema=ema, num_samples=4))
-    unet = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32).unet
-    file = load_students(outcome.exported, unet)
-    (name,) = file.students
-    teacher = Teacher(unet, [site for site in find_sites(unet) if site.name == name])
+    given = config(folder, stage="joint", n_steps=2, batch_size=2, ema=ema)
+    outcome = train(given)
     pipe = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
-    bank = make_bank(
-        pipe, config(folder), prompts_of(SHIPPED_MODEL), model_sha256(SHIPPED_MODEL), folder / "out" / "cache"
-    )
+    file = load_students(outcome.exported, pipe.unet)
+    (name,) = file.students
+    teacher = Teacher(pipe.unet, [site for site in find_sites(pipe.unet) if site.name == name])
+    bank = make_bank(pipe, given, prompts_of(SHIPPED_MODEL), model_sha256(SHIPPED_MODEL), folder / "out" / "cache")
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    states = default_collate(Lessons(Joint(teacher), scheduler, bank, config(folder)).held_out())
+    states = default_collate(Lessons(Joint(teacher), scheduler, bank, given).held_out())
     error, spread = prediction_error(teacher, file.students, states)
     assert file.training["metrics"]["val/prediction"] == pytest.approx(float(error / spread), rel=1e-3)
 
 
 def test_a_signal_in_the_last_step_does_not_let_what_follows_run(folder, monkeypatch):
-    interrupt_after(monkeypatch, 8)
+    interrupt_after(monkeypatch, 2)
     with pytest.raises(Terminated):
-        train(config(folder))
+        train(config(folder, n_steps=2))
     assert (folder / "out" / "hyena.pt").exists()
 
 
@@ -237,7 +248,7 @@ def test_out_of_memory_with_single_samples_is_an_error(folder, monkeypatch):
         train(config(folder, batch_size=2))
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("where", [*gated(["loss"]), "gradient"])
 def test_a_non_finite_loss_or_gradient_never_reaches_the_weights(folder, monkeypatch, where):
     original, seen = Distillation.training_step, {}
 
@@ -282,19 +293,19 @@ def test_gradients_that_stay_non_finite_stop_the_run_with_its_last_checkpoint(fo
 
 
 def test_several_sites_are_taught_at_once_and_stored_in_one_file(folder):
-    outcome = train(config(folder, target="level3,IN01", n_steps=3))
+    outcome = train(config(folder, target="level3,IN01", n_steps=1))
     file = load_students(folder / "out" / "hyena.pt")
     assert [student.spec.short for student in file.students.values()] == ["IN01", "M00"]
     assert {"val/relative_mse/IN01", "val/relative_mse/M00", "val/cosine/M00"} <= outcome.metrics.keys()
     assert set(outcome.block_seconds) == {"IN01", "M00"}
 
 
-def test_windows_as_large_as_the_grid_are_attention_before_any_training(folder):
+def test_windows_as_large_as_the_grid_are_attention_before_any_training(folder, previews_drawn):
     outcome = train(config(folder, operator="windows", n_steps=1, lr=1e-9))
     assert outcome.metrics["val/relative_mse/IN01"] < 1e-6 and outcome.metrics["val/image_psnr"] > 60
 
 
-@pytest.mark.parametrize("operator", ["hyena2d", "linear", *gated(["pointwise", "causal", "bidirectional", "safari"])])
+@pytest.mark.parametrize("operator", ["hyena2d", *gated(["linear", "pointwise", "causal", "bidirectional", "safari"])])
 def test_every_operator_learns(folder, operator):
     given = (
         {"operator_options": "landmarks=4,content=landmarks"} if operator == "hyena2d" else {}
@@ -304,13 +315,13 @@ def test_every_operator_learns(folder, operator):
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("data", ["trajectories", "noise"])
+@pytest.mark.parametrize("data", [*gated(["trajectories"]), "noise"])
 def test_other_sources_train(folder, data):
     outcome = train(config(folder, data=data, n_steps=2))
     assert outcome.metrics["val/relative_mse/IN01"] > 0
 
 
-def test_a_run_leaves_its_config_its_curves_its_pictures_and_its_students(folder):
+def test_a_run_leaves_its_config_its_curves_its_pictures_and_its_students(folder, previews_drawn):
     outcome = train(config(folder, save_every_n_steps=2, keep=2))
     assert sorted(p.name for p in (outcome.folder / "checkpoints").iterdir()) == ["step-00006.ckpt", "step-00008.ckpt"]
     names = [f"Hyena-{s:05d}.safetensors" for s in (6, 8)]
@@ -331,11 +342,12 @@ def test_a_run_leaves_its_config_its_curves_its_pictures_and_its_students(folder
 
 
 def test_a_drawn_seed_is_recorded_and_repeats_the_run(folder, tmp_path_factory):
-    first = train(config(folder, seed=-1, n_steps=2))
+    few = dict(n_steps=2, validate_every_n_steps=0)
+    first = train(config(folder, seed=-1, **few))
     seed = load_students(first.exported).training["config"]["seed"]
     again = tmp_path_factory.mktemp("again")
     shutil.copytree(folder / "out" / "cache", again / "out" / "cache")
-    train(config(again, seed=seed, n_steps=2))
+    train(config(again, seed=seed, **few))
     assert seed >= 0
     assert_equal_weights(weights(folder), weights(again))
 
@@ -348,53 +360,57 @@ def test_a_dry_run_does_one_step_one_save_and_one_reload(folder, capsys):
     assert "estimate" in said and "previews" in said and "min for 1000 steps of batch 6" in said  # of the real run
 
 
-def test_resuming_a_finished_run_does_nothing(folder, capsys):
-    train(config(folder, n_steps=2))
-    before = weights(folder)
-    train(config(folder, n_steps=2, resume="auto"))
+def run_of(folder) -> Path:
+    (run,) = [path.parent for path in (folder / "out").glob("*/config.yaml")]
+    return run
+
+
+def test_resuming_a_finished_run_does_nothing(finished, capsys):
+    before = weights(finished)
+    train(config(finished, n_steps=2, resume="auto"))
     assert "nothing to do" in capsys.readouterr().out
-    assert_equal_weights(before, weights(folder))
+    assert_equal_weights(before, weights(finished))
 
 
-def test_a_finished_run_goes_on_when_more_steps_are_asked_for(folder, capsys):
-    train(config(folder, n_steps=2))
-    outcome = train(config(folder, n_steps=4, resume="auto", lr=5e-3))
+@pytest.mark.gate
+def test_a_finished_run_goes_on_when_more_steps_are_asked_for(finished, capsys):
+    outcome = train(config(finished, n_steps=4, resume="auto", lr=5e-3))
     assert load_students(outcome.exported).training["step"] == 4
     assert "n_steps 2 -> 4" in capsys.readouterr().out
 
 
-def test_resume_passes_over_dry_runs_and_refuses_another_seed_and_strange_places(folder):
-    real = train(config(folder, n_steps=2))
-    train(config(folder, dry_run=True, seed=9))
-    assert train(config(folder, n_steps=3, resume="auto")).folder == real.folder
+def test_resume_passes_over_dry_runs_and_refuses_another_seed_and_strange_places(finished, capsys):
+    real = run_of(finished)
+    train(config(finished, dry_run=True, seed=9))
+    outcome = train(config(finished, n_steps=3, resume="auto", lr=5e-3, validate_every_n_steps=0))
+    assert outcome.folder == real and "n_steps 2 -> 3" in capsys.readouterr().out
     with pytest.raises(BadInput, match="seed=77 differs from the run's own, 3"):
-        train(config(folder, n_steps=4, resume="auto", seed=77))
-    (folder / "elsewhere").mkdir()
-    moved = shutil.copy(real.folder / "checkpoints" / "step-00003.ckpt", folder / "elsewhere")
+        train(config(finished, n_steps=4, resume="auto", seed=77))
+    (finished / "elsewhere").mkdir()
+    moved = shutil.copy(real / "checkpoints" / "step-00003.ckpt", finished / "elsewhere")
     with pytest.raises(BadInput, match="no checkpoint in a run's folder"):
-        train(config(folder, n_steps=4, resume=str(moved)))
+        train(config(finished, n_steps=4, resume=str(moved)))
     with pytest.raises(BadInput, match="exclude each other"):
-        config(folder, resume="auto", dry_run=True)
+        config(finished, resume="auto", dry_run=True)
 
 
 def test_going_back_to_an_older_checkpoint_sets_the_later_ones_aside(folder):
-    first = train(config(folder, save_every_n_steps=2))
-    older = first.folder / "checkpoints" / "step-00004.ckpt"
-    train(config(folder, n_steps=6, resume=str(older)))
+    first = train(config(folder, n_steps=4, save_every_n_steps=1, validate_every_n_steps=0))
+    older = first.folder / "checkpoints" / "step-00002.ckpt"
+    train(config(folder, n_steps=3, validate_every_n_steps=0, resume=str(older)))
     names = sorted(path.name for path in older.parent.iterdir())
-    assert names == ["abandoned-00006.ckpt", "abandoned-00008.ckpt", "step-00004.ckpt", "step-00006.ckpt"]
+    assert names == ["abandoned-00003.ckpt", "abandoned-00004.ckpt", "step-00002.ckpt", "step-00003.ckpt"]
 
 
 def test_the_stored_metrics_are_of_the_exported_step(folder):
-    training = load_students(train(config(folder, n_steps=6)).exported).training
-    assert training["metrics_of_step"] == training["step"] == 6
-    assert [step for step, _ in curve(folder, "val/relative_mse/IN01")] == [0, 4, 6]
+    training = load_students(train(config(folder, n_steps=3, validate_every_n_steps=2)).exported).training
+    assert training["metrics_of_step"] == training["step"] == 3
+    assert [step for step, _ in curve(folder, "val/relative_mse/IN01")] == [0, 2, 3]
 
 
-def test_resume_refuses_another_experiment_and_lists_the_differences(folder):
-    first = train(config(folder, n_steps=2))
+def test_resume_refuses_another_experiment_and_lists_the_differences(finished):
     with pytest.raises(BadInput, match=r"operator: hyena2d there, causal now.*width: 64 there, 72 now"):
-        train(config(folder, n_steps=4, resume=str(first.folder), operator="causal", width=72, height=64))
+        train(config(finished, n_steps=4, resume=str(run_of(finished)), operator="causal", width=72, height=64))
 
 
 @pytest.mark.gate
@@ -438,12 +454,11 @@ def test_a_run_of_the_last_release_is_resumed_by_what_its_options_mean_now():
             found.check(now, facts)
 
 
-def test_training_starts_from_a_given_student_and_refuses_one_of_another_shape(folder):
-    train(config(folder, n_steps=3))
-    start = folder / "start.safetensors"
+def test_training_starts_from_a_given_student_and_refuses_one_of_another_shape(finished):
+    folder, start = finished, finished / "start.safetensors"
     shutil.copy(folder / "out" / "hyena.safetensors", start)
-    before = weights(folder)
-    train(config(folder, n_steps=1, pretrained_weight=str(start), lr=1e-9, warmup_steps=0))
+    before, few = weights(folder), dict(n_steps=1, validate_every_n_steps=0)
+    train(config(folder, **few, pretrained_weight=str(start), lr=1e-9, warmup_steps=0))
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, before[name], atol=1e-7, rtol=1e-6)
     with pytest.raises(BadInput, match="pretrained_weight"):
@@ -457,6 +472,7 @@ def test_two_runs_in_the_same_second_get_two_folders(folder):
     assert len({new_run_folder(given, "20260101-000000") for _ in range(3)}) == 3
 
 
+@pytest.mark.gate
 def test_options_survive_the_run_in_its_config_file(folder):
     from sd_hyena.options.command_line import parse
 

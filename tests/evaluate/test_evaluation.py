@@ -23,7 +23,7 @@ from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01
 
-SMALL = dict(sizes="64,96x64", guidance="1,5", images=2, states=3, steps=2, device="cpu")
+SMALL = dict(sizes="64,96x64", guidance="1,5", images=2, states=3, steps=1, device="cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,7 +127,8 @@ def test_what_is_measured_is_on_disk_before_the_next_size(report, tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Examiner, "examine", stopped)
-    given = dict(SMALL, guidance="1", students=str(report[0] / "same.safetensors"), out_dir=str(tmp_path / "r"))
+    given = dict(SMALL, guidance="1", images=1, states=1, students=str(report[0] / "same.safetensors"))
+    given |= dict(out_dir=str(tmp_path / "r"))
     with pytest.raises(KeyboardInterrupt):
         evaluate(EvaluationConfig(**given))
     assert list(json.loads((tmp_path / "r" / "report.json").read_text())["students"]["same"]["sizes"]) == ["64x64"]

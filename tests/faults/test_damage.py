@@ -15,6 +15,8 @@ from sd_hyena.students.swap import swapped
 from tests.conftest import IN01
 from tests.faults.conftest import TRAIN, ended
 
+SHORT = [*TRAIN, "-n", 2, "-s", 1, "--validate_every_n_steps", 0]
+
 
 def flip_a_bit(path) -> None:
     content = bytearray(path.read_bytes())
@@ -23,12 +25,12 @@ def flip_a_bit(path) -> None:
 
 
 def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_goes_on(folder):
-    assert ended(folder, TrainConfig, *TRAIN, "-n", 4).code == 0
+    assert ended(folder, TrainConfig, *SHORT).code == 0
     _, newest = sorted((folder / "out").glob("*/checkpoints/*"))
     flip_a_bit(newest)
-    named = ended(folder, TrainConfig, *TRAIN, "--resume", newest)
-    assert named.code == 2 and "step-00004.ckpt" in named.err and named.err.count("\n") == 1
-    done = ended(folder, TrainConfig, *TRAIN, "--resume", "auto")
+    named = ended(folder, TrainConfig, *SHORT, "--resume", newest)
+    assert named.code == 2 and "step-00002.ckpt" in named.err and named.err.count("\n") == 1
+    done = ended(folder, TrainConfig, *SHORT, "--resume", "auto")
     assert done.code == 0 and "passed over: resume=" in done.out
 
 
@@ -69,11 +71,11 @@ def test_a_pt_that_claims_to_be_enormous_is_refused_before_it_is_read(tmp_path, 
 
 
 def test_the_newest_checkpoint_is_the_one_of_most_steps_whatever_the_clock_said(folder):
-    assert ended(folder, TrainConfig, *TRAIN, "-n", 4).code == 0
+    assert ended(folder, TrainConfig, *SHORT).code == 0
     for age, path in enumerate(sorted((folder / "out").glob("*/checkpoints/*"))):
         os.utime(path, (10**9 - age, 10**9 - age))
     found = Resumable.find(TrainConfig(resume="auto", out_dir=str(folder / "out")))
-    assert found.path.name == "step-00004.ckpt" and found.step == 4
+    assert found.path.name == "step-00002.ckpt" and found.step == 2
 
 
 def test_a_unet_that_is_saved_while_students_are_in_it_is_the_unet_itself(own_pipe, tmp_path):

@@ -18,21 +18,22 @@ def no_file_beyond(size: int):
 
 
 def test_a_disk_that_fills_up_stops_the_training_and_what_was_saved_goes_on(folder):
-    assert ended(folder, TrainConfig, *TRAIN, "-n", 2).code == 0
+    short = [*TRAIN, "--validate_every_n_steps", 0]
+    assert ended(folder, TrainConfig, *short, "-n", 2).code == 0
     (saved,) = (folder / "out").glob("*/checkpoints/*.ckpt")
     good, student = saved.read_bytes(), (folder / "out" / "hyena.pt").read_bytes()
     for limit in (len(good) - 1, len(student) - 1):  # the checkpoint does not fit; nor does the student
-        full = ended(folder, TrainConfig, *TRAIN, "--resume", "auto", fault=no_file_beyond(limit))
+        full = ended(folder, TrainConfig, *short, "-n", 4, "--resume", "auto", fault=no_file_beyond(limit))
         assert full.code == 1 and full.last_line.startswith("error: "), full.err
         assert list((folder / "out").glob("*/checkpoints/*")) == [saved] and saved.read_bytes() == good
         load_students(folder / "out" / "hyena.pt")
         assert litter(folder) == []
-    done = ended(folder, TrainConfig, *TRAIN, "--resume", "auto")
-    assert done.code == 0 and load_students(folder / "out" / "hyena.pt").training["step"] == 8
+    done = ended(folder, TrainConfig, *short, "-n", 4, "--resume", "auto")
+    assert done.code == 0 and load_students(folder / "out" / "hyena.pt").training["step"] == 4
 
 
 @pytest.mark.gate
-def test_curves_that_fill_the_disk_stop_the_run_and_its_last_checkpoint_goes_on(folder):
+def test_curves_that_fill_the_disk_stop_the_run_and_its_last_checkpoint_goes_on(folder, previews_drawn):
     """Pictures in every step make TensorBoard's file outgrow a limit that a checkpoint keeps."""
     options = [*TRAIN, "--operator_options", "landmarks=4", "-n", 60, "-s", 2, "--validate_every_n_steps", 1]
     full = ended(folder, TrainConfig, *options, fault=no_file_beyond(165_000))

@@ -49,11 +49,11 @@ def test_a_second_ctrl_c_ends_the_run_within_the_step(folder, monkeypatch):
     with monkeypatch.context() as patch:
         twice = signal.SIGINT, signal.SIGINT
         kill_ourselves(patch, Distillation, "training_step", *twice, when=in_step, marker=went_on)
-        done = ended(folder, TrainConfig, *TRAIN)
+        done = ended(folder, TrainConfig, *TRAIN, "--validate_every_n_steps", 0)
     assert done.code == 130 and done.last_line == "interrupted" and not went_on.exists()
     names = sorted(path.name for path in (folder / "out").glob("*/checkpoints/*"))
     assert names == ["step-00002.ckpt", "step-00004.ckpt"] and litter(folder) == []
-    assert ended(folder, TrainConfig, *TRAIN, "--resume", "auto").code == 0
+    assert ended(folder, TrainConfig, *TRAIN, "--validate_every_n_steps", 0, "-n", 5, "--resume", "auto").code == 0
 
 
 def test_a_run_that_is_stopped_before_it_saved_anything_leaves_no_folder(folder, monkeypatch):

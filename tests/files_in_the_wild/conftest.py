@@ -27,6 +27,13 @@ def loaded(path):
     return load_pipeline(model_path(str(path)), CPU, torch.float32)
 
 
+def assert_holds(pipe, tensors):
+    """Weights of a pipeline are these of a single file, each as its number, bit for bit."""
+    found = layouts.whole(pipe)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], value.float()) for name, value in tensors.items())
+
+
 def assert_same(pipe, other, *parts):
     """Weights of two pipelines, bit for bit; all parts if none are named."""
     for part in parts or ("unet", "vae", "text_encoder"):

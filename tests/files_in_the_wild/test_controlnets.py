@@ -1,5 +1,7 @@
 """ControlNets as people have them: every container holds the same network, to the bit; what is none is told by its name."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -45,11 +47,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize(
-    "dtype, suffix", [(torch.float32, ".safetensors"), (torch.float16, ".pth"), (torch.bfloat16, ".ckpt")]
-)
-@pytest.mark.parametrize("form", sampled(FORMS, 2))
-def test_a_file_in_any_layout_is_the_controlnet_that_was_stored(shared_pipe, net, tmp_path, form, dtype, suffix):
+FILES = (torch.float32, ".safetensors"), (torch.float16, ".pth"), (torch.bfloat16, ".ckpt")
+
+
+@pytest.mark.parametrize("form, file", sampled(product(FORMS, FILES), 4))
+def test_a_file_in_any_layout_is_the_controlnet_that_was_stored(shared_pipe, net, tmp_path, form, file):
+    dtype, suffix = file
     path = written(tmp_path / f"net{suffix}", FORMS[form](net, shared_pipe), dtype)
     check_controlnet(str(path))
     assert same(load_controlnet(str(path), shared_pipe.unet), net, dtype)

@@ -1,7 +1,6 @@
 """Nothing that is drawn differs from what was asked without a line that says so: every option of generate.py has an effect
 that can be seen, in pixels, files, evaluations or notes, or is refused by name. A new option needs a line here."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -19,10 +18,12 @@ from sd_hyena.errors import BadInput
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.generation import generate
 from sd_hyena.generate.watch import Watch
+from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.command import run
 from sd_hyena.options.command_line import parse
 from sd_hyena.options.effect import in_vain
 from sd_hyena.options.generate_config import GenerateConfig
+from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.students.checkpoint import StudentFile, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01
@@ -97,7 +98,7 @@ DRAWN = {  # option: the options beside it, and the value that is held against i
     "attn_shape": ({}, "brick"),  # a note: it cuts nothing at this size
     "ff_chunk_size": ({}, 16),
     "attention_backend": ({}, "math"),
-    "optimize": ({}, "bf16"),
+    "optimize": ({}, "halves"),
     "keep_attention": (STUDENT, "IN01"),
     "device": ({}, "cuda"),
     "offload": ({}, "model"),
@@ -118,7 +119,7 @@ def folder(tmp_path_factory, shared_pipe):
     """A folder with one of each: another model, a student, pictures, a ControlNet, a LoRA, a style, regions."""
     folder = tmp_path_factory.mktemp("options")
     torch.manual_seed(0)
-    other = copy.deepcopy(shared_pipe)
+    other = load_pipeline(SHIPPED_MODEL, torch.device("cpu"), torch.float32)
     for part in (other.unet.conv_out, other.vae.decoder.conv_out):
         part.weight.data.mul_(1.5)
     other.save_pretrained(folder / "model")

@@ -15,6 +15,7 @@ from sd_hyena.generate.task import Task
 from sd_hyena.large.regions import Region
 from sd_hyena.models.inpainting import SOFT, repainted
 from sd_hyena.options.generate_config import GenerateConfig
+from tests.gate import gated
 
 SIDE = 64
 PHOTO = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -148,7 +149,9 @@ def painted(tmp_path, mask, **options):
     return PHOTO.astype(int), np.asarray(Image.open(path)).astype(int)
 
 
-@pytest.mark.parametrize("name", ["white on black", "a white brush on nothing", "a picture with an erased part"])
+@pytest.mark.parametrize(
+    "name", ["a white brush on nothing", *gated(["white on black", "a picture with an erased part"])]
+)
 def test_outside_the_mask_the_picture_is_the_old_one_bit_for_bit(tmp_path, loaded_once, capsys, name):
     old, new = painted(tmp_path, MASKS[name][0])
     assert np.array_equal(old[~DISC], new[~DISC])
@@ -182,7 +185,9 @@ def test_a_mask_that_is_white_nowhere_is_refused(tmp_path):
             Task.of(config(tmp_path, **given).filled())
 
 
-@pytest.mark.parametrize("name", ["a soft mask", "a soft brush on nothing", "a picture with a softly erased part"])
+@pytest.mark.parametrize(
+    "name", ["a soft brush on nothing", *gated(["a soft mask", "a picture with a softly erased part"])]
+)
 def test_masks_of_regions_stay_soft_and_say_how_they_are_read(tmp_path, name, loaded_once, capsys):
     image, expected, said = MASKS[name]
     path = saved(tmp_path, image)

@@ -27,6 +27,7 @@ from sd_hyena.models.example_prompts import prompts_of
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.recipe import _record
 from tests.distil.test_training import config
+from tests.gate import gated
 
 WORDS = "a café — naïve, 漫画\nsecond line"
 
@@ -90,8 +91,11 @@ def test_captions_are_read_before_a_model_is_loaded_and_debris_is_passed_over(pi
 
 @pytest.mark.parametrize(
     "data, damage",
-    [("samples", "cut")]
-    + [("trajectories", damage) for damage in ("cut", "empty", "text", "other sizes", "NaN", "other names")],
+    [
+        ("samples", "cut"),
+        *gated(("trajectories", damage) for damage in ("cut", "text")),
+        *(("trajectories", damage) for damage in ("empty", "other sizes", "NaN", "other names")),
+    ],
 )
 def test_a_damaged_cache_of_samples_is_drawn_again(tmp_path, data, damage, capsys, shared_pipe):
     from sd_hyena.distil.sources import make_bank
@@ -100,7 +104,7 @@ def test_a_damaged_cache_of_samples_is_drawn_again(tmp_path, data, damage, capsy
     before = shared_pipe.scheduler
     try:
         set_scheduler(shared_pipe, "ddim")
-        asked = TrainConfig(width=64, num_samples=2, sample_steps=2, data=data, seed=0)
+        asked = TrainConfig(width=64, num_samples=2, sample_steps=1, data=data, seed=0)
         bank = make_bank(shared_pipe, asked, ["a red circle", "blue"], "0" * 64, tmp_path / "cache")
         latents = bank.latents.clone()  # which lie in the file that is damaged now
         (path,) = (tmp_path / "cache").iterdir()

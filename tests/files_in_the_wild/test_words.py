@@ -144,7 +144,7 @@ def test_a_word_in_the_prompt_changes_the_picture_and_a_word_that_holds_it_does_
     from sd_hyena.options.generate_config import GenerateConfig
 
     def drawn(prompt, embeddings):
-        options = dict(width=64, steps=2, num_images=1, seed=1, device="cpu", out_dir=str(tmp_path / "out"))
+        options = dict(width=64, steps=1, num_images=1, seed=1, device="cpu", out_dir=str(tmp_path / "out"))
         (path,) = generate(GenerateConfig(prompt=prompt, embeddings=embeddings, **options))
         return np.array(Image.open(path))
 

@@ -70,12 +70,13 @@ class Told(Watch):
 
 
 def test_redraw_is_what_one_would_do_by_hand_and_its_picture_repeats_it_without_being_told(tmp_path):
-    (path,) = generate(config(tmp_path))
-    (first,) = generate(config(tmp_path, width=96, height=72, grow="off"))
+    small = dict(width=104, height=72, steps=4)
+    (path,) = generate(config(tmp_path, **small))
+    (first,) = generate(config(tmp_path, width=96, height=64, steps=4, grow="off"))
     by_hand = tmp_path / "enlarged.png"
-    Image.open(first).resize((128, 96), Image.Resampling.LANCZOS).save(by_hand)
+    Image.open(first).resize((104, 72), Image.Resampling.LANCZOS).save(by_hand)
     start = dict(init_image=str(by_hand), strength=STRENGTH["redraw"], seed=(11 + ANOTHER_NOISE) % 2**32, grow="off")
-    assert np.array_equal(drawn(tmp_path, **start), pixels(path))
+    assert np.array_equal(drawn(tmp_path, **small | start), pixels(path))
     again = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again")])
     assert again.grow == "redraw" and np.array_equal(pixels(generate(again)[0]), pixels(path))
     plain = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again"), "--grow", "off"])
@@ -104,13 +105,13 @@ def test_a_picture_of_before_there_was_growing_is_drawn_plainly(tmp_path):
 
 
 def test_each_stage_is_told_and_kept_and_the_pictures_of_those_that_were_done_outlive_an_end(tmp_path):
-    given = config(tmp_path, width=256, height=256, steps=3, save_stages=True, tiled_diffusion="off")
-    in_the_third = Told(lambda told: told.sizes[-1:] == [(32, 32)])
+    given = config(tmp_path, width=184, height=184, steps=3, save_stages=True, tiled_diffusion="off")
+    in_the_third = Told(lambda told: told.sizes[-1:] == [(23, 23)])
     with pytest.raises(Cancelled):
         generate(given, watch=in_the_third)
     left = sorted((tmp_path / "images").glob("*.png"))
     assert [path.name for path in left] == ["image_000-stage1.png", "image_000-stage2.png"]
-    assert [Image.open(path).size for path in left] == [(80, 80), (144, 144)]
+    assert [Image.open(path).size for path in left] == [(80, 80), (120, 120)]
     assert read_metadata(left[1])["stage"] == 2
     whole = Told()
     paths = generate(parse(GenerateConfig, ["--from", str(left[1]), "-o", str(tmp_path / "whole")]), watch=whole)
@@ -122,7 +123,7 @@ def test_each_stage_is_told_and_kept_and_the_pictures_of_those_that_were_done_ou
 
 @pytest.mark.parametrize("method", ["diffusehigh", *gated(["redraw", "demofusion"])])
 def test_a_picture_does_not_depend_on_its_batch(tmp_path, method):
-    given = dict(grow=method, num_images=2, width=104, height=96, steps=4)
+    given = dict(grow=method, num_images=2, width=104, height=72, steps=4)
     together = [pixels(path).astype(int) for path in generate(config(tmp_path, batch_size=2, **given))]
     alone = [pixels(path) for path in generate(config(tmp_path, **given))]
     assert all(np.abs(a - b).max() <= 1 for a, b in zip(together, alone, strict=True))
@@ -131,7 +132,7 @@ def test_a_picture_does_not_depend_on_its_batch(tmp_path, method):
 
 @pytest.mark.parametrize("method", [*gated(["diffusehigh", "demofusion", "hidiffusion"]), "deep_shrink"])
 def test_each_method_draws_another_picture_and_leaves_nothing_behind(tmp_path, own_pipe, method):
-    small = dict(width=104, height=72, steps=4)
+    small = dict(width=104, height=72, steps=2)
     plain = drawn(tmp_path, grow="off", **small)
     (path,) = generate(config(tmp_path, grow=method, **small))
     others = [plain, drawn(tmp_path, grow="redraw", **small)]
@@ -149,11 +150,11 @@ def student(tmp_path, operator="pointwise", size=None):
 
 
 def test_students_work_in_every_stage_beside_a_teacher_that_grows_by_itself(tmp_path):
-    hyena = student(tmp_path)
-    path, beside = generate(config(tmp_path, hyena=hyena, compare=True, steps=4))
+    hyena, small = student(tmp_path), dict(width=104, height=72, steps=2)
+    path, beside = generate(config(tmp_path, hyena=hyena, compare=True, **small))
     teacher, drawn_, _ = np.split(pixels(beside), 3, axis=1)
-    assert np.array_equal(drawn_, pixels(path)) and np.array_equal(teacher, drawn(tmp_path, steps=4))
-    assert np.array_equal(drawn(tmp_path, hyena=hyena, steps=4), pixels(path))
+    assert np.array_equal(drawn_, pixels(path)) and np.array_equal(teacher, drawn(tmp_path, **small))
+    assert np.array_equal(drawn(tmp_path, hyena=hyena, **small), pixels(path))
 
 
 def test_which_sites_keep_their_attention_is_told_for_each_stage(tmp_path, monkeypatch):
@@ -182,26 +183,27 @@ def test_which_sites_keep_their_attention_is_told_for_each_stage(tmp_path, monke
 
 def test_a_student_of_one_size_is_drawn_with_plainly_unless_growing_is_asked_for(tmp_path):
     hyena = student(tmp_path, "causal", (12, 16))
-    assert np.array_equal(drawn(tmp_path, hyena=hyena, grow="auto"), drawn(tmp_path, hyena=hyena, grow="off"))
+    auto, off = (drawn(tmp_path, hyena=hyena, grow=method, steps=1) for method in ("auto", "off"))
+    assert np.array_equal(auto, off)
     with pytest.raises(BadInput, match="trained at 128x96"):
         generate(config(tmp_path, hyena=hyena))
 
 
 def test_hires_is_a_redraw_in_a1111_s_words(tmp_path):
-    given = dict(width=80, height=64, hires=2.0, grow_strength=0.55, grow_steps=2, grow="auto")
+    given = dict(width=80, height=64, steps=3, hires=1.5, grow_strength=0.55, grow_steps=2, grow="auto")
     (path,) = generate(config(tmp_path, **given))
-    assert pixels(path).shape == (128, 160, 3)
+    assert pixels(path).shape == (96, 120, 3)
     text = Image.open(path).info["parameters"]
     for words in (
         "Size: 80x64",
-        "Hires upscale: 2",
+        "Hires upscale: 1.5",
         "Hires steps: 2",
         "Denoising strength: 0.55",
         "Hires upscaler: Lanczos",
     ):
         assert words in text
     found = options(text, "x").options
-    assert (found["hires"], found["grow_strength"], found["grow_steps"]) == (2.0, 0.55, 2)
+    assert (found["hires"], found["grow_strength"], found["grow_steps"]) == (1.5, 0.55, 2)
     chunk = PngInfo()
     chunk.add_text("parameters", text)
     Image.open(path).save(tmp_path / "a1111.png", pnginfo=chunk)
@@ -305,7 +307,7 @@ def test_tiles_have_what_was_composed_in_one_piece_drawn_again(tmp_path, monkeyp
 
 
 def test_a_canvas_that_the_model_draws_by_itself_is_not_composed_smaller(tmp_path):
-    small = dict(width=72, height=80, steps=2)
+    small = dict(width=72, height=80, steps=1)
     plain = drawn(tmp_path, grow="off", **small)
     assert all(np.array_equal(drawn(tmp_path, grow=m, **small), plain) for m in ("deep_shrink", "hidiffusion"))
 
@@ -317,7 +319,7 @@ def write_regions(tmp_path, **region):
 
 
 def test_a_region_s_own_guidance_acts_on_each_dilated_sample_by_itself(tmp_path, monkeypatch):
-    given = dict(grow="demofusion", width=104, height=72, steps=2)
+    given = dict(grow="demofusion", width=104, height=72, steps=1)
     regions = write_regions(tmp_path, guidance_scale=1.5, prompt="a yellow square")
     together = drawn(tmp_path, regions=regions, tile_batch_size=4, **given).astype(int)
     alone = drawn(tmp_path, regions=regions, tile_batch_size=1, **given)
@@ -332,7 +334,7 @@ def test_the_noise_of_a_given_picture_is_looked_for_in_demofusion_s_first_stage_
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (9, 13, 3), np.uint8)).resize((104, 72)).save(
         start := tmp_path / "start.png"
     )
-    given = dict(width=104, height=72, steps=4, init_image=str(start), noise_inversion=2)
+    given = dict(width=104, height=72, steps=2, init_image=str(start), noise_inversion=2)
     path, first = generate(config(tmp_path, grow="demofusion", save_stages=True, **given))
     assert pixels(first).shape == (64, 96, 3) and pixels(path).shape == (72, 104, 3)
     Image.open(start).resize((96, 64), Image.Resampling.LANCZOS).save(smaller := tmp_path / "smaller.png")
@@ -357,11 +359,11 @@ def test_what_is_given_in_vain_beside_a_way_to_grow_is_told(tmp_path):
 def test_what_is_off_is_drawn_plainly_whatever_hires_says(tmp_path):
     small = dict(width=80, height=64, steps=2)
     plain = drawn(tmp_path, grow="off", **small)
-    (path,) = generate(config(tmp_path, grow="off", hires=2.0, **small))
+    (path,) = generate(config(tmp_path, grow="off", hires=1.5, **small))
     assert np.array_equal(pixels(path), plain) and "Hires" not in Image.open(path).info["parameters"]
     watch = Told()
-    (grown,) = generate(config(tmp_path, grow="auto", hires=2.0, **small), watch=watch)
-    assert "growing by redraw, 80x64 -> 160x128 px; --grow off draws 80x64 alone" in watch.notes
+    (grown,) = generate(config(tmp_path, grow="auto", hires=1.5, **small), watch=watch)
+    assert "growing by redraw, 80x64 -> 120x96 px; --grow off draws 80x64 alone" in watch.notes
     again = parse(GenerateConfig, ["--from", str(grown), "--grow", "off", "-o", str(tmp_path / "again")])
     assert np.array_equal(pixels(generate(again)[0]), plain)
 

@@ -18,7 +18,7 @@ from sd_hyena.generate.generation import generate
 from sd_hyena.generate.order import Order
 from sd_hyena.options.generate_config import GenerateConfig
 from tests.fixtures import controlnet_of
-from tests.gate import gated, sampled
+from tests.gate import gated
 
 METHODS = ("redraw", "diffusehigh", "demofusion", "deep_shrink", "hidiffusion")
 pytestmark = pytest.mark.usefixtures("small_model", "loaded_once")
@@ -60,7 +60,8 @@ def distance(a, b):
     return np.abs(a - b).mean()
 
 
-EVERY = sampled(product(METHODS, ("controlnet", "lora", "regions")), 5)
+DAILY = ("redraw", "regions"), ("deep_shrink", "lora"), ("hidiffusion", "controlnet")
+EVERY = [*DAILY, *gated(one for one in product(METHODS, ("controlnet", "lora", "regions")) if one not in DAILY)]
 
 
 @pytest.mark.parametrize("method, what", EVERY)

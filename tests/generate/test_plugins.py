@@ -147,7 +147,7 @@ def test_freeu_changes_what_a_swapped_unet_draws(pipe, student):
     assert torch.equal(with_student(pipe, student), plain)
 
 
-@pytest.mark.parametrize("kernel", ["_native_math", "native"])
+@pytest.mark.parametrize("kernel", ["_native_math", *gated(["native"])])
 def test_diffusers_attention_backends_leave_the_student_alone(pipe, student, kernel):
     plain = with_student(pipe, student)
     pipe.unet.set_attention_backend(kernel)

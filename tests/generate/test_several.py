@@ -160,7 +160,7 @@ def test_a_start_of_another_shape_is_cropped_with_a_note_and_its_mask_with_it(tm
     watch = Steps()
 
     def drawn(name, **more):
-        given = dict(steps=4, strength=0.5, height=64, init_image=str(tmp_path / name)) | more
+        given = dict(steps=2, strength=0.5, height=64, init_image=str(tmp_path / name)) | more
         return pixels(generate(config(tmp_path, **given), watch=watch)[0])
 
     middle = drawn("middle.png")

@@ -186,7 +186,7 @@ def test_retouch_tells_the_unet_an_earlier_timestep(img2img, image):
 
 def test_every_row_of_a_batch_is_what_it_is_alone_and_no_global_random_state_moves(img2img, image):
     python, state = random.getstate(), torch.get_rng_state()
-    given = dict(guidance_scale=4.0, negative_prompt="stripes")
+    given = dict(guidance_scale=4.0, negative_prompt="stripes", steps=5)
     with noise_inversion(img2img, steps=3):
         both = drawn(img2img, image, seeds=(3, 4), **given)
         alone = torch.cat([drawn(img2img, image, seeds=(seed,), **given) for seed in (3, 4)])
@@ -200,14 +200,14 @@ def test_the_way_back_is_tiled_and_follows_regions(img2img, image):
     whole = Region(x=0, y=0, w=1, h=1, prompt=PROMPT)
     try:
         with noise_inversion(img2img, steps=3):
-            plain = drawn(img2img, image)
+            plain = drawn(img2img, image, steps=5)
             with tiled_diffusion(img2img):
-                assert torch.equal(drawn(img2img, image), plain)
+                assert torch.equal(drawn(img2img, image, steps=5), plain)
             with tiled_diffusion(img2img, regions=[whole]):
-                assert torch.allclose(drawn(img2img, image, prompt=""), plain, atol=1e-5)
+                assert torch.allclose(drawn(img2img, image, steps=5, prompt=""), plain, atol=1e-5)
             sizes.clear()
             with tiled_diffusion(img2img, tile_width=8, tile_height=8):
-                tiled = drawn(img2img, image)
+                tiled = drawn(img2img, image, steps=5)
     finally:
         hook.remove()
     assert set(sizes) == {(8, 8)} and not torch.allclose(tiled, plain, atol=1e-3)
@@ -251,11 +251,11 @@ def test_sdxl_is_told_the_picture_s_size_and_its_pooled_text(tiny_sdxl, image):
 
 
 def test_everything_is_restored_after_the_block_and_after_an_exception(img2img, image):
-    before, plain = state_of(img2img), drawn(img2img, image)
+    before, plain = state_of(img2img), drawn(img2img, image, steps=5)
     with pytest.raises(BadInput, match="the picture itself"), noise_inversion(img2img, steps=2):
-        assert not torch.allclose(drawn(img2img, image), plain, atol=1e-2)
+        assert not torch.allclose(drawn(img2img, image, steps=5), plain, atol=1e-2)
         drawn(img2img, torch.randn(1, 4, 8, 12))
-    assert state_of(img2img) == before and torch.equal(drawn(img2img, image), plain)
+    assert state_of(img2img) == before and torch.equal(drawn(img2img, image, steps=5), plain)
 
 
 @pytest.mark.parametrize(

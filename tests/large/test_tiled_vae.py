@@ -23,6 +23,7 @@ from sd_hyena.large.tiled_vae import VAETiling, disable_tiled_vae, enable_tiled_
 from sd_hyena.large.vae_steps import decoder_steps, encoder_steps
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.processes.progress import Work
+from tests.gate import gated
 
 CPU = torch.device("cpu")
 
@@ -100,8 +101,14 @@ def rms(a, b):
     return (a - b).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("tile", [3, 8])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "layout, tile",
+    [
+        pytest.param(layout, tile, id=f"{name}-{tile}", marks=[pytest.mark.gate] if tile == gate else [])
+        for (name, layout), gate in zip(LAYOUTS.items(), (8, 3, 8, 8, 3), strict=True)
+        for tile in (3, 8)
+    ],
+)
 def test_exact_equals_the_untiled_vae_in_float64_for_any_layout_and_size(layout, tile):
     vae = a_vae(**layout).double()
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -116,9 +123,9 @@ def test_exact_equals_the_untiled_vae_in_float64_for_any_layout_and_size(layout,
 
 def test_exact_in_float32_is_as_good_as_the_untiled_vae_and_better_where_that_is_coarse(tiny):
     """On a CPU the untiled VAE loses digits when its tensors are channels-last, as those of a batch are."""
-    z, x = uneven(2, 4, 17, 37, dtype=torch.float32), uneven(2, 3, 136, 296, dtype=torch.float32).clamp(-1, 1)
+    z, x = uneven(2, 4, 11, 21, dtype=torch.float32), uneven(2, 3, 88, 168, dtype=torch.float32).clamp(-1, 1)
     precise = copy.deepcopy(tiny).double()
-    with tiled_vae(tiny, encoder_tile_size=64, decoder_tile_size=12):
+    with tiled_vae(tiny, encoder_tile_size=64, decoder_tile_size=8):
         got = encoded(tiny, x), decoded(tiny, z)
     assert difference(got[0].double(), encoded(precise, x.double())) < 1e-4
     assert difference(got[1].double(), decoded(precise, z.double())) < 1e-5
@@ -204,7 +211,7 @@ def test_a_circular_map_is_the_middle_of_a_plane_tiled_with_it():
     assert difference(plane[:, :, 24:48, 30:60], torus) < 1e-11
 
 
-@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("circular", [*gated([False]), True])
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_with_the_true_statistics_long_segments_with_long_halos_are_exact_too(side, circular):
     vae = a_vae((8, 16, 16), groups=4).double()
@@ -330,7 +337,7 @@ def test_the_pads_of_classic_are_32_px_and_11_latents(tiny, side):
 
 
 def test_blend_is_diffusers_own_tiling(tiny):
-    x, z = uneven(1, 3, 136, 200, dtype=torch.float32), uneven(1, 4, 17, 25, dtype=torch.float32)
+    x, z = uneven(1, 3, 72, 120, dtype=torch.float32), uneven(1, 4, 9, 15, dtype=torch.float32)
     own = copy.deepcopy(tiny)
     own.enable_tiling()
     own.tile_sample_min_size, own.tile_latent_min_size = 64, 8

@@ -7,11 +7,12 @@ from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.evaluation import evaluate
 from sd_hyena.generate.engine import Engine
 from sd_hyena.options.generate_config import GenerateConfig
+from tests.gate import gated
 
 TILES = dict(tiled_diffusion="multidiffusion", tile_width=8, tile_height=8)  # of 64 tokens at level 0
 
 
-@pytest.mark.parametrize("layout", ["sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("layout", [*gated(["sd15"]), "sd21", "sdxl"])
 def test_landmarks_draw_whole_and_in_tiles_and_sites_keep_their_attention(layout, folders, tmp_path):
     engine, given = Engine(), dict(model=str(folders[layout]), device="cpu", prompt="a red circle", num_images=1)
     given |= dict(width=96, height=64, steps=2, seed=3, cfg_scale=9.0, grow="off", out_dir=str(tmp_path))
@@ -29,6 +30,7 @@ def test_landmarks_draw_whole_and_in_tiles_and_sites_keep_their_attention(layout
     assert not np.array_equal(tiles, attention)
 
 
+@pytest.mark.gate
 def test_landmarks_are_evaluated_on_another_layout_and_more_of_them_are_nearer(folders, tmp_path):
     given = dict(model=str(folders["sd21"]), sizes="64", guidance="5", images=1, states=1, steps=1, device="cpu")
     report = evaluate(EvaluationConfig(students="landmarks:4:all,landmarks:64:all", out_dir=str(tmp_path), **given))

@@ -69,7 +69,7 @@ def test_what_a_method_cannot_work_with_is_refused_before_a_model_is_loaded():
 @pytest.mark.usefixtures("loaded_once")
 def test_the_shortest_form_is_in_the_picture_acts_and_repeats_it(tmp_path, monkeypatch):
     monkeypatch.setattr(order, "own_side", lambda _: 80)
-    given = dict(width=104, height=72, steps=2, num_images=1, seed=11, prompt="a red circle", out_dir=str(tmp_path))
+    given = dict(width=104, height=72, steps=1, num_images=1, seed=11, prompt="a red circle", out_dir=str(tmp_path))
     drawn = lambda **more: generate(GenerateConfig(**given | more))[0]
     (plain, path) = (
         drawn(grow="deep_shrink", grow_options=text) for text in ("end=0.35,block=3", " factor = 3.5, block=3")

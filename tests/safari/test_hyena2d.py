@@ -7,7 +7,7 @@ from einops import rearrange
 from safari import ClusterAttention, Hyena2d, fftconv, head_groups, reference, toeplitz
 from safari.hyena2d import HeadNorm
 from safari.offset_filters import OffsetFilter
-from tests.gate import sampled
+from tests.gate import gated, sampled
 
 D, HEADS = 12, 3
 KINDS = ["full", "separable", "axial_1d", "none"]
@@ -35,6 +35,7 @@ CONFIGURATIONS = {
         "gates": "dense", "norm": False,
     },
 }  # fmt: skip
+KEPT = ("default", "full in groups", "separable in groups")  # of each kind of filter that is kept between calls
 configurations = pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 
 
@@ -101,12 +102,16 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(toeplitz, "CHANNELS", 3)
 
 
-@configurations
+@pytest.mark.parametrize("options", sampled(CONFIGURATIONS.values(), 2), ids=CONFIGURATIONS)
 def test_one_head_at_a_time_is_the_definition_in_values_and_gradients(options, small_pieces):
     assert_is_the_definition(options, (5, 7))
 
 
-@pytest.mark.parametrize("options", sampled(CONFIGURATIONS.values(), 3), ids=CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "options",
+    [*(CONFIGURATIONS[name] for name in KEPT), *gated(v for name, v in CONFIGURATIONS.items() if name not in KEPT)],
+    ids=[*KEPT, *(name for name in CONFIGURATIONS if name not in KEPT)],
+)
 def test_what_is_kept_between_calls_without_gradients_is_the_definition_too(options, small_pieces):
     """With a mean of 10, on two grids in turn, in float32 too, after the weights have changed too."""
     module = operator(**options)

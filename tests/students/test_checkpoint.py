@@ -11,7 +11,7 @@ from sd_hyena.options.operators import OPERATORS, Operator, options_of
 from sd_hyena.students.checkpoint import FORMAT_VERSION, StudentFile, describe, load_students, save_students
 from sd_hyena.students.student import Projections, StudentSpec, build_student
 from sd_hyena.students.swap import swapped
-from tests.conftest import IN01, OUT11, ROOT, command
+from tests.conftest import IN01, OUT11, ROOT
 from tests.fork import forked
 
 SPECS = {
@@ -231,7 +231,7 @@ def test_a_file_without_students_is_refused(tmp_path):
 
 def test_python_m_checkpoint_says_what_a_file_is(tmp_path):
     save_students(tmp_path / "x.pt", StudentFile({IN01: randomised(SPECS["causal"])}, {"step": 7}))
-    said = command("-m", "sd_hyena.students.checkpoint", tmp_path / "x.pt")
+    said = forked("-m", "sd_hyena.students.checkpoint", tmp_path / "x.pt", cwd=ROOT)
     assert said.returncode == 0 and "IN01  causal" in said.stdout and "10x6 cells only" in said.stdout
     refused = forked("-m", "sd_hyena.students.checkpoint", ROOT / "README.md", cwd=ROOT)
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1

@@ -54,7 +54,7 @@ def test_the_identity_swap_of_all_sites_gives_a_bit_equal_image(pipe):
     students = identities(pipe.unet)
     with swapped(pipe.unet, students):
         assert torch.equal(image_of(pipe), plain)
-    assert all(student.calls == 3 for student in students.values())
+    assert all(student.calls == 2 for student in students.values())
     assert torch.equal(image_of(pipe), plain)
 
 
@@ -129,7 +129,7 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize("feature", [*gated([slicing, freeu]), fused_qkv, *gated([other_processors])])
-@pytest.mark.parametrize("first", ["swap", "feature"])
+@pytest.mark.parametrize("first", [*gated(["swap"]), "feature"])
 def test_a_student_survives_what_replaces_attention_processors(own_pipe, feature, first):
     pipe, silent = own_pipe, Silent()
     plain = image_of(pipe)
@@ -137,11 +137,11 @@ def test_a_student_survives_what_replaces_attention_processors(own_pipe, feature
     with swapped(pipe.unet, {IN01: silent}):
         undo = undo or feature(pipe)
         with_student = image_of(pipe)
-        assert silent.calls == 3 and not torch.allclose(with_student, plain, atol=1e-3)
+        assert silent.calls == 2 and not torch.allclose(with_student, plain, atol=1e-3)
         if first == "swap":
             undo()
             image_of(pipe)
-            assert silent.calls == 6
+            assert silent.calls == 4
     if first == "feature":
         undo()
     assert distance(image_of(pipe), plain) < 1e-4 < distance(with_student, plain) / 10
@@ -152,7 +152,7 @@ def lora(unet, targets=("to_q", "to_v")):
     unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=list(targets), init_lora_weights=False), "style")
 
 
-@pytest.mark.parametrize("first", ["swap", "lora"])
+@pytest.mark.parametrize("first", [*gated(["swap"]), "lora"])
 def test_a_lora_loaded_before_or_after_the_swap_reaches_the_student_and_outlives_the_swap(own_pipe, first):
     """The student stands on the site's own projections, so the LoRA changes what it answers."""
     pipe = own_pipe

@@ -11,12 +11,18 @@ from sd_hyena.large.tiled_unet import tiled_diffusion
 from sd_hyena.options.sampler import set_scheduler
 from sd_hyena.sites import find_sites
 from sd_hyena.students.swap import swapped
+from tests.gate import gated
 from tests.large.growing.by_hand import controlnet_by_hand, unet_by_hand
 from tests.large.growing.conftest import TEXT, latents, predict, small_unet, state_of
 
 
-@pytest.mark.parametrize("size", [(35, 27), (16, 24)])
-@pytest.mark.parametrize("block, after_skip", [(1, True), (3, True), (3, False), (8, True)])
+@pytest.mark.parametrize(
+    "size, block, after_skip",
+    [
+        *(((35, 27), 3, True), ((35, 27), 1, True), ((16, 24), 3, False), ((16, 24), 8, True)),
+        *gated([((16, 24), 3, True), ((16, 24), 1, True), ((35, 27), 3, False), ((35, 27), 8, True)]),
+    ],
+)
 def test_a_prediction_is_that_of_a_unet_written_out_whose_maps_are_halved_behind_a_block(some, size, block, after_skip):
     x = latents(*size)
     with deep_shrink(some, block=block, after_skip=after_skip):

@@ -16,7 +16,7 @@ from sd_hyena.large.noise_inversion import noise_inversion
 from sd_hyena.large.regions import Region
 from sd_hyena.large.tiled_unet import tiled_diffusion
 from sd_hyena.options.sampler import SAMPLERS, set_scheduler
-from tests.gate import gated, sampled
+from tests.gate import gated
 
 
 @pytest.mark.parametrize("moments", [1, 2, 4, 8])
@@ -123,7 +123,7 @@ def test_it_is_the_paper_read_naively(own_pipe, kind):
     assert torch.allclose(drawn, x, atol=2e-4 * max(1.0, x.abs().max().item()))
 
 
-@pytest.mark.parametrize("name", sampled(SAMPLERS, 3))
+@pytest.mark.parametrize("name", ["heun", *gated(name for name in SAMPLERS if name != "heun")])
 def test_any_sampler_is_held_to_the_picture_and_nothing_stays(own_pipe, name):
     set_scheduler(own_pipe, name)
     own = img2img(own_pipe)

@@ -16,6 +16,7 @@ from sd_hyena.large.growing.hidiffusion import hidiffusion
 from sd_hyena.large.growing.resized import resized
 from sd_hyena.large.noise_inversion import detail
 from sd_hyena.large.tiled_vae import tiled_vae
+from tests.gate import gated
 from tests.large.growing.conftest import latents, predict
 
 TURN = (16, 32)  # of (32, 48) cells; the coarsest map has one cell for 16
@@ -30,6 +31,7 @@ def turned(x, turn=TURN):
     return torch.roll(x, turn, (-2, -1))
 
 
+@pytest.mark.parametrize("some", ["sd", *gated(["sdxl"])], indirect=True)
 @pytest.mark.parametrize("method", CHANGES)
 def test_a_turned_canvas_gives_the_prediction_turned(some, method):
     x, change = latents(32, 48, 1), CHANGES[method]
