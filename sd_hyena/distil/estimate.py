@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from sd_hyena.sites import Site, find_sites
 from sd_hyena.students.student import Size, StudentSpec, spec_for
 from sd_hyena.students.teacher import Teacher
 
-PROBE = {"cpu": 4e10, "cuda": 2e13}  # operations of the probe, at most
+PROBE = {"cpu": 4e10, "cuda": 2e13}  # operations of the first probe, at most
+QUICK = 12  # seconds that a nearer one may take
 GROWTH = 1.5  # of a UNet's operations with its tokens, between linear and quadratic: what a probe will have, roughly
 LONG = 600.0  # seconds from which on ways around a run are named
 SERVES = 512  # pixels at which a student learns what it needs for every size
@@ -100,14 +102,23 @@ class Estimator:
         return whole / (whole - saved)
 
     def _rate(self, device: torch.device) -> float:
-        """Operations a second of the UNet: one forward for one sample, as near to the asked size as is quick."""
-        (h, w), allowed = self.size, PROBE.get(device.type, PROBE["cuda"])
-        native = self._unet(self.native)
-        while min(h, w) > 16 and native * (h * w / self.native[0] ** 2) ** GROWTH > allowed:
-            h, w = h // 2, w // 2
+        """Operations a second of the UNet: one forward for one sample, as near to the asked size as is quick (a large
+        model's time at few tokens is that of its weights)."""
+        allowed, native = PROBE.get(device.type, PROBE["cuda"]), self._unet(self.native)
+        sizes = [self.size]
+        while min(sizes[-1]) > 16 and native * (math.prod(sizes[-1]) / self.native[0] ** 2) ** GROWTH > allowed:
+            sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+        rate = self._timed(sizes.pop(), device)
+        own = math.prod(self.native)
+        while sizes and math.prod(sizes[-1]) <= own and self._unet(sizes[-1]) / rate < QUICK:
+            rate = self._timed(sizes.pop(), device)
+        return rate
+
+    def _timed(self, size: Size, device: torch.device) -> float:
+        """Operations a second at a size of latents (H, W)."""
         source = torch.Generator().manual_seed(0)
-        latents = torch.randn(1, 4, h, w, generator=source).to(device)
-        told, timestep = condition(self.pipe, "", 8 * w, 8 * h), torch.tensor([500], device=device)
+        latents = torch.randn(1, 4, *size, generator=source).to(device)
+        told, timestep = condition(self.pipe, "", 8 * size[1], 8 * size[0]), torch.tensor([500], device=device)
         seen: list[float] = []
         while not seen or (len(seen) < 2 and seen[0] < 1):  # what is quick is warmed up first
             started = time.perf_counter()
@@ -115,7 +126,7 @@ class Estimator:
                 Teacher(self.pipe.unet, []).observe(latents, timestep, told)
             wait_for(device)
             seen.append(time.perf_counter() - started)
-        return self._unet((h, w)) / seen[-1]
+        return self._unet(size) / seen[-1]
 
     def _unet(self, size: Size, last: str = "") -> int:
         key = "unet", str(sorted(self.pipe.unet.config.items(), key=str)), size, last

@@ -229,3 +229,24 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
     with pytest.raises(BadInput, match="holds no picture"):
         train(config(tmp_path, data="images", data_path=str(tmp_path / "texts")))
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+@pytest.mark.parametrize(
+    "size, native, quick, probed",
+    [
+        ((64, 64), 64, 1e9, [16, 32, 64]),
+        ((128, 128), 32, 1e9, [16, 32]),
+        ((64, 64), 64, 5.0, [16, 32]),
+        ((64, 64), 64, 0, [16]),
+    ],
+    ids=["up to the size", "up to the model's own", "while it is quick", "not at all"],
+)
+def test_a_model_is_timed_as_near_to_the_size_as_is_quick(counted, monkeypatch, size, native, quick, probed):
+    seen = []
+    estimator = object.__new__(Estimator)
+    estimator.size, estimator.native = size, (native, native)
+    estimator._unet = lambda size, last="": size[0] * size[1]
+    estimator._timed = lambda size, _device: seen.append(size[0]) or float(300 * len(seen))
+    monkeypatch.setattr(estimate, "PROBE", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(estimate, "QUICK", quick)
+    assert estimator._rate(torch.device("cpu")) == 300 * len(probed) and seen == probed
