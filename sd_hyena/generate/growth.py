@@ -31,6 +31,10 @@ from sd_hyena.options.rules import NOISE_LEVELS
 from sd_hyena.options.tile import is_cut
 
 STRENGTH = {"redraw": 0.3, "diffusehigh": 0.3, "demofusion": 1.0}  # of the stages but the first
+NEAR, FAR = (
+    2.0,
+    0.15,
+)  # times the model's own side up to which a redraw's is that, and beyond, where it splits what is wide
 ANOTHER_NOISE = 0x9E3779B9  # between the seeds of two stages
 KINDS = {"redraw": dict, "diffusehigh": DiffuseHigh, "demofusion": DemoFusion}
 KINDS |= {"deep_shrink": DeepShrink, "hidiffusion": HiDiffusion}
@@ -66,7 +70,8 @@ class Stage:
         for i, (width, height) in enumerate(sizes_of(config, own, method)):
             one = dict(width=width, height=height, grow="off", hires=0.0, save_stages=False, grow_options="")
             if i:
-                one |= again(config, method) | {"init_image": BEFORE, "mask": ""}
+                far = method == "redraw" and not config.hires and times((width, height), own) > NEAR
+                one |= again(config, method, far) | {"init_image": BEFORE, "mask": ""}
                 if method == "demofusion":
                     one |= {"noise_inversion": 0}  # which needs the picture itself
                     if config.tiled_diffusion == "auto":
@@ -168,9 +173,9 @@ def grown(config: GenerateConfig, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"note: tiled_diffusion={config.tiled_diffusion} has no effect here, {method} composes in one piece"
 
 
-def again(config: GenerateConfig, method: str) -> dict[str, Any]:
-    """Strength and steps of the stages but the first: at least one is taken."""
-    strength = config.grow_strength or STRENGTH["redraw" if method in WHOLE else method]
+def again(config: GenerateConfig, method: str, far: bool) -> dict[str, Any]:
+    """Strength and steps of a stage that is not the first, or `far` beyond the model's own size: at least one is taken."""
+    strength = config.grow_strength or (FAR if far else STRENGTH["redraw" if method in WHOLE else method])
     if not config.grow_steps and int(config.steps * strength):
         return {"strength": strength}
     return {"strength": strength, "steps": min(NOISE_LEVELS, -int(-max(config.grow_steps, 1) // strength))}

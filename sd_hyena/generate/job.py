@@ -105,7 +105,8 @@ class Job:
                     )
                     own["keep_attention"] = kept
                     own |= {"grow": method} if (method := self.stages[-1].method) != "off" else {}
-                    own |= {"grow_strength": self.stages[-1].config.strength} if len(self.stages) > 1 else {}
+                    strengths = {one.config.strength for one in self.stages[1:]}
+                    own |= {"grow_strength": strengths.pop()} if len(strengths) == 1 else {}
                     own |= {"tiled_diffusion": tiled} if tiled else {}
                     yield Drawn(h, n, replace(self.config, **own), image, teacher, *facts, stage)
 

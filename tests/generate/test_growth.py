@@ -16,7 +16,7 @@ from sd_hyena.generate import engine, growth, order
 from sd_hyena.generate.alternatives import kept_in
 from sd_hyena.generate.engine import Engine
 from sd_hyena.generate.generation import generate
-from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, sizes_of
+from sd_hyena.generate.growth import ANOTHER_NOISE, STRENGTH, Stage, sizes_of
 from sd_hyena.generate.job import Job
 from sd_hyena.generate.watch import Cancelled, Watch
 from sd_hyena.large.enlargement import enlarge
@@ -81,6 +81,22 @@ def test_redraw_is_what_one_would_do_by_hand_and_its_picture_repeats_it_without_
     assert again.grow == "redraw" and np.array_equal(pixels(generate(again)[0]), pixels(path))
     plain = parse(GenerateConfig, ["--from", str(path), "-o", str(tmp_path / "again"), "--grow", "off"])
     assert not np.array_equal(pixels(generate(plain)[0]), pixels(path))
+
+
+def test_what_is_far_beyond_the_model_s_size_is_drawn_anew_by_half_as_much_unless_it_is_told(tmp_path):
+    def strengths(method="redraw", **given):
+        stages = Stage.all_of(config(tmp_path, width=320, height=320, steps=20, **given), OWN, method)
+        return [stage.config.strength for stage in stages[1:]]
+
+    assert sizes_of(config(tmp_path, width=320, height=320), OWN, "redraw") == [(80, 80), (160, 160), (320, 320)]
+    assert (strengths(), strengths(grow_strength=0.4), strengths("diffusehigh")) == (
+        [0.3, 0.15],
+        [0.4, 0.4],
+        [0.3, 0.3],
+    )
+    assert strengths(hires=1.5) == [0.3]  # a size that somebody chose
+    found = parse(GenerateConfig, ["--from", str(generate(config(tmp_path, width=176, height=176, steps=1))[0])])
+    assert found.grow_strength == 0.0  # no one number says both
 
 
 def test_auto_grows_large_canvases_alone_and_says_so(tmp_path):
