@@ -11,7 +11,7 @@ import functools
 from benchmarks.harness.layouts import unet_on
 from benchmarks.harness.record import write
 from sd_hyena.cost.operations import attention_flops, folded_flops, unet_flops
-from sd_hyena.generate.growth import STRENGTH
+from sd_hyena.generate.growth import strength_at
 from sd_hyena.large.growing.stages import sizes
 from sd_hyena.options.growing import AUTO
 from sd_hyena.options.train_config import TrainConfig
@@ -49,7 +49,7 @@ def main(steps: int = 30, sides: tuple[int, ...] = (2048, 4096, 8192)) -> None:
 
         for side in sides:
             stages = [size[0] for size in sizes((side, side), own)]
-            taken = [steps] + [int(steps * STRENGTH[AUTO])] * (len(stages) - 1)
+            taken = [steps] + [int(steps * strength_at(stage / own, AUTO)) for stage in stages[1:]]
             plain = [2 * steps * one for one in step(side)]
             grown = [2 * sum(n * step(one)[k] for n, one in zip(taken, stages, strict=True)) for k in range(2)]
             figures = dict(zip(("plain", "plain, students", "grown", "grown, students"), plain + grown, strict=True))

@@ -70,7 +70,7 @@ class Stage:
         for i, (width, height) in enumerate(sizes_of(config, own, method)):
             one = dict(width=width, height=height, grow="off", hires=0.0, save_stages=False, grow_options="")
             if i:
-                far = method == "redraw" and not config.hires and times((width, height), own) > NEAR
+                far = 1.0 if config.hires else times((width, height), own)  # a size that somebody chose is near
                 one |= again(config, method, far) | {"init_image": BEFORE, "mask": ""}
                 if method == "demofusion":
                     one |= {"noise_inversion": 0}  # which needs the picture itself
@@ -173,9 +173,14 @@ def grown(config: GenerateConfig, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"note: tiled_diffusion={config.tiled_diffusion} has no effect here, {method} composes in one piece"
 
 
-def again(config: GenerateConfig, method: str, far: bool) -> dict[str, Any]:
-    """Strength and steps of a stage that is not the first, or `far` beyond the model's own size: at least one is taken."""
-    strength = config.grow_strength or (FAR if far else STRENGTH["redraw" if method in WHOLE else method])
+def strength_at(far: float, method: str) -> float:
+    """How much a stage that is not the first draws anew at so many times the model's own side."""
+    return FAR if method == "redraw" and far > NEAR else STRENGTH["redraw" if method in WHOLE else method]
+
+
+def again(config: GenerateConfig, method: str, far: float) -> dict[str, Any]:
+    """Strength and steps of such a stage: at least one is taken."""
+    strength = config.grow_strength or strength_at(far, method)
     if not config.grow_steps and int(config.steps * strength):
         return {"strength": strength}
     return {"strength": strength, "steps": min(NOISE_LEVELS, -int(-max(config.grow_steps, 1) // strength))}
