@@ -95,15 +95,14 @@ def main(given: argparse.Namespace) -> int:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with open(given.out, "w", newline="") as file:
         csv.writer(file).writerows([("second", "resident_MiB", "pictures"), *rows])
+    print(", ".join(f"{name} {count}" for name, count in done.most_common()))
     measured = [row[1] for row in rows if row[0] >= 60 * given.warm]
     third = len(measured) // 3
-    before, after = median(measured[:third]), median(measured[-third:])
-    print(", ".join(f"{name} {count}" for name, count in done.most_common()))
-    print(
-        f"{rows[-1][0]} s, {rows[-1][2]} pictures, resident memory {before:.0f} -> {after:.0f} MiB ({after / before:.3f})"
-    )
+    before, after = (median(part or [0.0]) for part in (measured[:third], measured[-third:] if third else []))
+    growth = after / before if before else 1.0
+    print(f"{rows[-1][0]} s, {rows[-1][2]} pictures, resident memory {before:.0f} -> {after:.0f} MiB ({growth:.3f})")
     faults = ["the server stumbled:\n" + said] * ("Traceback" in said) + ["the server went away"] * (not alive)
-    faults += [f"memory grew by more than {GROWTH:.2f}"] * (after > GROWTH * before)
+    faults += [f"memory grew by more than {GROWTH:.2f}"] * (growth > GROWTH)
     print("\n".join(faults) or "no traceback, no growth")
     return int(bool(faults))
 
@@ -111,7 +110,7 @@ def main(given: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--warm", type=float, default=15.0, help="minutes before that")
+    parser.add_argument("--warm", type=float, default=10.0, help="minutes before that")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/monkey.csv"))
     sys.exit(main(parser.parse_args()))
