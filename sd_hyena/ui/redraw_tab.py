@@ -35,7 +35,7 @@ class RedrawTab:
         form.add("init_image", label="picture to start from")
         notice = gr.HTML("", elem_id="dropped")
         form.add_in_pairs(*(name for name in names if name not in hint))
-        with gr.Accordion("paint where it is drawn anew", open=False):
+        with gr.Accordion("paint where it is drawn anew", open=False) as folded:
             parts = dict(html_template=HOST, css_template=script("painter.css"), js_on_load=script("painter.js"))
             painter = gr.HTML("", **parts, src="", label="mask", apply_default_css=False, elem_id="painter")
         with gr.Accordion("ControlNet", open=False):
@@ -43,9 +43,19 @@ class RedrawTab:
         tab = cls(painter, notice, names)
         parts = form.components
         parts["init_image"].change(_paper, [parts["init_image"]], [painter], **QUICK)
+        folded.expand(_picture, [parts["init_image"]], [painter], **QUICK)  # what comes while it unfolds is lost
         return tab
 
 
 def _paper(path: str | None) -> gr.HTML:
     """The painter with a picture to paint on."""
-    return gr.HTML(value="", src=f"/gradio_api/file={path}" if path else "")
+    return gr.HTML(value="", src=_address(path))
+
+
+def _picture(path: str | None) -> gr.HTML:
+    """The same picture once more, and what is painted on it stays."""
+    return gr.HTML(src=_address(path))
+
+
+def _address(path: str | None) -> str:
+    return f"/gradio_api/file={path}" if path else ""

@@ -22,18 +22,18 @@ def test_a_changed_prompt_is_drawn_with_a_preview_and_progress_that_moves(opened
     page = opened()
     open_ = page.locator("#draw-cfg_scale input")
     assert (open_.input_value(), open_.get_attribute("placeholder")) == ("", "the model's: 3")
-    fill(page, **PICTURE | {"steps": 12, "width": 128}, prompt="a blue square on stripes")
+    fill(page, **PICTURE | {"steps": 30, "width": 128}, prompt="a blue square on stripes")
     page.locator("#draw").click()
     seen, previews = [], set()
     while not page.locator("#stage [data-state=done]").count():
-        if found := re.search(r"step ([\d.]+) of 13", page.locator("#stage").inner_text()):
+        if found := re.search(r"step ([\d.]+) of 31", page.locator("#stage").inner_text()):
             seen.append(float(found[1]))
         if page.locator("#stage img[alt=preview]").count():
             previews.add(page.locator("#stage img").get_attribute("src"))
     assert seen == sorted(seen) and len(set(seen)) >= 2 and previews
     path = newest(served.outputs)
     config = read_metadata(path)["config"]
-    assert (config["prompt"], config["steps"], config["seed"]) == ("a blue square on stripes", 12, 5)
+    assert (config["prompt"], config["steps"], config["seed"]) == ("a blue square on stripes", 30, 5)
     assert config["cfg_scale"] == 3.0  # the model's, for its field was left open
     with Image.open(path) as image:
         assert image.size == (128, 128) and "blue square" in image.info["parameters"]
