@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -34,12 +33,6 @@ def pytest_collection_modifyitems(items):
     """Those that fork their own process come first: of one that has computed much a fork is slow, or torch's threads do not outlive it."""
     first = {path: n for n, path in enumerate(FORKING)}
     items.sort(key=lambda item: next((n for path, n in first.items() if item.nodeid.startswith(path)), len(first)))
-
-
-def pytest_collection_finish():
-    """What is there now stays: else each command walks a million objects when it gives its memory back."""
-    gc.collect()
-    gc.freeze()
 
 
 def command(*arguments, cwd=ROOT, env=None, timeout=300) -> subprocess.CompletedProcess:

@@ -18,6 +18,7 @@ from sd_hyena.errors import BadInput
 from sd_hyena.options.command_line import with_paths
 from sd_hyena.options.generate_config import GenerateConfig
 from sd_hyena.options.rules import drawn_seed
+from sd_hyena.ui.fault import line_of
 
 OFTEN = 0.3  # seconds between previews
 _numbers = itertools.count(1)
@@ -77,12 +78,12 @@ class Job:
         except Cancelled:
             self.state = "ended"
         except BadInput as error:
-            self.state, self.fault, self.bad_input = "failed", " ".join(str(error).split()), True
+            self.state, self.fault, self.bad_input = "failed", line_of(error), True
         except Exception as error:
             if not _is_told(error):
                 traceback.print_exc()
             self.state = "failed"
-            self.fault = " ".join(str(error).split())[:400] or type(error).__name__
+            self.fault = line_of(error)[:400] or type(error).__name__
         finally:
             self.seconds, self.preview = time.monotonic() - began, ""
             self.over.set()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
 
 from sd_hyena.ui.draw_tab import QUICK
 from sd_hyena.ui.form import Form
 from sd_hyena.ui.region_editor import HOST, script
-from sd_hyena.ui.session import Session
+from sd_hyena.ui.session import Session, served
 
 FIRST = ("init_image", "strength", "noise_inversion", "upscaler", "scale", "grow", "controlnet", "control_image")
 
@@ -58,4 +59,4 @@ def _picture(path: str | None) -> gr.HTML:
 
 
 def _address(path: str | None) -> str:
-    return f"/gradio_api/file={path}" if path else ""
+    return served(Path(path)) if path else ""

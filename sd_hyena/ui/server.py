@@ -151,7 +151,7 @@ class Page:
         try:
             job = self.session.draw(self._asked(config), "drawing by API")
         except BadInput as error:
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+            raise gr.Error(line_of(error), print_exception=False) from None
         job.over.wait()
         if job.state != "done":
             raise gr.Error(job.fault or "ended before it was done", print_exception=False)
