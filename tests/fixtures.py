@@ -11,6 +11,7 @@ from diffusers import ControlNetModel, StableDiffusionXLPipeline, UNet2DConditio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.tiny_sd.train import MAX_TOKENS
+from sd_hyena.distil import counted as counted_operations
 from sd_hyena.distil import estimate, previews, sources, training
 from sd_hyena.distil.lessons import Lessons
 from sd_hyena.generate import engine
@@ -101,7 +102,9 @@ def small_samples():
 
 
 RATE = estimate.Estimator._rate
-COUNTS = {name: getattr(estimate, name) for name in ("unet_flops", "student_flops", "vae_flops", "saved_bytes")}
+COUNTS = {
+    name: getattr(counted_operations, name) for name in ("unet_flops", "student_flops", "vae_flops", "saved_bytes")
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,10 +112,10 @@ def guessed_counts():
     """What a run's estimate multiplies is guessed, and how fast the machine is: to find out takes seconds, and is tested elsewhere."""
     guess = lambda size: 10**7 * size[0] * size[1] + 1000 * (size[0] * size[1]) ** 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimate, "unet_flops", lambda _unet, size, _last="": guess(size))
-        patch.setattr(estimate, "vae_flops", lambda _vae, size: (guess(size), guess(size)))
-        patch.setattr(estimate, "student_flops", lambda _spec, size: 10**5 * size[0] * size[1])
-        patch.setattr(estimate, "saved_bytes", lambda _spec, size, _dtype: 1000 * size[0] * size[1])
+        patch.setattr(counted_operations, "unet_flops", lambda _unet, size, _last="": guess(size))
+        patch.setattr(counted_operations, "vae_flops", lambda _vae, size: (guess(size), guess(size)))
+        patch.setattr(counted_operations, "student_flops", lambda _spec, size: 10**5 * size[0] * size[1])
+        patch.setattr(counted_operations, "saved_bytes", lambda _spec, size, _dtype: 1000 * size[0] * size[1])
         patch.setattr(estimate.Estimator, "_rate", lambda *_: 10**10)
         yield
 
@@ -120,10 +123,10 @@ def guessed_counts():
 @pytest.fixture
 def counted(monkeypatch):
     """A run's estimate as it truly is."""
-    monkeypatch.setattr(estimate, "_counted", {})
+    monkeypatch.setattr(counted_operations, "_counted", {})
     monkeypatch.setattr(estimate.Estimator, "_rate", RATE)
     for name, count in COUNTS.items():
-        monkeypatch.setattr(estimate, name, count)
+        monkeypatch.setattr(counted_operations, name, count)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from sd_hyena.cost.activations import saved_bytes
-from sd_hyena.cost.operations import attention_flops, change_flops, student_flops, unet_flops, vae_flops
+from sd_hyena.cost.operations import attention_flops, change_flops
 from sd_hyena.cost.timing import wait_for
+from sd_hyena.distil.counted import PictureCost, of_student, of_unet, of_vae, saved_by
 from sd_hyena.distil.lessons import VALIDATION_SIZE
 from sd_hyena.distil.previews import PICTURES, drawn_with, draws_previews
 from sd_hyena.models.condition import condition
@@ -32,7 +32,6 @@ QUICK = 12  # seconds that a nearer one may take
 GROWTH = 1.5  # of a UNet's operations with its tokens, between linear and quadratic: what a probe will have, roughly
 LONG = 600.0  # seconds from which on ways around a run are named
 SERVES = 512  # pixels at which a student learns what it needs for every size
-_counted: dict[tuple, int] = {}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,9 @@ class Estimator:
         self.size = config.height // 8, config.width // 8
         side = pipe.unet.config.sample_size
         self.native = (side, side)
-        self.students = sum(_student(spec, site.size(*self.size)) for spec, site in zip(self.specs, sites, strict=True))
+        self.students = sum(
+            of_student(spec, site.size(*self.size)) for spec, site in zip(self.specs, sites, strict=True)
+        )
         self.attentions = sum(attention_flops(site, site.size(*self.size)) for site in sites)
 
     def estimate(self, missing: int, device: torch.device, n_steps: int, rate: float | None = None) -> Estimate:
@@ -73,10 +74,10 @@ class Estimator:
         operations a second are measured if not given."""
         rate, config = rate or self._rate(device), self.config
         validations = self._validations(n_steps)
-        of_one = VALIDATION_SIZE * (self._teaching() + self.students)
+        picture, of_one = PictureCost(self.pipe, config), VALIDATION_SIZE * (self._teaching() + self.students)
         operations = {
-            f"drawing {missing} pictures": self._drawing(missing),
-            "encoding": self._encoding(missing),
+            f"drawing {missing} pictures": missing and missing * picture.steps,
+            "encoding": missing and missing * picture.encoding,
             f"{n_steps} steps of batch {config.batch_size}": n_steps * config.batch_size * self._lesson(),
             f"{validations} validation{'s' * (validations > 1)}": validations * of_one,
             "previews": self._previews(validations, device),
@@ -98,7 +99,7 @@ class Estimator:
         for site in sites:
             size = site.size(*self.size)
             spec = _decided(spec_for(site, self.config.operator, options, self.size))
-            saved += attention_flops(site, size) - _student(spec, size) + change_flops(spec, size)
+            saved += attention_flops(site, size) - of_student(spec, size) + change_flops(spec, size)
         return whole / (whole - saved)
 
     def _rate(self, device: torch.device) -> float:
@@ -129,32 +130,7 @@ class Estimator:
         return self._unet(size) / seen[-1]
 
     def _unet(self, size: Size, last: str = "") -> int:
-        key = "unet", str(sorted(self.pipe.unet.config.items(), key=str)), size, last
-        if key not in _counted:
-            _counted[key] = unet_flops(self.pipe.unet, size, last)
-        return _counted[key]
-
-    def _vae(self, size: Size) -> tuple[int, int]:
-        key = "vae", str(sorted(self.pipe.vae.config.items(), key=str)), size
-        if key not in _counted:
-            _counted[key] = vae_flops(self.pipe.vae, size)
-        return _counted[key]
-
-    def _drawing(self, pictures: int) -> int:
-        config = self.config
-        if not pictures or config.data in ("images", "latents"):
-            return 0
-        branches = 2 if config.cfg_scale > 1 else 1
-        size = self.size if config.data == "trajectories" else self.native
-        return pictures * config.sample_steps * branches * self._unet(size)
-
-    def _encoding(self, pictures: int) -> int:
-        config = self.config
-        if not pictures or config.data in ("trajectories", "latents"):
-            return 0
-        if config.data == "images":
-            return pictures * self._vae(self.size)[0]
-        return 0 if self.size == self.native else pictures * (self._vae(self.native)[1] + self._vae(self.size)[0])
+        return of_unet(self.pipe.unet, size, last)
 
     def _teaching(self) -> int:
         """What the teacher does for one sample."""
@@ -178,7 +154,10 @@ class Estimator:
         branches = 2 if guidance > 1 else 1
         whole = self._unet(self.size)
         replaced = whole - self.attentions + self.students
-        drawn = branches * steps * (whole + validations * replaced) + (1 + validations) * self._vae(self.size)[1]
+        drawn = (
+            branches * steps * (whole + validations * replaced)
+            + (1 + validations) * of_vae(self.pipe.vae, self.size)[1]
+        )
         return max(PICTURES, len(own)) * drawn
 
     def _gib(self, device: torch.device) -> float:
@@ -188,7 +167,7 @@ class Estimator:
         kept = 0
         for spec, site in zip(self.specs, self.sites, strict=True):
             size = site.size(*self.size)
-            kept += _saved(spec, size, dtype) + 6 * size[0] * size[1] * site.channels * dtype.itemsize
+            kept += saved_by(spec, size, dtype) + 6 * size[0] * size[1] * site.channels * dtype.itemsize
         return peak_gib(device) + samples * kept / 2**30
 
 
@@ -228,17 +207,3 @@ def _decided(spec: StudentSpec) -> StudentSpec:
     option = operator_named(spec.operator).options.get("landmarks")
     price = option and auto_price(spec.options.get("landmarks"), option.default)
     return replace(spec, options=spec.options | {"landmarks": price}) if price else spec
-
-
-def _student(spec: StudentSpec, size: Size) -> int:
-    key = "student", repr(spec), tuple(size)
-    if key not in _counted:
-        _counted[key] = student_flops(spec, size)
-    return _counted[key]
-
-
-def _saved(spec: StudentSpec, size: Size, dtype: torch.dtype) -> int:
-    key = "saved", repr(spec), tuple(size), dtype
-    if key not in _counted:
-        _counted[key] = saved_bytes(spec, size, dtype)
-    return _counted[key]

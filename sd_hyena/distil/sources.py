@@ -17,6 +17,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from sd_hyena.distil.bank import Bank, captions_of
+from sd_hyena.distil.counted import PictureCost
 from sd_hyena.distil.kept import Kept
 from sd_hyena.distil.pieces import Piece
 from sd_hyena.errors import BadInput
@@ -123,12 +124,14 @@ def _arguments(pipe: Any, config: TrainConfig, captions: list[str], rows: range)
     )
 
 
-def _step_by_step(shown: Work, rows: range, steps: int, note: Callable[..., None] | None = None) -> Callable[..., Any]:
-    """What a pipeline calls after each step of these pictures."""
+def _step_by_step(
+    shown: Work, rows: range, steps: int, share: float = 1.0, note: Callable[..., None] | None = None
+) -> Callable[..., Any]:
+    """What a pipeline calls after each step of these pictures; all of them are this share of the work."""
     before = shown.done
 
     def after(pipe, step, _timestep, tensors):
-        shown.to(before + len(rows) * (step + 1) / (steps + 1))  # what follows is worth a step
+        shown.to(before + share * len(rows) * (step + 1) / steps)
         if note:
             note(pipe, step, tensors["latents"])
         return tensors
@@ -138,7 +141,7 @@ def _step_by_step(shown: Work, rows: range, steps: int, note: Callable[..., None
 
 def _draw_images(pipe: Any, config: TrainConfig, captions: list[str], rows: range, shown: Work) -> list[Piece]:
     """x0 latents at the model's native size; for another size decoded, resized in pixels and encoded again."""
-    after = _step_by_step(shown, rows, config.sample_steps)
+    after = _step_by_step(shown, rows, config.sample_steps, PictureCost(pipe, config).share_of_steps)
     x0 = pipe(**_arguments(pipe, config, captions, rows), callback_on_step_end=after).images
     return [{"latents": resized(pipe, x[None], config.width, config.height).cpu()} for x in x0]
 
@@ -155,7 +158,7 @@ def _draw_states(pipe: Any, config: TrainConfig, captions: list[str], rows: rang
             states.append(latents.float().cpu())
             timesteps.append(int(pipe.scheduler.timesteps[step + 1]))
 
-    after = _step_by_step(shown, rows, config.sample_steps, note)
+    after = _step_by_step(shown, rows, config.sample_steps, note=note)
     asked = dict(width=config.width, height=config.height, callback_on_step_end=after)
     pipe(**_arguments(pipe, config, captions, rows), **asked, latents=first.to(pipe.device, pipe.unet.dtype))
     return [{"latents": x, "timesteps": torch.tensor(timesteps)} for x in torch.stack(states, dim=1)]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from sd_hyena.processes.ranks import rank
 
 SELDOM = 10.0  # seconds between lines where there is no terminal
 OFTEN = 0.5  # between looks at the count where there is one
-BAR = "{percentage:3.0f}%|{bar:16}| {n:.6g}/{total:.6g} [{elapsed}<{remaining}] {desc}"  # the label is last: it is cut
+BAR = "{percentage:3.0f}%|{bar:16}| {count} [{elapsed}<{left}] {desc}"  # the label is last: it is cut
 NO_BAR = "[{elapsed}] {desc}"
 
 
@@ -32,11 +33,13 @@ class Work:
         self.what, self.total, self.then = what, total, then
         self.before = self.done = before
         self.beside = ""
-        self.started = time.monotonic()
+        self.started = self._advanced = time.monotonic()
+        self._advances = 0
 
     def to(self, done: float, beside: str | None = None) -> None:
         """So much is done; fractions are welcome. `beside` is said with it, until told otherwise."""
-        self.done = round(done, 2)
+        if done != self.done:
+            self.done, self._advanced, self._advances = done, time.monotonic(), self._advances + 1
         self.beside = self.beside if beside is None else beside
 
     @property
@@ -46,18 +49,24 @@ class Work:
 
     @property
     def left(self) -> float | None:
-        """Seconds to go, as far as can be told."""
+        """Seconds to go, as far as can be told: at the rate until it last advanced, and less while it is about to again."""
         if not self.total or self.done <= self.before:
             return None
-        return (self.total - self.done) * self.seconds / (self.done - self.before)
+        spent = self._advanced - self.started
+        since = min(time.monotonic() - self._advanced, spent / self._advances)
+        return max((self.total - self.done) * spent / (self.done - self.before) - since, 0.0)
 
     def line(self, within: str = "") -> str:
         """Where it is, for a log."""
-        count = f"{self.done:.6g}/{self.total:.6g}, " if self.total else ""
-        clock = (
-            f"{self.seconds_said(self.seconds)} so far" if self.left is None else f"{self.seconds_said(self.left)} left"
-        )
-        return f"{self.what}: {count}{clock}{within}" + (f", then {self.then}" if self.then else "")
+        left = self.left
+        clock = f"{self.seconds_said(self.seconds)} so far" if left is None else f"{self.seconds_said(left)} left"
+        parts = f"{self.count}, {clock}" if self.total else clock
+        return f"{self.what}: {parts}{within}" + (f", then {self.then}" if self.then else "")
+
+    @property
+    def count(self) -> str:
+        """3.25/7, of work with parts."""
+        return f"{round(self.done, 2):.6g}/{self.total:.6g}"
 
     @staticmethod
     def seconds_said(seconds: float) -> str:
@@ -89,11 +98,23 @@ def work(
         _open.remove(piece)
 
 
+class _Bar(tqdm):
+    """Says of a piece of work what the piece says."""
+
+    def __init__(self, piece: Work, **given: Any):
+        self.piece = piece
+        super().__init__(total=piece.total, initial=piece.before, **given)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        left = self.piece.left
+        said = {"left": "?" if left is None else Work.seconds_said(left)}
+        return super().format_dict | said | ({"count": self.piece.count} if self.piece.total else {})
+
+
 @contextmanager
 def _bar(piece: Work) -> Iterator[None]:
-    form = BAR if piece.total else NO_BAR
-    given = {"total": piece.total, "initial": piece.before, "bar_format": form, "leave": False}
-    with tqdm(**given, **_size()) as bar:
+    with _Bar(piece, bar_format=BAR if piece.total else NO_BAR, leave=False, **_size()) as bar:
 
         def show() -> None:
             bar.n = piece.done
@@ -148,5 +169,5 @@ def _within() -> str:
     """What goes on within the outermost work."""
     said = [_open[0].beside] if _open and _open[0].beside else []
     for inner in _open[1:]:
-        said.append(f"{inner.what} {inner.done:.6g}/{inner.total:.6g}" if inner.total else inner.what)
+        said.append(f"{inner.what} {inner.count}" if inner.total else inner.what)
     return f" ({'; '.join(said)})" if said else ""

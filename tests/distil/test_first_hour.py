@@ -12,6 +12,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sd_hyena.distil import counted as counted_operations
 from sd_hyena.distil import estimate, previews
 from sd_hyena.distil import foretold as foretelling
 from sd_hyena.distil import module as distillation
@@ -121,7 +122,7 @@ def test_before_anything_is_drawn_the_run_is_estimated_and_better_choices_are_na
 
     if teacher == "guessed":
         guess = lambda _unet, size, _last="": 10**7 * size[0] * size[1] + 1000 * (size[0] * size[1]) ** 2
-        monkeypatch.setattr(estimate, "unet_flops", guess)
+        monkeypatch.setattr(counted_operations, "unet_flops", guess)
     monkeypatch.setattr(training, "make_bank", stop)
     with pytest.raises(Reached):
         train(config(tmp_path, width=2048, n_steps=200, num_samples=32))

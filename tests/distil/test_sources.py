@@ -6,11 +6,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sd_hyena.distil import sources
+from sd_hyena.distil.counted import PictureCost
 from sd_hyena.distil.sources import Source, make_bank
 from sd_hyena.errors import BadInput
 from sd_hyena.files import hashes
 from sd_hyena.models.latents import encoded, resized
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.processes.progress import Work
 
 PROMPTS = ["a red circle on blue", "two green squares on white", "a black triangle on red"]
 
@@ -117,3 +120,20 @@ def test_a_dry_run_encodes_two_of_a_folder_s_pictures_and_tells_of_all_without_r
     every = make_bank(pipe, whole, PROMPTS, "", tmp_path)
     assert len(every) == 5 and torch.equal(every.latents[:2], few.latents)
     assert Source.missing_of(whole, PROMPTS, "", tmp_path) == 0
+
+
+def test_the_steps_of_a_picture_are_shown_as_the_share_of_its_work_that_they_are(pipe, tmp_path, monkeypatch):
+    """By the operations counted for it: a picture of 1024 px is mostly the work of the VAE."""
+    told = {}
+
+    def steps_are_done(pipe, x, width, _height):
+        cost = PictureCost(pipe, given)
+        told[width] = shown.done, cost.steps / (cost.steps + cost.encoding)
+        return x
+
+    monkeypatch.setattr(sources, "resized", steps_are_done)
+    for width in (128, 512, 1024):
+        given, shown = config(width=width, sample_steps=4), Work("x", 3)
+        sources._draw_images(pipe, given, PROMPTS, range(1), shown)
+    assert all(done == pytest.approx(share) for done, share in told.values())
+    assert told[128][0] == 1 > told[512][0] > 0.2 > told[1024][0]

@@ -48,6 +48,23 @@ def test_the_time_left_counts_from_what_was_done_before(monkeypatch):
     assert piece.left == 4 * 30 and piece.line() == "x: 8/12, 2:00 left"
 
 
+def test_the_time_left_falls_between_two_advances_and_never_rises_before_the_next(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    piece, told = Work("x", total=4), []
+    for second in range(1, 81):
+        now[0] = second
+        if second % 20 == 0:
+            piece.to(second / 20)
+        told.append(piece.left)
+    assert told[:19] == [None] * 19 and told[19:] == [80 - second for second in range(20, 81)]
+    late = Work("x", total=4)
+    now[0] += 20
+    late.to(1)
+    now[0] += 500
+    assert late.left == 40  # two advances after the one that is late
+
+
 @pytest.mark.parametrize("lines, columns", [(24, 80), (24, 0), (0, 80), (0, 0)])  # 0: it does not say
 def test_on_a_terminal_nested_work_has_one_bar_and_a_long_label_leaves_it_whole(lines, columns):
     script = (
