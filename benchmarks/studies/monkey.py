@@ -2,8 +2,8 @@
 
 Up to three tabs; wrong and right sizes, draws, cancels, regions dragged, tabs closed and reloaded in the middle of drawing,
 every button that is in sight but those that start a training. The server's resident memory is read every ten seconds; of the
-time after --warm, in which everything is used once and the pages that are kept have come to be as many as ever, the last third's
-median is held to the first's. A traceback on the server ends it. Linux only.
+time after --warm, which begins with a press of every button of every tab and in which the pages that are kept come to be as many
+as ever, the last third's median is held to the first's. A traceback on the server ends it. Linux only.
 """
 
 from __future__ import annotations
@@ -26,6 +26,28 @@ SIDES = (64, 64, 72, 96, 128, 0, 63, 100000)
 GROWTH = 1.05
 
 
+def buttons(page):
+    """Those in sight that may be pressed."""
+    return page.locator(f"button{''.join(f':not({one})' for one in LEFT_ALONE)}:visible")
+
+
+def press_all(page) -> Counter:
+    """Every button of every tab, once; how many were pressed, and how many could not be."""
+    done = Counter()
+    for name in TABS:
+        page.get_by_role("tab", name=name, exact=True).click()
+        page.wait_for_timeout(1000)
+        for i in range(buttons(page).count()):
+            try:
+                buttons(page).nth(i).click(timeout=2000)
+                page.wait_for_timeout(500)
+                page.get_by_role("tab", name=name, exact=True).click(timeout=2000)
+                done["pressed at first"] += 1
+            except Exception as error:
+                done[f"missed ({type(error).__name__})"] += 1
+    return done
+
+
 def act(page, source: random.Random) -> str:
     """One thing that a visitor might do; its name."""
     kind = source.choices(
@@ -46,9 +68,8 @@ def act(page, source: random.Random) -> str:
     elif kind == "tab":
         page.get_by_role("tab", name=source.choice(TABS), exact=True).click(timeout=2000)
     elif kind == "button":
-        aloof = "".join(f":not({one})" for one in LEFT_ALONE)
-        buttons = page.locator(f"button{aloof}:visible")
-        buttons.nth(source.randrange(max(1, buttons.count()))).click(timeout=2000)
+        found = buttons(page)
+        found.nth(source.randrange(max(1, found.count()))).click(timeout=2000)
     elif kind == "drag":
         box = page.locator("#regions .stage, #painter canvas").first.bounding_box(timeout=1000)
         if box:
@@ -69,7 +90,10 @@ def main(given: argparse.Namespace) -> int:
     source, done, rows = random.Random(given.seed), Counter(), []
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as page, browser() as one:
         began, looked = time.monotonic(), 0.0
-        pages: list = []
+        pages: list = [one.new_page(viewport={"width": 1280, "height": 900})]
+        pages[0].goto(page.address, timeout=120_000)
+        pages[0].wait_for_selector("body[data-opened=yes]", timeout=120_000)
+        done += press_all(pages[0])
         while (passed := time.monotonic() - began) < 60 * (given.warm + given.minutes) and "Traceback" not in page.said:
             if not pages or (len(pages) < 3 and source.random() < 0.05):
                 pages.append(one.new_page(viewport={"width": source.choice((390, 1280)), "height": 900}))

@@ -301,7 +301,7 @@ class DistilTab:
 
     def _wire(self) -> None:
         given = set(self.settings)
-        self.recipe.change(self.chosen, [self.recipe], [self.stages, self.single], **QUICK)
+        self.recipe.change(self.chosen, [self.recipe], [self.stages, self.single], trigger_mode="multiple", **QUICK)
         begun = [*self.followed, self.answer, self.faults]
         go_on_looking(self.start.click(self.begin, given, begun, **QUICK), self.timer)
         asked = [self.job, self.asking, self.answer, self.faults]

@@ -78,7 +78,8 @@ class DrawTab:
         )
         self.dice.click(lambda: -1, None, [parts["seed"]], **QUICK)
         self.recycle.click(lambda: _last_seed(session), None, [parts["seed"]], **QUICK)
-        parts["hyena"].change(lambda names: described(session, names), [parts["hyena"]], [self.described], **QUICK)
+        of_students = lambda names: described(session, names)
+        parts["hyena"].change(of_students, [parts["hyena"]], [self.described], trigger_mode="multiple", **QUICK)
 
 
 def _last_seed(session: Session) -> Any:

@@ -43,7 +43,7 @@ class RedrawTab:
             form.add_in_pairs(*hint)
         tab = cls(painter, notice, names)
         parts = form.components
-        parts["init_image"].change(_paper, [parts["init_image"]], [painter], **QUICK)
+        parts["init_image"].change(_paper, [parts["init_image"]], [painter], trigger_mode="multiple", **QUICK)
         folded.expand(_picture, [parts["init_image"]], [painter], **QUICK)  # what comes while it unfolds is lost
         return tab
 

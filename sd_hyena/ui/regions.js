@@ -298,6 +298,12 @@ function load() {
   show();
 }
 watch("value", load);
-watch("width height src".split(" "), () => { if (!drag) show(); });
+let looks = "";  // a look at the settings tells the size again, changed or not
+watch("width height src".split(" "), () => {
+  const now = [props.width, props.height, props.src].join();
+  if (drag || now === looks) return;
+  looks = now;
+  show();
+});
 new ResizeObserver(() => regions.forEach((_, i) => place(i))).observe(stage);
 load();

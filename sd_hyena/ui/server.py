@@ -116,7 +116,8 @@ class Page:
         opened = opened.then(None, None, None, js=OPENED, **QUICK)
         settings = {*self.settings, self.opened}
         told = dict(js=IF_OPENED, **QUICK)
-        opened.then(self.check, settings, [self.faults], **told).then(self.foretell, settings, [panel.forecast], **told)
+        consequences = [self.faults, self.regions.editor, *form.left_open()]
+        opened.then(self.look, settings, consequences, **told).then(self.foretell, settings, [panel.forecast], **told)
         filled = [*shown, self.redraw.painter]
         form.components["init_image"].upload(
             self.take, [form.components["init_image"]], [*filled, self.redraw.notice], **QUICK
@@ -133,17 +134,13 @@ class Page:
         tried = [parts["hyena"], parts["model"], self.tabs, self.distil.answer]
         self.distil.try_it.click(self.try_it, [self.distil.runs], tried, **QUICK)
         changes = [one.change for one in self.settings]  # `input` of a text box tells nothing of what is pasted
-        sized = ("model", "width", "height", "scale", "init_image")
-        sizes = [parts[name].change for name in sized if name in parts]
-        measured = [self.regions.editor, *form.left_open()]
-        gr.on(sizes, self.measure, set(self.settings), measured, trigger_mode="always_last", **QUICK)
         latest = dict(trigger_mode="always_last", **told)
         compared = [one.change for one in self.compare.settings]
         gr.on(compared, self.compare.keep, [*self.compare.settings, self.opened], None, **latest)
         distilled = {*self.distil.settings, self.opened}
         gr.on([one.change for one in self.distil.settings], self.keep_distil, distilled, None, **latest)
-        gr.on(changes, self.check, settings, [self.faults], **latest)
-        gr.on(changes, self.foretell, settings, [panel.forecast], **latest)
+        changed = gr.on(changes, self.look, settings, consequences, **latest)
+        changed.then(self.foretell, settings, [panel.forecast], **latest)
 
     def generate(self, config: dict) -> list[str]:
         """Draw what a config says, as one JSON: options by name, files by the names that the page shows, regions as
@@ -204,15 +201,24 @@ class Page:
         followed = panel.follow(self.session.draw(config))
         return dict(zip((panel.job, panel.timer, panel.stage, self.faults), [*followed, "{}"], strict=True))
 
-    def measure(self, given: dict[Any, Any]) -> Any:
-        """The canvas of the regions at the size of the picture, and what the model decides where nothing is said."""
-        try:
-            options = self.form.values(given)
-            config = self.session.order(options, "[]")
-        except BadInput:
+    def look(self, given: dict[Any, Any]) -> Any:
+        """What changes on the page with the settings, its forecast apart.
+
+        All at once: gradio repeats whatever listens to an event when the last call of one of its listeners was put off, so
+        that two which are put off (`always_last`, as any `change` is if not told) call each other for ever.
+        """
+        if not given[self.opened]:
             return gr.skip()
-        updates = self.form.own(options["model"])
-        return updates | {self.regions.editor: gr.HTML(width=config.width, height=config.height)}
+        own = self.form.own(self.form.legible(given).get("model", ""))
+        return {self.faults: self.check(given), **own, **self.measure(given)}
+
+    def measure(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        """The canvas of the regions at the size of the picture."""
+        try:
+            config = self.session.order(self.form.values(given), "[]")
+        except BadInput:
+            return {}
+        return {self.regions.editor: gr.HTML(width=config.width, height=config.height)}
 
     def check(self, given: dict[Any, Any]) -> Any:
         """What is wrong with the settings, at its field; right or wrong they are remembered, once the page shows the last ones."""

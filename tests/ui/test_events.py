@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,17 @@ def with_options(whole, given, regions="[]", painter="", **options):
     return given | {parts[name]: value for name, value in texts.items()} | {
         whole.regions.editor: regions, whole.redraw.painter: painter,
     }  # fmt: skip
+
+
+def test_no_event_has_two_listeners_that_gradio_would_put_off(whole):
+    """It answers one that was put off by repeating the event, with all its listeners: two would call each other for ever."""
+    put_off = Counter(
+        target
+        for listener in whole.blocks.fns.values()
+        for target in listener.targets
+        if listener.trigger_mode == "always_last" and target[0] is not None
+    )
+    assert put_off and {target for target, count in put_off.items() if count > 1} == set()
 
 
 def applied(given, updates):

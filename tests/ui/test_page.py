@@ -146,6 +146,30 @@ def test_regions_obey_the_keyboard_and_come_back_from_json_and_from_a_picture(op
     assert page.locator("#regions textarea").first.input_value() == "a squares"
 
 
+def test_a_picture_is_sent_wherever_it_is_wanted_and_the_page_comes_to_rest(opened, served):
+    page, asked = opened(), []
+    fill(page, **PICTURE)  # one field after another, faster than a look at the settings takes
+    page.locator("#draw").click()
+    ended(page)
+    page.on("request", lambda request: asked.append(request.url))
+    come = {
+        "redraw it": ("Redraw", "#draw-init_image img"),
+        "compare: left": ("Redraw", ""),  # there is nothing to see before there are two
+        "compare: right": ("Compare", "#pair img.left"),
+        "its regions": ("Regions", "#regions .stage"),
+        "its settings": ("Draw", "#draw-width"),
+    }
+    for button, (name, seen) in come.items():
+        page.get_by_role("button", name=button, exact=True).click()
+        page.wait_for_selector(f"[role=tab][aria-selected=true]:has-text('{name}')")
+        if seen:
+            page.wait_for_selector(seen)
+        page.wait_for_timeout(1500)
+        asked.clear()
+        page.wait_for_timeout(1500)
+        assert len([url for url in asked if "/gradio_api/" in url and "/file=" not in url]) <= 1, button
+
+
 def test_a_drawing_is_cancelled_in_its_middle_and_the_next_one_is_drawn(opened, served):
     page = opened()
     before = set(served.outputs.glob("*.png"))
