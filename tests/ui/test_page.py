@@ -156,7 +156,7 @@ def test_a_picture_is_sent_wherever_it_is_wanted_and_the_page_comes_to_rest(open
         "redraw it": ("Redraw", "#draw-init_image img"),
         "compare: left": ("Redraw", ""),  # there is nothing to see before there are two
         "compare: right": ("Compare", "#pair img.left"),
-        "its regions": ("Regions", "#regions .stage"),
+        "its regions": ("Compare", "#told :text('has no regions')"),
         "its settings": ("Draw", "#draw-width"),
     }
     for button, (name, seen) in come.items():
