@@ -39,7 +39,8 @@ class Work:
     def to(self, done: float, beside: str | None = None) -> None:
         """So much is done; fractions are welcome. `beside` is said with it, until told otherwise."""
         if done != self.done:
-            self.done, self._advanced, self._advances = done, time.monotonic(), self._advances + 1
+            self._advances, self._advanced = self._advances + 1, time.monotonic()
+            self.done = done  # last: another thread asks what is left
         self.beside = self.beside if beside is None else beside
 
     @property
