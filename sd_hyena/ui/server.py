@@ -209,8 +209,10 @@ class Page:
         """
         if not given[self.opened]:
             return gr.skip()
-        own = self.form.own(self.form.legible(given).get("model", ""))
-        return {self.faults: self.check(given), **own, **self.measure(given)}
+        seen = {self.faults: self.check(given), **self.measure(given)}
+        with suppress(BadInput):
+            seen |= self.form.own(self.form.value("model", given))
+        return seen
 
     def measure(self, given: dict[Any, Any]) -> dict[Any, Any]:
         """The canvas of the regions at the size of the picture."""
