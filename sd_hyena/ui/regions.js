@@ -100,11 +100,14 @@ function place(i) {
   const at = [region.x * across, region.y * down, region.w * across, region.h * down].map(v => Math.round(v) * CELL);
   node.setAttribute("aria-label", `region ${i + 1}, ${region.prompt || "no prompt"}, at ${at[0]} ${at[1]}, ${at[2]} by ${at[3]} pixels`);
 }
-function show() {
+function frame() { // a field that is taken out of the list would send what was typed in it: the list stays
   attach();
   stage.style.aspectRatio = `${props.width || 512} / ${props.height || 512}`;
   if (props.src && underlay.getAttribute("src") !== props.src) underlay.src = props.src;
   if (!props.src) underlay.removeAttribute("src");
+}
+function show() {
+  frame();
   const nodes = stage.querySelectorAll(".region");
   for (let i = nodes.length; i < regions.length; i++) {
     const node = make("div", {class: "region", tabindex: "0", role: "button", onfocus: () => select(i)}, make("span", {class: "number"}, `${i + 1}`));
@@ -289,6 +292,7 @@ function load() {
   const given = props.value || "[]";
   const before = snapshot();
   if (given === sent && (given === before || loaded === before)) { attach(); return; } // one may be typing
+  clearTimeout(later);
   try { regions = JSON.parse(given).map(region => ({...BLANK, ...region})); } catch { regions = []; }
   sent = given;
   loaded = snapshot();
@@ -303,7 +307,8 @@ watch("width height src".split(" "), () => {
   const now = [props.width, props.height, props.src].join();
   if (drag || now === looks) return;
   looks = now;
-  show();
+  frame();
+  regions.forEach((_, i) => place(i));
 });
 new ResizeObserver(() => regions.forEach((_, i) => place(i))).observe(stage);
 load();
