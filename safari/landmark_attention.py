@@ -67,7 +67,7 @@ class LandmarkAttention(nn.Module):
             wide = torch.float32 if k.device.type == "mps" else torch.float64
             between = (q_.to(wide) @ k_.to(wide).mT * e**-0.5).softmax(-1)
             values = ridge_solve(between, met.to(wide), self.log_ridge[heads].to(wide).exp())
-        return attend(q, k_, values.to(met.dtype))
+        return attend(q, k_, values.to(met.dtype).contiguous())  # a solution's numbers lie in columns, which is slow
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:

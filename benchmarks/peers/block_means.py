@@ -39,10 +39,10 @@ def by_landmarks(q: Tensor, k: Tensor, v: Tensor, q_: Tensor, k_: Tensor) -> Ten
     between = (q_.double() @ k_.double().mT * q.shape[-1] ** -0.5).softmax(-1)
     identity = torch.eye(between.shape[-1], dtype=torch.float64, device=q.device)
     values = torch.linalg.solve(between.mT @ between + RIDGE**2 * identity, between.mT @ met.double())
-    return F.scaled_dot_product_attention(q, k_, values.to(v.dtype))
+    return F.scaled_dot_product_attention(q, k_, values.to(v.dtype).contiguous())
 
 
 def _means(t: Tensor, size: tuple[int, int], blocks: tuple[int, int]) -> Tensor:
     """(B, N, L, E) to (B, N, M, E)."""
     plane = t.transpose(2, 3).flatten(0, 1).unflatten(-1, size)
-    return F.adaptive_avg_pool2d(plane, blocks).flatten(2).unflatten(0, t.shape[:2]).transpose(2, 3)
+    return F.adaptive_avg_pool2d(plane, blocks).flatten(2).unflatten(0, t.shape[:2]).transpose(2, 3).contiguous()

@@ -28,14 +28,22 @@ class MergedAttention(nn.Module):
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int]) -> Tensor:
         into = self._into(x, size)
+        stays = (into != torch.arange(x.shape[1], device=x.device)).int().argsort(dim=1, stable=True)
+        stays = stays[:, : x.shape[1] - self._merged(size)].contiguous()
         merged = []
         for t in streams:
             index = into[..., None].expand_as(t)
-            merged.append(torch.zeros_like(t).scatter_reduce(1, index, t, "mean", include_self=False))
+            averaged = torch.zeros_like(t).scatter_reduce(1, index, t, "mean", include_self=False)
+            merged.append(averaged.gather(1, stays[..., None].expand(-1, -1, t.shape[-1])))
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in merged)
-        stays = (into == torch.arange(x.shape[1], device=x.device))[:, None, None]
-        y = F.scaled_dot_product_attention(q, k, v, stays).transpose(1, 2).flatten(2)
-        return y.gather(1, into[..., None].expand_as(y))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        place = torch.searchsorted(stays, into)  # of each token's answer among those of the ones that stay
+        return y.gather(1, place[..., None].expand(-1, -1, y.shape[-1]))
+
+    def _merged(self, size: tuple[int, int]) -> int:
+        """How many tokens are; the first of each square is not."""
+        h, w = size
+        return min(int(self.ratio * h * w), h * w - -(-h // 2) * -(-w // 2))
 
     def _into(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """For each token the one that it is merged into, often itself; (B, L)."""
@@ -46,7 +54,7 @@ class MergedAttention(nn.Module):
             for wanted in (True, False)
         )
         into = torch.arange(h * w, device=x.device).expand(len(x), -1).clone()
-        n = min(int(self.ratio * h * w), len(others))
+        n = self._merged(size)
         if not n:
             return into
         unit = F.normalize(x.detach().float(), dim=-1)

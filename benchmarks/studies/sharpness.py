@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import peers  # noqa: F401  (registers them)
 from benchmarks.harness.record import RESULTS, write
 from benchmarks.report.plots import read
-from sd_hyena.cost.operations import attention_flops, folded_flops
+from sd_hyena.cost.operations import folded_flops
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.sharpness import entropy
@@ -72,13 +72,6 @@ def gflop(operator: str, options: dict[str, Any]) -> float:
     if operator == "clear":
         tokens, d = math.prod(CELLS), SD15.channels
         return (8 * tokens * d * d + 4 * tokens * math.pi * options["radius"] ** 2 * d) / 1e9
-    if operator == "tome":
-        tokens, d = math.prod(CELLS), SD15.channels
-        compared = 2 * (tokens * 3 // 4) * (tokens // 4) * d
-        return (compared + attention_flops(SD15, (CELLS[0], CELLS[1] // 2)) + 4 * tokens * d * d) / 1e9
-    if operator == "todo":
-        tokens, d = math.prod(CELLS), SD15.channels
-        return (8 * tokens * d * d + tokens**2 * d) / 1e9
     return folded_flops(spec_for(SD15, operator, options, CELLS), CELLS) / 1e9
 
 
