@@ -67,11 +67,11 @@ class ClusterAttention(nn.Module):
             self.log_n, self.log_ridge = (nn.Parameter(torch.zeros(heads, 1, 1)) for _ in range(2))
 
     def among(self, x: Tensor) -> Mix:
-        """Among these tokens (B, L, D): the mixing of some heads, channels first."""
+        """Among these tokens (B, L, D): the mixing of some heads, tokens first."""
 
         def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-            q, k, v = (t.unflatten(1, (-1, self.head_dim)).mT.contiguous() for t in (q, k, v))
-            return self._attend(q, k, v, channels).mT.flatten(1, 2)
+            q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
+            return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
 
         return mix
 
@@ -117,11 +117,7 @@ class ClusterAttention(nn.Module):
         return q_, k_, v_, n, RIDGE * _left_out(q, k, k_, labels), middle
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-            q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-            return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
-
-        return mix_in_head_groups(mix, streams, self.heads, tokens_first=True)
+        return mix_in_head_groups(self.among(x), streams, self.heads, tokens_first=True)
 
 
 def _answers(q: Tensor, v: Tensor, own: Tensor, k_: Tensor, log_n: Tensor, z: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from safari.cluster_attention import ClusterAttention
 from safari.fftconv import convolve2d, filter_spectrum, spectrum_bytes, transform_size
 from safari.filter_cache import FilterCache
-from safari.head_groups import mix_in_head_groups
+from safari.head_groups import heads_at_once, mix_in_head_groups
 from safari.landmark_attention import LandmarkAttention
 from safari.linear_attention import FEATURE_MAPS, LinearAttention
 from safari.offset_filters import OffsetFilter
@@ -96,39 +96,37 @@ class Hyena2d(nn.Module):
 
     def by_place(self, q: Tensor, k: Tensor, v: Tensor, channels: slice, long: Convolution | None) -> Tensor:
         """Of some channels, whole heads: (B, C, H, W) each -> (B, C, H, W)."""
-        u = self.norm_u(self.gate_k(self.short_k(k, channels), channels) * self.short_v(v, channels), channels)
-        mixed = self.skip[channels] * u
-        if self.local is not None:
-            mixed = mixed + self.local(u, channels)
+        u = self.norm_u(self.gate_k.behind(self.short_k, k, channels) * self.short_v(v, channels), channels)
+        mixed = self.skip[channels] * u if self.local is None else self.local(u, channels, skip=self.skip)
         if long is not None:
             # Without the mean a constant stays constant at the zero-padded border, and no DC bin grows large.
-            mixed = mixed + long(u - u.mean(dim=(-2, -1), keepdim=True), channels)
-        return self.place_gain[channels] * self.norm_p(
-            self.gate_q(self.short_q(q, channels), channels) * mixed, channels
-        )
+            mixed = mixed + long((u - u.mean(dim=(-2, -1), keepdim=True)).contiguous(), channels)
+        p = self.gate_q.behind(self.short_q, q, channels) * mixed
+        return self.norm_p(p, channels, self.place_gain)
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int]) -> Tensor:
         long = self.long(size) if self.long is not None else None
         content = self.content.among(x) if self.content is not None else None
 
         def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-            y = self.by_place(*(t.unflatten(-1, size) for t in (q, k, v)), channels, long).flatten(2)
+            y = self.by_place(*(t.mT.unflatten(-1, size) for t in (q, k, v)), channels, long).flatten(2).mT
             if content is not None:
                 y = y + content(q, k, v, channels)
             if self.window_gate is not None:
-                heads = q.shape[1] * self.heads // len(self.skip)
-                windows = window_attention(q.mT, k.mT, v.mT, heads, size, self.window).mT
-                y = y + self.window_gate[channels, None] * windows
+                heads = q.shape[-1] * self.heads // len(self.skip)
+                y = y + self.window_gate[channels] * window_attention(q, k, v, heads, size, self.window)
             return y
 
         dense = isinstance(self.gate_q, DenseGate)  # which mixes the heads
-        return mix_in_head_groups(mix, streams, self.heads, at_once=self.heads if dense else 0)
+        at_once = self.heads if dense else heads_at_once(self.heads, x)
+        return mix_in_head_groups(mix, streams, self.heads, at_once, tokens_first=True)
 
 
 class Depthwise(nn.Conv2d):
     """A convolution of each channel of (B, D, H, W) with a square of its own, the border cells repeated outwards.
 
-    It starts as `scale` times the identity. Given fewer channels, (B, C, H, W), it is told which.
+    It starts as `scale` times the identity. Given fewer channels, (B, C, H, W), it is told which. What follows it and is
+    as linear costs nothing: `skip z` beside it, and a gate behind all.
     """
 
     def __init__(self, d_model: int, side: int, scale: float = 1.0):
@@ -136,9 +134,19 @@ class Depthwise(nn.Conv2d):
         nn.init.zeros_(self.weight).data[..., side // 2, side // 2] = scale
         nn.init.zeros_(self.bias)
 
-    def forward(self, z: Tensor, channels: slice = slice(None)) -> Tensor:
-        z = F.pad(z, (self.padding[1],) * 2 + (self.padding[0],) * 2, mode="replicate")
-        return F.conv2d(z, self.weight[channels], self.bias[channels], groups=z.shape[1])
+    def forward(
+        self, z: Tensor, channels: slice = slice(None), skip: Tensor | None = None, gate: Gate | None = None
+    ) -> Tensor:
+        wide = torch.promote_types(z.dtype, torch.float32) if z.device.type == "cpu" else z.dtype  # its halves are slow
+        weight, bias, margin = self.weight[channels].to(wide), self.bias[channels].to(wide), (self.padding[0],) * 4
+        if skip is not None:
+            weight = weight + F.pad(skip[channels, None], margin)
+        if gate is not None:
+            a, b = gate.a[channels], gate.b[channels]
+            weight, bias = a[..., None] * weight, torch.addcmul(b.flatten(), a.flatten(), bias)
+        in_order = z.contiguous(memory_format=torch.channels_last)  # to pad what lies otherwise is ten times as slow
+        padded = F.pad(in_order, margin, mode="replicate").to(wide)
+        return F.conv2d(padded, weight, bias, groups=z.shape[1]).to(z.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -149,18 +157,21 @@ class HeadNorm(nn.Module):
         self.head_dim, self.epsilon = d_model // heads, epsilon
         self.gain = nn.Parameter(torch.ones(d_model, 1, 1))
 
-    def forward(self, u: Tensor, channels: slice = slice(None)) -> Tensor:
-        z = rearrange(u, "b (n e) h w -> b n e h w", e=self.head_dim)
-        wide = z if z.dtype == torch.float64 else z.float()
-        z = z * torch.rsqrt(wide.square().mean(dim=2, keepdim=True) + self.epsilon).to(z.dtype)
-        return self.gain[channels] * z.flatten(1, 2)
+    def forward(self, u: Tensor, channels: slice = slice(None), gain: Tensor | None = None) -> Tensor:
+        """Times a further gain (D, 1, 1), if one is given."""
+        z = rearrange(u, "b (n e) h w -> b h w n e", e=self.head_dim)
+        wide = torch.promote_types(z.dtype, torch.float32)
+        size = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=wide)
+        z = z * torch.rsqrt(size.square() / self.head_dim + self.epsilon).to(z.dtype)
+        gains = self.gain if gain is None else gain * self.gain
+        return (rearrange(z, "b h w n e -> b h w (n e)") * gains[channels].flatten()).movedim(-1, 1)
 
 
 class NoNorm(nn.Module):
     """In place of a norm that is left out."""
 
-    def forward(self, u: Tensor, channels: slice = slice(None)) -> Tensor:
-        return u
+    def forward(self, u: Tensor, channels: slice = slice(None), gain: Tensor | None = None) -> Tensor:
+        return u if gain is None else gain[channels] * u
 
 
 class Gate(nn.Module):
@@ -171,8 +182,9 @@ class Gate(nn.Module):
         self.a = nn.Parameter(torch.full((d_model, 1, 1), 0.1))
         self.b = nn.Parameter(torch.ones(d_model, 1, 1))
 
-    def forward(self, z: Tensor, channels: slice = slice(None)) -> Tensor:
-        return torch.addcmul(self.b[channels], self.a[channels], z)
+    def behind(self, short: Depthwise, z: Tensor, channels: slice) -> Tensor:
+        """Of what a convolution makes of z (B, C, H, W)."""
+        return short(z, channels, gate=self)
 
 
 class DenseGate(nn.Conv2d):
@@ -183,8 +195,9 @@ class DenseGate(nn.Conv2d):
         nn.init.dirac_(self.weight).data.mul_(0.1)
         nn.init.ones_(self.bias)
 
-    def forward(self, z: Tensor, channels: slice = slice(None)) -> Tensor:
-        return super().forward(z)
+    def behind(self, short: Depthwise, z: Tensor, channels: slice) -> Tensor:
+        """Of what a convolution makes of z (B, D, H, W)."""
+        return self(short(z, channels))
 
 
 class FullFilter(nn.Module):

@@ -46,11 +46,11 @@ class LandmarkAttention(nn.Module):
         self.log_ridge = nn.Parameter(torch.full((heads, 1, 1), math.log(1e-2)))
 
     def among(self, x: Tensor) -> Mix:
-        """Among these tokens (B, L, D): the mixing of some heads, channels first."""
+        """Among these tokens (B, L, D): the mixing of some heads, tokens first."""
 
         def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-            q, k, v = (t.unflatten(1, (-1, self.seek.shape[-1])).mT.contiguous() for t in (q, k, v))
-            return self._attend(q, k, v, channels).mT.flatten(1, 2)
+            q, k, v = (t.unflatten(-1, (-1, self.seek.shape[-1])).transpose(1, 2) for t in (q, k, v))
+            return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
 
         return mix
 
@@ -70,8 +70,4 @@ class LandmarkAttention(nn.Module):
         return attend(q, k_, values.to(met.dtype).contiguous())  # a solution's numbers lie in columns, which is slow
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-            q, k, v = (t.unflatten(-1, (-1, self.seek.shape[-1])).transpose(1, 2) for t in (q, k, v))
-            return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
-
-        return mix_in_head_groups(mix, streams, self.heads, tokens_first=True)
+        return mix_in_head_groups(self.among(x), streams, self.heads, tokens_first=True)

@@ -75,7 +75,12 @@ class LinearAttention(nn.Module):
         self.phi_q, self.phi_k = features(), features()
 
     def among(self, x: Tensor) -> Mix:
-        """Among these tokens (B, L, D): the mixing of some heads."""
+        """Among these tokens (B, L, D): the mixing of some heads, tokens first."""
+        mix = self._among(x)
+        return lambda q, k, v, channels: mix(q.mT, k.mT, v.mT, channels).mT
+
+    def _among(self, x: Tensor) -> Mix:
+        """The same, channels first."""
         hidden_q, hidden_k = self.f_q[:-1](x).mT, self.f_k[:-1](x).mT
 
         def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
@@ -87,7 +92,7 @@ class LinearAttention(nn.Module):
         return mix
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return mix_in_head_groups(self.among(x), streams, self.heads)
+        return mix_in_head_groups(self._among(x), streams, self.heads)
 
 
 class LinFusion(LinearAttention):
