@@ -137,15 +137,16 @@ class Depthwise(nn.Conv2d):
     def forward(
         self, z: Tensor, channels: slice = slice(None), skip: Tensor | None = None, gate: Gate | None = None
     ) -> Tensor:
-        wide = torch.promote_types(z.dtype, torch.float32) if z.device.type == "cpu" else z.dtype  # its halves are slow
+        on_cpu = z.device.type == "cpu"
+        wide = torch.promote_types(z.dtype, torch.float32) if on_cpu else z.dtype  # a processor's halves are slow
         weight, bias, margin = self.weight[channels].to(wide), self.bias[channels].to(wide), (self.padding[0],) * 4
         if skip is not None:
             weight = weight + F.pad(skip[channels, None], margin)
         if gate is not None:
             a, b = gate.a[channels], gate.b[channels]
             weight, bias = a[..., None] * weight, torch.addcmul(b.flatten(), a.flatten(), bias)
-        in_order = z.contiguous(memory_format=torch.channels_last)  # to pad what lies otherwise is ten times as slow
-        padded = F.pad(in_order, margin, mode="replicate").to(wide)
+        in_order = torch.channels_last if on_cpu else torch.contiguous_format  # to pad another view is slow
+        padded = F.pad(z.contiguous(memory_format=in_order), margin, mode="replicate").to(wide)
         return F.conv2d(padded, weight, bias, groups=z.shape[1]).to(z.dtype)
 
 
@@ -161,8 +162,8 @@ class HeadNorm(nn.Module):
         """Times a further gain (D, 1, 1), if one is given."""
         z = rearrange(u, "b (n e) h w -> b h w n e", e=self.head_dim)
         wide = torch.promote_types(z.dtype, torch.float32)
-        size = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=wide)
-        z = z * torch.rsqrt(size.square() / self.head_dim + self.epsilon).to(z.dtype)
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True, dtype=wide)
+        z = z * torch.rsqrt(length.square() / self.head_dim + self.epsilon).to(z.dtype)
         gains = self.gain if gain is None else gain * self.gain
         return (rearrange(z, "b h w n e -> b h w (n e)") * gains[channels].flatten()).movedim(-1, 1)
 
