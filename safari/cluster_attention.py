@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safari.clusters import averages, lloyd, sizes, spread
-from safari.head_groups import Mix, mix_in_head_groups
+from safari.head_groups import Mix, head_by_head, mix_in_head_groups
 from safari.landmark_attention import ridge_solve
 
 RIDGE, LEAST_RIDGE = 3e-2, 2e-3  # float32 solves with the latter to a thousandth of what is missing
@@ -68,12 +68,7 @@ class ClusterAttention(nn.Module):
 
     def among(self, x: Tensor) -> Mix:
         """Among these tokens (B, L, D): the mixing of some heads, tokens first."""
-
-        def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-            q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-            return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
-
-        return mix
+        return head_by_head(self._attend, self.head_dim)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
         """Of some heads: (B, heads, L, E) each -> (B, heads, L, E)."""

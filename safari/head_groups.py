@@ -1,8 +1,8 @@
 """Mixing some heads at a time: what lies between the projections is independent from head to head.
 
-B batch, L tokens, D channels, C channels of a group of heads. Between projections and answer everything is (B, C, L) where
-a grid is convolved, (B, L, C) where there is none, and only a group's temporaries live at once: a processor finds them in
-its cache, and the peak of a block stays below that of attention.
+B batch, L tokens, D channels, C channels of a group of heads. Between projections and answer everything is (B, L, C), or (B, C, L) for
+what multiplies from there, and only a group's temporaries live at once: a processor finds them in its cache, and the peak of
+a block stays below that of attention.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads (B, C, L), which -> (B, C, L)
+Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads, which -> the same shape
 SMALLEST_GROUP = {"cpu": 2**19}  # numbers in a stream of a group: what a core has cache for
 NARROWEST = (
     64  # channels of a group without a grid: a product of fewer rows is slow (on a grid too much lives beside it)
@@ -72,6 +72,16 @@ def mix_in_head_groups(
     answers = (mix(*next(groups), part) for part in parts)  # nothing here holds on to a group that is done
     y = torch.cat(list(answers), dim=dim) if torch.is_grad_enabled() else _in_place(answers, parts, x, dim)
     return y if tokens_first else y.mT
+
+
+def head_by_head(attend: Mix, width: int) -> Mix:
+    """The mixing of (B, L, C) that heads of so many channels do by `attend`, which takes and gives (B, heads, L, width)."""
+
+    def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
+        q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in (q, k, v))
+        return attend(q, k, v, channels).transpose(1, 2).flatten(2)
+
+    return mix
 
 
 def _in_place(answers: Iterator[Tensor], parts: Sequence[slice], x: Tensor, dim: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safari.head_groups import Mix, mix_in_head_groups
+from safari.head_groups import Mix, head_by_head, mix_in_head_groups
 
 
 def ridge_solve(a: Tensor, b: Tensor, ridge: Tensor) -> Tensor:
@@ -47,12 +47,7 @@ class LandmarkAttention(nn.Module):
 
     def among(self, x: Tensor) -> Mix:
         """Among these tokens (B, L, D): the mixing of some heads, tokens first."""
-
-        def mix(q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
-            q, k, v = (t.unflatten(-1, (-1, self.seek.shape[-1])).transpose(1, 2) for t in (q, k, v))
-            return self._attend(q, k, v, channels).transpose(1, 2).flatten(2)
-
-        return mix
+        return head_by_head(self._attend, self.seek.shape[-1])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, channels: slice) -> Tensor:
         """Of some heads: (B, heads, L, E) each -> (B, heads, L, E)."""
