@@ -17,11 +17,12 @@ from typing import Any
 from benchmarks.harness.record import RESULTS, commit, write
 from benchmarks.report.plots import read
 from sd_hyena.evaluate.config import EvaluationConfig, checked
+from sd_hyena.evaluate.evaluation import alternatives_of
 from sd_hyena.evaluate.examiner import Examiner
-from sd_hyena.generate.alternatives import load_alternatives
 from sd_hyena.generate.engine import Engine
 
 ALLOTMENT = "landmarks:512:IN01:OUT10+landmarks:256:OUT11+landmarks:128:IN02:OUT09:level1:level2:level3"
+KEEP = " --keep_attention "
 STUDENTS = {  # what evaluate is given, and what it is
     "landmarks:256:level0": "untrained, level 0, 256 clusters",
     "landmarks:256:all": "untrained, all sixteen, 256 clusters",
@@ -29,6 +30,11 @@ STUDENTS = {  # what evaluate is given, and what it is
     "landmarks": "untrained, as many clusters as pay at the size: 128 at level 0",
     "level0": "`level0`, trained",
     "all": "`all`, trained",
+}
+LADDER = {  # five, ten and sixteen of sixteen sites are level 0, levels 0 and 1, and all
+    "landmarks:256:level0:level1": "untrained, levels 0 and 1, 256 clusters",
+    f"all{KEEP}level1,level2,level3": "`all`, trained, level 0 of it",
+    f"all{KEEP}level2,level3": "`all`, trained, levels 0 and 1 of it",
 }
 
 
@@ -44,7 +50,7 @@ class Case:
 
 CASES = {
     Case("256x256", 5, 64, 64): tuple(STUDENTS),
-    Case("512x512", 5, 16, 8): ("landmarks:256:level0", "landmarks:256:all", ALLOTMENT, "level0", "all"),
+    Case("512x512", 5, 16, 8): ("landmarks:256:level0", "landmarks:256:all", ALLOTMENT, "level0", "all", *LADDER),
     Case("384x640", 5, 16, 8): ("landmarks:256:level0", "landmarks:256:all", ALLOTMENT, "level0", "all"),
     Case("256x256", 10, 16, 16): ("landmarks:256:all", ALLOTMENT, "level0", "all"),
     Case("256x256", 1, 16, 16): ("landmarks:256:all", ALLOTMENT, "level0", "all"),
@@ -71,14 +77,12 @@ def wanted(only: str, made: set[str]) -> Iterator[tuple[Case, str]]:
 
 def measured(case: Case, file: str, examiner: Examiner) -> dict[str, Any]:
     """One row."""
-    width, height = examiner.sizes[0]
-    given = checked(examiner.config).students, examiner.pipe.unet
-    (alternative,) = load_alternatives(*given, tile=(height // 8, width // 8))
+    (alternative,) = alternatives_of(checked(examiner.config), examiner)
     ((_, found, _),) = examiner.examine(alternative.students)
     image, errors = found["images"][f"{case.guidance:g}"], found["prediction"]
     shown = ["psnr_median", "psnr_mean", "psnr_min", "ssim_mean", "share_above_20_dB"]
     return {
-        "students": STUDENTS[file],
+        "students": (STUDENTS | LADDER)[file],
         "file": file,
         "size": case.size,
         "guidance": f"{case.guidance:g}",
@@ -113,8 +117,10 @@ def main(only: str = "*", again: bool = False, listed: bool = False, out: str = 
         if listed:
             print(name(case, file))
             continue
+        students, _, kept = file.partition(KEEP)
         config = EvaluationConfig(
-            students=file,
+            students=students,
+            keep_attention=kept,
             sizes=case.size,
             guidance=f"{case.guidance:g}",
             images=case.images,

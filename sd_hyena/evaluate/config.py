@@ -57,6 +57,7 @@ class EvaluationConfig:
         path=given_path.plain_file,
         group=WHAT,
     )
+    keep_attention: str = option("", "sites that keep their attention although there is a student", group=WHAT)
     judge: str = option("", "module:function(image, caption) -> bool, whether an image shows its caption", group=WHAT)
     out_dir: str = option("out/evaluation", "where the report goes", "-o", path=given_path.folder, group=WHERE)
     cache_dir: str = option(

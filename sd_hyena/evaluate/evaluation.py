@@ -17,7 +17,7 @@ from sd_hyena.evaluate.config import EvaluationConfig, checked
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.evaluate.report import Report, markdown
 from sd_hyena.files.names import own_folder
-from sd_hyena.generate.alternatives import Alternative, load_alternatives
+from sd_hyena.generate.alternatives import Alternative, keep_attention, load_alternatives
 from sd_hyena.processes.ranks import say
 
 
@@ -40,14 +40,7 @@ def _cache_of(config: EvaluationConfig, folder: Path) -> Path:
 def _evaluated(config: EvaluationConfig, folder: Path, cache: Path) -> dict[str, Any]:
     say(f"the report grows in {folder}: report.md, report.json and pictures, after each size")
     examiner = Examiner(config, kept_in=cache)
-    width, height = examiner.sizes[0]
-    alternatives = load_alternatives(config.students, examiner.pipe.unet, tile=(height // 8, width // 8))
-    for alternative in alternatives:
-        if not alternative.students:
-            raise BadInput(
-                f"students={alternative.entry!r}: attention is cheaper at every site at {width}x{height}; name sites, "
-                "e.g. landmarks:level0, or a larger size first"
-            )
+    alternatives = alternatives_of(config, examiner)
     pictures = examiner.kept([alternative.students for alternative in alternatives])
     if found := _there(pictures):
         say(f"{found} of {len(pictures)} pictures are kept from a run before, in {cache}")
@@ -58,10 +51,31 @@ def _evaluated(config: EvaluationConfig, folder: Path, cache: Path) -> dict[str,
         raise
 
 
+def alternatives_of(config: EvaluationConfig, examiner: Examiner) -> list[Alternative]:
+    """What is to be measured, none of it without students. Raises BadInput."""
+    unet, (width, height) = examiner.pipe.unet, examiner.sizes[0]
+    tile = height // 8, width // 8
+    found = load_alternatives(config.students, unet, tile=tile)
+    for alternative in found:
+        if not alternative.students:
+            raise BadInput(
+                f"students={alternative.entry!r}: attention is cheaper at every site at {width}x{height}; name sites, "
+                "e.g. landmarks:level0, or a larger size first"
+            )
+    left = [keep_attention(alternative, unet, config.keep_attention, tile, 2) for alternative in found]
+    for alternative in left:
+        if not alternative.students:
+            raise BadInput(
+                f"keep_attention={config.keep_attention!r} leaves no student of {alternative.entry}; keep fewer sites"
+            )
+    return left
+
+
 def _reported(examiner: Examiner, alternatives: Sequence[Alternative], report: Report) -> dict[str, Any]:
     for alternative in alternatives:
         measured: dict[str, Any] = {}
         label = "+".join(dict.fromkeys(alternative.files.values()))
+        label += f" without {examiner.config.keep_attention}" if alternative.kept else ""
         while label in report.content["students"]:
             label += "'"
         for size, found, rows in examiner.examine(alternative.students):

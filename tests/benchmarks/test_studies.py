@@ -32,7 +32,7 @@ def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(
         students = "given"
 
     monkeypatch.setattr(students, "Examiner", Examiner)
-    monkeypatch.setattr(students, "load_alternatives", lambda files, unet, tile: [Alternative])
+    monkeypatch.setattr(students, "alternatives_of", lambda config, examiner: [Alternative])
     students.main("all 256x256 *", out=str(tmp_path))
     assert len(examined) == len(asked) == 3  # guidance 5, 10, 1, of which none shares its teacher's pictures
     students.main("* 256x256 5", out=str(tmp_path))
@@ -54,9 +54,9 @@ def test_the_command_of_a_row_asks_for_what_was_measured():
             line = students.command_of(case, file)
             _, _, _, given, *flags = shlex.split(line)
             config = parse(EvaluationConfig, ["--students", given, *flags])
-            assert (Path(config.students).stem, config.sizes, config.images, config.states) == (
-                file, case.size, case.images, case.states,
-            )  # fmt: skip
+            assert (config.sizes, config.images, config.states) == (case.size, case.images, case.states)
+            kept = f"{students.KEEP}{config.keep_attention}" if config.keep_attention else ""
+            assert Path(config.students).stem + kept == file
             assert config.scales() == [case.guidance]
 
 

@@ -19,7 +19,7 @@ from sd_hyena.models import latents
 from sd_hyena.models.pipeline import load_pipeline
 from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.sites import Site, find_sites, select
-from sd_hyena.students.checkpoint import StudentFile, save_students
+from sd_hyena.students.checkpoint import StudentFile, load_students, save_students
 from sd_hyena.students.student import StudentSpec, build_student
 from tests.conftest import IN01
 
@@ -90,19 +90,33 @@ def test_everything_is_on_disk_and_in_tensorboard(report):
     assert {"same-64x64", "harmed-64x64", "same-errors"} <= set(events.Tags()["images"])
 
 
+def without_times(content, label="harmed"):
+    found = json.loads(json.dumps(content["students"][label]["sizes"]["64x64"]))
+    for row in found["sites"].values():
+        del row["attention_ms"], row["student_ms"]
+    return found
+
+
 @pytest.mark.gate
 def test_the_same_evaluation_gives_the_same_numbers(report):
     """Also for one of two students at one of two sizes; all pictures are drawn anew."""
-
-    def without_times(content):
-        found = json.loads(json.dumps(content["students"]["harmed"]["sizes"]["64x64"]))
-        for row in found["sites"].values():
-            del row["attention_ms"], row["student_ms"]
-        return found
-
     folder, given, before = report
     one = dict(students=str(folder / "harmed.safetensors"), sizes="64", out_dir=str(folder / "again" / "report"))
     assert without_times(evaluate(dataclasses.replace(given, **one))) == without_times(before)
+
+
+def test_sites_that_keep_their_attention_are_as_if_the_file_had_no_student_of_them(report, tmp_path):
+    harmed = report[0] / "harmed.safetensors"
+    students = load_students(harmed).students
+    save_students(tmp_path / "less.safetensors", StudentFile({IN01: students[IN01]}))
+    given = dict(SMALL, sizes="64", guidance="5", out_dir=str(tmp_path / "r"))
+    given |= dict(students=f"{harmed},{tmp_path / 'less.safetensors'}")
+    found = evaluate(EvaluationConfig(**given, keep_attention="OUT*"))
+    kept, less = (without_times(found, label) for label in ("harmed without OUT*", "less"))
+    assert kept == less and list(kept["sites"]) == ["IN01"]
+    assert kept["prediction"] != without_times(report[2])["prediction"]
+    with pytest.raises(BadInput, match=r"keep_attention='level0' leaves no student of .*harmed"):
+        evaluate(EvaluationConfig(**given, keep_attention="level0"))
 
 
 @pytest.mark.gate
