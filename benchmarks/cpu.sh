@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All CPU results that the documents quote, on one thread, and the documents' tables and plots made from them anew.
+# The CPU suites that the documents quote, on one thread, and the documents' tables and plots made from them anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1

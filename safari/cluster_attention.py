@@ -32,8 +32,9 @@ class ClusterAttention(nn.Module):
         z = v~ + (A^T A + ridge^2)^-1 A^T (y* - y(v~))      A (M, M): their weights, y*: attention's answers to q~
 
     All logits are scaled by E^-1/2, E = D / heads. The ridge is a share of s^2, s the root mean square of the logits q (k - k~)
-    that clustering leaves out: soft attention is all but interpolated, sharp attention relies on the means. Equal values stay
-    equal. Where there are no more tokens than landmarks it is softmax attention itself.
+    that clustering leaves out, and the little that solving in float32 asks for: soft attention is all but interpolated, sharp
+    attention relies on the means. Equal values stay equal. Where there are no more tokens than landmarks it is softmax
+    attention itself.
 
     Args:
         landmarks: M, of a head

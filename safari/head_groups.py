@@ -1,8 +1,8 @@
 """Mixing some heads at a time: what lies between the projections is independent from head to head.
 
-B batch, L tokens, D channels, C channels of a group of heads. Between projections and answer everything is (B, L, C), or (B, C, L) for
-what multiplies from there, and only a group's temporaries live at once: a processor finds them in its cache, and the peak of
-a block stays below that of attention.
+B batch, L tokens, D channels, C channels of a group of heads. Between projections and answer everything is (B, L, C), or (B, C, L) where
+channels come first, and only a group's temporaries live at once: a processor finds them in its cache, and the peak of a block
+hardly grows with the number of heads.
 """
 
 from __future__ import annotations

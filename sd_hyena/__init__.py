@@ -1,4 +1,4 @@
-"""Stable Diffusion at 2K to 16K on one GPU: self-attention distilled into Hyena operators.
+"""Large Stable Diffusion images without the quadratic cost of self-attention.
 
     from sd_hyena import load_pipeline, load_students, swapped
 

@@ -59,7 +59,7 @@ def _sizes(rows: Rows) -> list[str]:
 
 
 def speed(rows: Rows) -> str:
-    """The block of IN01 by size: attention, the default operator, and its fastest form."""
+    """The block of IN01 by size: attention, Hyena2d with 256 clusters, and 64 clusters untrained."""
     lines = []
     for size in _sizes(rows):
         found = {row["method"]: row for row in rows if row["size"] == size}

@@ -317,7 +317,7 @@ class GenerateConfig:
     )
     regions: str = option(
         "",
-        "JSON file of rectangles with their own prompts; in the form of bbox_controls, or a PNG of ours",
+        "JSON file of rectangles with their own prompts; in the form of bbox_controls, or a picture that was made with some",
         path=given_path.plain_file,
         group=LARGE,
         common=True,
@@ -334,7 +334,7 @@ class GenerateConfig:
     )
     color_fix: bool = option(False, "true colours for the fast encoder", needs="tiled_vae+init_image", group=LARGE)
     hypertile: int = option(
-        0, "HyperTile: split the attentions that stay into tiles of so many px, e.g. 256; 0 does not", group=SPEED
+        0, "HyperTile: split self-attentions, and students, into tiles of so many px, e.g. 256; 0 does not", group=SPEED
     )
     hypertile_swap: int = option(2, "how many tilings take turns", needs="hypertile", group=SPEED)
     hypertile_depth: int = option(0, "levels that are split, from the finest: 0 to 3", needs="hypertile", group=SPEED)

@@ -1,4 +1,7 @@
-"""What each way to grow can be told with `--grow_options`, by the names and with the defaults of its context manager."""
+"""What each way to grow can be told with `--grow_options`, by the names of its context manager.
+
+A default of 0 or -1 goes by the picture's size or steps.
+"""
 
 from __future__ import annotations
 

@@ -100,6 +100,9 @@ function place(i) {
   const at = [region.x * across, region.y * down, region.w * across, region.h * down].map(v => Math.round(v) * CELL);
   node.setAttribute("aria-label", `region ${i + 1}, ${region.prompt || "no prompt"}, at ${at[0]} ${at[1]}, ${at[2]} by ${at[3]} pixels`);
 }
+function arrange() {
+  regions.forEach((_, i) => place(i));
+}
 function frame() { // a field that is taken out of the list would send what was typed in it: the list stays
   attach();
   stage.style.aspectRatio = `${props.width || 512} / ${props.height || 512}`;
@@ -115,7 +118,7 @@ function show() {
     stage.append(node);
   }
   for (let i = regions.length; i < nodes.length; i++) nodes[i].remove();
-  regions.forEach((_, i) => place(i));
+  arrange();
   const said = [...list.children].map(node => node.querySelector(":scope > .fault-here"));
   list.replaceChildren(...regions.map(entry));
   [...list.children].forEach((node, i) => said[i] && node.append(said[i]));
@@ -123,7 +126,7 @@ function show() {
 }
 function select(i) {
   selected = i;
-  regions.forEach((_, k) => place(k));
+  arrange();
   [...list.children].forEach((node, k) => node.classList.toggle("selected", k === i));
 }
 function tell() {
@@ -243,8 +246,8 @@ stage.addEventListener("pointermove", event => {
   let {x: left, y: top, w, h} = start;
   if (handle === "move") { left = clamp(left + dx, 0, 1 - w); top = clamp(top + dy, 0, 1 - h); }
   let right = left + w, bottom = top + h;
-  if (handle.includes("w") && handle !== "move" && handle !== "new") left = clamp(left + dx, 0, right);
-  if (handle.includes("e") && handle !== "move" && handle !== "new") right = clamp(right + dx, left, 1);
+  if (/w$/.test(handle)) left = clamp(left + dx, 0, right);
+  if (/^(n|s)?e$/.test(handle)) right = clamp(right + dx, left, 1);
   if (/^n/.test(handle)) top = clamp(top + dy, 0, bottom);
   if (/^s/.test(handle)) bottom = clamp(bottom + dy, top, 1);
   Object.assign(regions[drag.i], snapped({x: left, y: top, w: right - left, h: bottom - top}));
@@ -308,7 +311,7 @@ watch("width height src".split(" "), () => {
   if (drag || now === looks) return;
   looks = now;
   frame();
-  regions.forEach((_, i) => place(i));
+  arrange();
 });
-new ResizeObserver(() => regions.forEach((_, i) => place(i))).observe(stage);
+new ResizeObserver(arrange).observe(stage);
 load();
