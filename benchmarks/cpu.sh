@@ -4,8 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 python -m benchmarks.check cpu
-for suite in cpu core memory image ladder; do
+for suite in cpu core memory image ladder unet; do
   python -m benchmarks "$suite" --device cpu "$@"
 done
-python -m benchmarks unet --device cpu --dtype bfloat16 "$@"
 python -m benchmarks.report.tables
