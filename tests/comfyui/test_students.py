@@ -18,7 +18,6 @@ from tests.comfyui import models
 from tests.comfyui.engine import call
 from tests.conftest import IN01
 
-ROUNDING = 1e-3  # of latents: random students make of other orders of sums up to 1e-4 in float32; a mistake makes .1
 PROMPT = "a red circle left of two blue squares on green stripes"
 
 
@@ -48,6 +47,11 @@ def with_landmarks(running, model, landmarks, sites="all", start=0.0, end=1.0):
     return call(running, "HyenaApplyLandmarks", model=model, **inputs)[0]
 
 
+def doubled(students):
+    """Copies in double precision."""
+    return {name: copy.deepcopy(student).double() for name, student in students.items()}
+
+
 def swap_of(model):
     return model.model_options["transformer_options"]["patches"]["attn1_patch"][-1]
 
@@ -59,13 +63,13 @@ def difference(a, b):
 
 
 @pytest.mark.parametrize("height, width, batch", [(32, 32, 1), (35, 27, 2)])
-def test_latents_are_those_of_diffusers_at_odd_sizes_too(
-    running, model, unet, hyena, level0, texts, height, width, batch
-):
-    x = models.noise(height, width, batch)
-    want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0)
-    got = models.drawn(applied(running, model, hyena), texts, x)
-    assert difference(got, want) < ROUNDING < 0.1 < difference(want, models.drawn_by_diffusers(unet, texts, x))
+def test_latents_are_those_of_diffusers_at_odd_sizes_too(running, own_pipe, hyena, level0, texts, height, width, batch):
+    """In double precision: random students make of other orders of sums as much as the bound in single precision."""
+    unet, texts = own_pipe.unet.double(), [text.double() for text in texts]
+    x, (ours, theirs) = models.noise(height, width, batch).double(), (doubled(hyena.students), doubled(level0))
+    want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: theirs)
+    got = models.drawn(applied(running, models.patcher_of(unet, torch.float64), StudentFile(ours, {})), texts, x)
+    assert difference(got, want) < 1e-4 < 0.1 < difference(want, models.drawn_by_diffusers(unet, texts, x))
 
 
 @pytest.mark.parametrize("height, width, batch", [(24, 24, 2), (35, 27, 1)])
@@ -119,7 +123,7 @@ def test_a_lora_on_a_replaced_site_acts_before_and_behind_the_node(running, mode
     before = applied(running, comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0)[0], hyena)
     behind = comfy.sd.load_lora_for_models(applied(running, model, hyena), None, lora, 0.7, 0)[0]
     for both in (before, behind):
-        assert difference(models.drawn(both, texts, x), want) < ROUNDING < 0.1 < difference(plain, want)
+        assert difference(models.drawn(both, texts, x), want) < 1e-4 < 0.1 < difference(plain, want)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def test_two_models_in_one_process_sdxl_with_all_its_sites_draw_as_in_diffusers(
     want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0)
     want_xl = models.drawn_by_diffusers(xl, texts_xl, x, "epsilon", lambda step: students, added_cond_kwargs=told)
     assert len(students) == 12
-    assert difference(first, want) < ROUNDING
+    assert difference(first, want) < 1e-4
     assert (second - want_xl).abs().max() < 3e-5 * want_xl.std()
 
 
@@ -235,14 +239,14 @@ def test_students_are_used_between_start_and_end_and_the_other_file_in_the_rest(
     both = applied(running, both, StudentFile(others, {}), start=0.5)
     want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: level0 if step < 2 else others)
     other = models.drawn_by_diffusers(unet, texts, x, students=lambda step: others if step < 2 else level0)
-    assert difference(models.drawn(both, texts, x), want) < ROUNDING < 0.1 < difference(want, other)
+    assert difference(models.drawn(both, texts, x), want) < 1e-4 < 0.1 < difference(want, other)
 
 
 def test_sites_can_be_chosen(running, model, unet, hyena, level0, texts):
     x = models.noise(16, 24)
     few = {name: student for name, student in level0.items() if student.spec.short.startswith("OUT")}
     want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: few)
-    assert difference(models.drawn(applied(running, model, hyena, "OUT*"), texts, x), want) < ROUNDING
+    assert difference(models.drawn(applied(running, model, hyena, "OUT*"), texts, x), want) < 1e-4
     with pytest.raises(BadInput, match="has students for IN01 IN02"):
         applied(running, model, hyena, "level1")
     with pytest.raises(BadInput, match="target='level7' is no site of this model"):
@@ -260,7 +264,7 @@ def test_a_student_that_cannot_serve_leaves_attention_and_says_so_once(running, 
     want = models.drawn_by_diffusers(unet, texts, x, students=lambda step: fits)
     with caplog.at_level(logging.WARNING):
         got = models.drawn(applied(running, model, StudentFile(wide | rows | fits, {})), texts, x)
-    assert difference(got, want) < ROUNDING
+    assert difference(got, want) < 1e-4
     said = [record.getMessage() for record in caplog.records if "Hyena" in record.getMessage()]
     assert len(said) == 2 and "64 channels and the model 32" in said[0] and "serves the size" in said[1]
 
