@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.harness.gate import relative_error, verdict
+from benchmarks.harness.assignments import Assignments
+from benchmarks.harness.gate import TOLERANCE, relative_error, verdict
 from benchmarks.harness.methods import ATTENTION, Method
 from benchmarks.harness.peak import gpu_peaks
 from benchmarks.harness.rounds import TWIN, compare
@@ -30,10 +31,14 @@ def error_of(method: Method, x: Tensor) -> float:
     rows = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(2))[:CHECKED_ROWS].to(x.device)
     worst = 0.0
     for given in (x + SHIFT, x) if x.shape[1] <= BOTH_INPUTS else (x + SHIFT,):
-        y = method.call(given)
+        assignments = Assignments(TOLERANCE[x.dtype])
+        with assignments.noting():
+            y = method.call(given)
         if not bool(torch.isfinite(y).all()):
             return math.inf
-        worst = max(worst, relative_error(y[:1, rows], method.reference(given[:1].double(), rows)))
+        with assignments.following():
+            reference = method.reference(given[:1].double(), rows)
+        worst = max(worst, relative_error(y[:1, rows], reference))
     return worst
 
 

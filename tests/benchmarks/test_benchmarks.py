@@ -18,6 +18,7 @@ import torch
 from benchmarks import __main__ as benchmarks
 from benchmarks.harness import contest as contests
 from benchmarks.harness import layouts, record
+from benchmarks.harness.assignments import Assignments
 from benchmarks.harness.gate import relative_error, verdict
 from benchmarks.harness.methods import ATTENTION, methods, safari_in_its_dtype
 from benchmarks.harness.rounds import TWIN, Compared, Spread, compare, quantile
@@ -26,7 +27,7 @@ from benchmarks.harness.setting import Ceilings, Setting
 from benchmarks.report import plots, tables
 from benchmarks.suites import core, image, ladder
 from benchmarks.suites.unet import error_of_students
-from safari import HyenaOperator
+from safari import HyenaOperator, clusters
 from sd_hyena.cost.timing import interleaved
 from sd_hyena.sites import Site, find_sites
 from tests.conftest import ROOT
@@ -87,6 +88,28 @@ def test_what_is_no_number_or_has_another_shape_fails_the_gate():
     for wrong in (y * math.nan, y * math.inf, y[:1]):
         assert verdict(relative_error(wrong, y), torch.float32).startswith("failed")
     assert verdict(math.nan, torch.float32).startswith("failed")
+
+
+def test_a_tie_between_clusters_is_decided_as_it_was_and_a_wrong_assignment_is_not_followed():
+    x, centers = torch.tensor([[[[0.0], [1.0], [2.0]]]]), torch.tensor([[[[0.0], [2.0]]]])
+    for theirs, followed in (([0, 0, 1], [0, 0, 1]), ([0, 1, 1], [0, 1, 1]), ([1, 1, 1], [0, 1, 1])):
+        assignments = Assignments(slack=1e-4)
+        with assignments.noting():
+            assert clusters.nearest(x, centers).tolist() == [[[0, 0, 1]]]  # the first of equally near ones
+        [[noted]] = assignments.noted.values()
+        noted.copy_(torch.tensor(theirs))
+        with assignments.following():
+            assert clusters.nearest(x.double(), centers.double()).tolist() == [[followed]]
+
+
+def test_assignments_of_all_heads_are_followed_by_some_at_a_time():
+    x = torch.randn(2, 4, 50, 8, generator=torch.Generator().manual_seed(0))
+    assignments = Assignments(slack=math.inf)
+    with assignments.noting():
+        labels = clusters.lloyd(x, 7, steps=2)
+    with assignments.following():
+        others = [clusters.lloyd(x[:1].flip(1).double()[:, some], 7, steps=2) for some in (slice(0, 1), slice(1, 4))]
+    assert torch.cat(others, dim=1).equal(labels[:1])  # though the heads are others
 
 
 @pytest.mark.gate
