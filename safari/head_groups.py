@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 Mix = Callable[[Tensor, Tensor, Tensor, slice], Tensor]  # q, k, v of some heads, which -> the same shape
-SMALLEST_GROUP = {"cpu": 2**19}  # numbers in a stream of a group: what a core has cache for
-NARROWEST = (
-    64  # channels of a group without a grid: a product of fewer rows is slow (on a grid too much lives beside it)
-)
-SMALLEST_ON_GPU = 2**21  # below it a kernel takes longer to launch than to run
+SMALLEST_GROUP = 2**21  # numbers in a stream of a group: a smaller one takes longer to be started than to run
+SMALLEST_OF_PLANES = {"cpu": 2**19}  # what a core has cache for, beside all that a convolution needs
+NARROWEST = 64  # channels of a group without planes: a product of fewer rows is slow
 
 
 class ProjectedStreams(Sequence):
@@ -60,7 +58,7 @@ def mix_in_head_groups(
     With `tokens_first` the mixing takes and gives (B, L, C).
     """
     x = streams.x if isinstance(streams, ProjectedStreams) else streams[0]
-    at_once = at_once or heads_at_once(heads, x, NARROWEST if tokens_first else 1)
+    at_once = at_once or heads_at_once(heads, x, planes=not tokens_first)
     parts = list(_parts(x.shape[-1], heads, at_once))
     dim = 2 if tokens_first else 1
     if isinstance(streams, ProjectedStreams):
@@ -86,6 +84,8 @@ def head_by_head(attend: Mix, width: int) -> Mix:
 
 def _in_place(answers: Iterator[Tensor], parts: Sequence[slice], x: Tensor, dim: int) -> Tensor:
     """Answers of channels, which lie in `dim`, each put where it belongs at once and not kept."""
+    if len(parts) == 1:
+        return next(answers)
     y = None
     for part in parts:
         answer = next(answers)
@@ -98,10 +98,10 @@ def _in_place(answers: Iterator[Tensor], parts: Sequence[slice], x: Tensor, dim:
     return y
 
 
-def heads_at_once(heads: int, x: Tensor, narrowest: int = 1) -> int:
-    """How many heads of tokens x (B, L, D) to mix at once, of so many channels at least."""
-    smallest = SMALLEST_GROUP.get(x.device.type, SMALLEST_ON_GPU)
-    groups = min(heads, -(-x.numel() // smallest))
+def heads_at_once(heads: int, x: Tensor, planes: bool) -> int:
+    """How many heads of tokens x (B, L, D) to mix at once, as channels of tokens or as planes of a grid."""
+    smallest = SMALLEST_OF_PLANES.get(x.device.type, SMALLEST_GROUP) if planes else SMALLEST_GROUP
+    groups, narrowest = min(heads, -(-x.numel() // smallest)), 1 if planes else NARROWEST
     return max(-(-heads // groups), min(heads, -(-narrowest * heads // x.shape[-1])))
 
 

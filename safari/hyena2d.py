@@ -118,7 +118,7 @@ class Hyena2d(nn.Module):
             return y
 
         dense = isinstance(self.gate_q, DenseGate)  # which mixes the heads
-        at_once = self.heads if dense else heads_at_once(self.heads, x)
+        at_once = self.heads if dense else heads_at_once(self.heads, x, planes=True)
         return mix_in_head_groups(mix, streams, self.heads, at_once, tokens_first=True)
 
 

@@ -73,6 +73,18 @@ def test_gradients_pass_through_averages_as_through_any_mean():
     assert torch.autograd.gradcheck(lambda t: averages(t, labels, torch.zeros(1, 2, 4, 3).double()), x)
 
 
+@pytest.mark.parametrize("m", [1, 31, 64, 65, 96, 256, 544])
+def test_nearest_is_the_nearest_of_any_number(m):
+    x, centers = randn(2, 3, 70, 5), randn(2, 3, m, 5, seed=1)
+    assert torch.equal(nearest(x, centers), torch.cdist(x, centers).argmin(dim=-1))
+
+
+def test_of_equally_near_ones_nearest_takes_one():
+    centers = randn(1, 1, 96, 4).index_copy(2, torch.tensor([5, 40, 90]), randn(1, 1, 1, 4, seed=1).expand(1, 1, 3, 4))
+    assert set(nearest(centers, centers)[0, 0, [5, 40, 90]].tolist()) < {5, 40, 90}
+    assert nearest(torch.ones(1, 1, 7, 4), torch.ones(1, 1, 96, 4)).eq(0).all()
+
+
 def test_nearest_is_by_distance_and_not_by_product():
     x, centers = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[9.0, 0.0], [1.0, 0.5]]]])
     assert nearest(x, centers).item() == 1

@@ -96,8 +96,7 @@ def test_the_operator_equals_the_definition_in_values_and_gradients(options):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """One head at a time, in bands of two cells: what a large grid gets."""
-    monkeypatch.setitem(head_groups.SMALLEST_GROUP, "cpu", 1)
-    monkeypatch.setattr(head_groups, "NARROWEST", 1)
+    monkeypatch.setitem(head_groups.SMALLEST_OF_PLANES, "cpu", 1)
     monkeypatch.setattr(toeplitz, "BAND", 2)
     monkeypatch.setattr(toeplitz, "CHANNELS", 3)
 

@@ -28,7 +28,7 @@ def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: 
 @pytest.mark.parametrize("smallest", [1, 300, 2**18])
 def test_any_number_of_heads_at_once_gives_the_same(smallest, monkeypatch):
     """Streams, and tokens with the projections that make streams of them."""
-    monkeypatch.setitem(head_groups.SMALLEST_GROUP, "cpu", smallest)
+    monkeypatch.setattr(head_groups, "SMALLEST_GROUP", smallest)
     monkeypatch.setattr(head_groups, "NARROWEST", 1)
     module, x = module_of(), randn(2, 23, 12)
     weight, bias = randn(3, 12, 12, seed=1), randn(3, 12, seed=2)
