@@ -18,6 +18,7 @@ from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.students.student import build_student, cast, spec_for
 
 STUDENTS_AT = {"attention": "", "level 0": "level0", "level 0+1": "level0,level1", "all": "all"}
+ALONE = {"operator": "clusters", "operator_options": "learned=true"}  # what the default has beside what is by place
 WORDS = 77  # tokens of a prompt
 
 
@@ -58,9 +59,9 @@ def states(unet: nn.Module, setting: Setting, latent: tuple[int, int], batch: in
     return given | dict(encoder_hidden_states=random(WORDS, config.cross_attention_dim), added_cond_kwargs=told)
 
 
-def new_students(unet: nn.Module, targets: str, setting: Setting) -> dict[str, nn.Module]:
-    """Untrained students of the default operator for the sites that `targets` names."""
-    train, like = TrainConfig(), torch.empty((), device=setting.device, dtype=setting.dtype)
+def new_students(unet: nn.Module, targets: str, setting: Setting, **given: str) -> dict[str, nn.Module]:
+    """Untrained students for the sites that `targets` names, of the default operator if none is given."""
+    train, like = TrainConfig(**given), torch.empty((), device=setting.device, dtype=setting.dtype)
     specs = (
         spec_for(site, train.operator, train.options_of_operator(), (64, 64))
         for site in (select(find_sites(unet), targets) if targets else ())
@@ -80,9 +81,9 @@ def predicted_speedups(
 ) -> dict[str, float]:
     """How many times fewer operations a step takes with each set of students."""
     whole, known = unet_flops(unet, latent), {site.name: site for site in find_sites(unet)}
-    saved = {
-        name: attention_flops(known[name], size) - folded_flops(student.spec, size)
-        for name, student in max(sets.values(), key=len).items()
-        for size in [known[name].size(*latent)]
-    }
-    return {label: whole / (whole - sum(saved[name] for name in students)) for label, students in sets.items()}
+
+    def saved(name: str, student: nn.Module) -> int:
+        size = known[name].size(*latent)
+        return attention_flops(known[name], size) - folded_flops(student.spec, size)
+
+    return {label: whole / (whole - sum(map(saved, some, some.values()))) for label, some in sets.items()}

@@ -47,6 +47,7 @@ STUDENTS = {
     "linear attention": {"operator": "linear"},
     "hyena2d, 64": {"operator_options": "landmarks=64"},
     "hyena2d, 256": {"operator_options": "landmarks=256"},
+    "clusters, 256": {"operator": "clusters", "operator_options": "landmarks=256,learned=true"},
     "Hyena-SE, raster": {"operator": "hyena_se"},
     "Hyena-SE, plane": {"operator": "hyena_se", "operator_options": "axes=plane"},
     "pointwise": {"operator": "pointwise"},

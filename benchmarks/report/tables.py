@@ -32,6 +32,7 @@ OPERATORS = {
     "clusters, 64, untrained": "64 clusters, untrained",
     "hyena2d": "Hyena2d, 128 clusters",
     "hyena2d, 64": "Hyena2d, 64 clusters",
+    "clusters, 256": "256 clusters alone, as in a trained file",
     "hyena2d, learned landmarks": "Hyena2d, 128 learned landmarks",
     "landmarks": "128 learned landmarks alone",
     "64 landmarks": "64 learned landmarks alone",

@@ -1,4 +1,5 @@
-"""A step of Stable Diffusion 1.5's UNet with students at level 0, at 0 and 1, and everywhere, and each site's share of it."""
+"""A step of Stable Diffusion 1.5's UNet with students at level 0, at 0 and 1, and everywhere, of the default operator and
+of its clusters alone, and each site's share of it."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness.gate import relative_error, verdict
-from benchmarks.harness.layouts import STUDENTS_AT, new_students, predicted_speedups, states, unet_on
+from benchmarks.harness.assignments import Assignments
+from benchmarks.harness.gate import TOLERANCE, relative_error, verdict
+from benchmarks.harness.layouts import ALONE, STUDENTS_AT, new_students, predicted_speedups, states, unet_on
 from benchmarks.harness.peak import gpu_peaks
 from benchmarks.harness.rounds import Compared, Spread, compare
 from benchmarks.harness.row import Row
@@ -37,18 +39,27 @@ def error_of_students(unet: nn.Module, setting: Setting, students: Mapping[str, 
     """
     given, worst = states(unet, setting, AWKWARD, 1), 0.0
     before = unet(**given).sample
+    begun: dict[StandIn, tuple[Assignments, ExitStack]] = {}
 
-    def check(stand_in: StandIn, args: tuple, answer: torch.Tensor) -> None:
+    def enter(stand_in: StandIn, _args: tuple) -> None:
+        begun[stand_in] = Assignments(TOLERANCE[setting.dtype]), ExitStack()
+        assignments, noting = begun[stand_in]
+        noting.enter_context(assignments.noting())
+
+    def leave(stand_in: StandIn, args: tuple, answer: torch.Tensor) -> None:
         nonlocal worst
+        assignments, noting = begun.pop(stand_in)
+        noting.close()
         wide = [copy.deepcopy(part).double() for part in (stand_in.student, *Projections.of(stand_in))]
-        expected = wide[0](args[0].double(), Projections(*wide[1:]), stand_in.size)
+        with assignments.following():
+            expected = wide[0](args[0].double(), Projections(*wide[1:]), stand_in.size)
         worst = max(worst, relative_error(answer, expected))
 
-    with swapped(unet, students):
-        hooks = [unet.get_submodule(name).register_forward_hook(check) for name in students]
+    with swapped(unet, students), ExitStack() as hooks:
+        for stand_in in map(unet.get_submodule, students):
+            hooks.callback(stand_in.register_forward_pre_hook(enter).remove)
+            hooks.callback(stand_in.register_forward_hook(leave).remove)
         with_students = unet(**given).sample
-        for hook in hooks:
-            hook.remove()
     restored = torch.equal(unet(**given).sample, before) and bool(torch.isfinite(with_students).all())
     return worst if restored else float("inf")
 
@@ -93,7 +104,8 @@ def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:
     """A step (with guidance on a GPU), then its sites."""
     unet = unet_on("sd15", setting.device, setting.dtype)
     sets = {label: new_students(unet, targets, setting) for label, targets in STUDENTS_AT.items()}
-    error = error_of_students(unet, setting, sets["all"])
+    sets["level 0+1, clusters alone"] = new_students(unet, STUDENTS_AT["level 0+1"], setting, **ALONE)
+    error = max(error_of_students(unet, setting, students) for students in (sets["all"], [*sets.values()][-1]))
     shorts = {site.name: site.short for site in find_sites(unet)}
     for side in sides(setting):
         latent, batch = (side // 8, side // 8), 2 if setting.on_gpu else 1
