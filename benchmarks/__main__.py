@@ -15,7 +15,7 @@ SUITES = {
     "unet": "a step of Stable Diffusion 1.5's UNet with students at level 0, 0 and 1, everywhere; each site's share",
     "image": "the shipped model end to end: sampling and VAE",
     "memory": "peak memory of a block, each in a process of its own",
-    "cpu": "the block on one thread in float32, with the exponent of its time",
+    "cpu": "the block on one thread, with the exponent of its time",
     "grow": "ways to draw larger than the shipped model was trained: is it still one picture; resumable",
     "ladder": "the steps of --optimize one after another, with and without students",
 }
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("suite", choices=SUITES, metavar="SUITE", help="one of the above")
     result.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    result.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
+    result.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU; another is named in the results")
     result.add_argument("--quick", action="store_true", help="small sizes, few rounds: 3 minutes on two cores")
     result.add_argument("--images", type=int, default=12, help="of the suite grow, at 512 px; a third at 1024 px")
     result.add_argument("--upscaler", default="", help="of the suite grow: a file that is measured alone, too")
@@ -58,13 +58,15 @@ def main(given: argparse.Namespace) -> None:
     if given.suite == "cpu":
         device = torch.device("cpu")
         torch.set_num_threads(1)
-    named = {"auto": "bfloat16" if device.type == "cuda" else "float32"}.get(given.dtype, given.dtype)
+    usual = "bfloat16" if device.type == "cuda" else "float32"
+    named = usual if given.dtype == "auto" else given.dtype
     if named not in ("float32", "float16", "bfloat16"):
         raise BadInput(f"dtype={given.dtype!r} is none of auto, float32, float16, bfloat16")
     setting = Setting(device, getattr(torch, named), given.quick)
     best, rows = ceilings(setting), []
     print(f"copy {best.copy / 1e9:.0f} GB/s, matrix product {best.matmul / 1e12:.3g} TFLOP/s", flush=True)
-    name = "_".join(dict.fromkeys((given.suite, device.type))) + ("_quick" if given.quick else "")
+    parts = [*dict.fromkeys((given.suite, device.type)), *([named] if named != usual else [])]
+    name = "_".join([*parts, "quick"] if given.quick else parts)
     try:
         for row in suite.rows(setting, best):
             print(f"{row.size[1]}x{row.size[0]} {row.site} {row.method}: {_said(row)}", flush=True)

@@ -28,7 +28,7 @@ from sd_hyena.students.student import Projections
 from sd_hyena.students.swap import StandIn, swapped
 
 AWKWARD = (16, 24)  # latent cells at which students are checked
-ROUNDS_ON_CPU = 1  # a step at 1024 px takes minutes there
+ROUNDS_ON_CPU = 3  # a step at 1024 px takes a minute or two there
 Passages = dict[str, list[tuple[Any, Any]]]
 
 

@@ -51,12 +51,12 @@ def allotted(
     errors, costs = {}, {}
     for spec in specs:
         for count in LADDER:
-            one = _with(spec, count)
+            one = with_count(spec, count)
             costs[spec.site, count] = student_flops(one, size_of[spec.site])
             errors[spec.site, count] = _error(teacher, one, given, truth)
-    equal = sum(student_flops(_with(spec, price), size_of[spec.site]) for spec in specs)
+    equal = sum(student_flops(with_count(spec, price), size_of[spec.site]) for spec in specs)
     chosen = chosen_counts([spec.site for spec in specs], errors, costs, equal)
-    return [_with(spec, chosen[spec.site]) for spec in specs]
+    return [with_count(spec, chosen[spec.site]) for spec in specs]
 
 
 def chosen_counts(
@@ -81,7 +81,8 @@ def chosen_counts(
         left -= price
 
 
-def _with(spec: StudentSpec, count: int) -> StudentSpec:
+def with_count(spec: StudentSpec, count: int) -> StudentSpec:
+    """A spec with so many landmarks of a head."""
     sample = {"sample": max(count, spec.options["sample"])} if "sample" in spec.options else {}
     return replace(spec, options=spec.options | {"landmarks": count} | sample)
 

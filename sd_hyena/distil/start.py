@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 
 from safari.filters import HyenaFilter
 from safari.hyena import HyenaMixer
+from sd_hyena.distil.allotment import with_count
 from sd_hyena.errors import BadInput
-from sd_hyena.options.operators import OPERATORS
+from sd_hyena.options.operators import OPERATORS, operator_named
 from sd_hyena.students.checkpoint import load_students
 from sd_hyena.students.student import StudentSpec
 
@@ -19,11 +21,23 @@ ONLY_AT_THE_START = {"w"}  # told by the weights once there are some
 OPTIMIZER = {"lr", "wd", "lr_pos_emb", "modulation_lr"}
 
 
+def with_counts_of(path: str, specs: Sequence[StudentSpec], unet: nn.Module) -> list[StudentSpec]:
+    """Specs whose landmarks are left open, with the numbers of the students that they start from."""
+    stored = _stored(path, specs[0].short, unet)
+    default = operator_named(specs[0].operator).options["landmarks"].default
+    found = (stored[spec.site].spec.options if spec.site in stored else {} for spec in specs)
+    return [with_count(spec, options.get("landmarks", default)) for spec, options in zip(specs, found, strict=True)]
+
+
+def _stored(path: str, short: str, unet: nn.Module) -> dict[str, nn.Module]:
+    """Of a file, as precise as they are in it; the ancestor's may not name their site."""
+    return load_students(path, unet, short, torch.empty(0)).students
+
+
 def start_from(path: str, students: dict[str, nn.Module], unet: nn.Module) -> None:
     """Fill students, by site, with the weights of those in a file. Raises BadInput, which says what differs."""
     shorts = [student.spec.short for student in students.values()]
-    given = shorts[0], torch.empty(0)  # the ancestor's files may not name their site; as precise as it is stored
-    stored = load_students(path, unet, *given).students
+    stored = _stored(path, shorts[0], unet)
     for site, student in students.items():
         if site not in stored:
             found = " ".join(other.spec.short for other in stored.values())

@@ -26,7 +26,7 @@ from sd_hyena.distil.run_card import Outcome, block_times, print_card, print_est
 from sd_hyena.distil.run_folder import Checkpoints, Stopped, discard, holds_something, new_run_folder, write_config
 from sd_hyena.distil.sources import make_bank, pictures_of
 from sd_hyena.distil.stages import EndToEnd, Joint, Layerwise, Stage
-from sd_hyena.distil.start import start_from
+from sd_hyena.distil.start import start_from, with_counts_of
 from sd_hyena.distil.trainer import new_trainer, quiet_libraries
 from sd_hyena.files.names import for_a_shell, own_folder
 from sd_hyena.models.example_prompts import prompts_of
@@ -100,6 +100,8 @@ def _trained(config: TrainConfig, within: LargerRun | None) -> Outcome:
         if resumed.step >= config.n_steps:
             say(f"nothing to do: {resumed.path} has {resumed.step} of {config.n_steps} steps")
             return Outcome(resumed.run, resumed.exported, {}, {})
+    if is_left_open(specs) and config.pretrained_weight:
+        specs = with_counts_of(config.pretrained_weight, specs, pipe.unet)
     students = {} if is_left_open(specs) else _new_students(specs, config, pipe.unet)
     say(f"teacher {path.name}, sites {' '.join(s.short for s in sites)}, seed {seed}")
     cache = cache_of(config)

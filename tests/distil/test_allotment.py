@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from sd_hyena.cost.operations import student_flops
-from sd_hyena.distil.allotment import CANVAS, LADDER, allotted, chosen_counts
+from sd_hyena.distil.allotment import CANVAS, LADDER, allotted, chosen_counts, is_left_open
+from sd_hyena.distil.start import start_from, with_counts_of
 from sd_hyena.errors import BadInput
 from sd_hyena.options.operators import operator_named
 from sd_hyena.options.train_config import TrainConfig
 from sd_hyena.sites import Site, find_sites, select
-from sd_hyena.students.student import StudentSpec, spec_for
+from sd_hyena.students.checkpoint import StudentFile, save_students
+from sd_hyena.students.student import StudentSpec, build_student, spec_for
 from sd_hyena.students.teacher import Teacher
 from tests.gate import gated
 
@@ -60,6 +62,22 @@ def _given(spec: StudentSpec, number: int) -> StudentSpec:
 
 def _operations(specs: list[StudentSpec], sites: list[Site]) -> int:
     return sum(student_flops(spec, site.size(*CANVAS)) for spec, site in zip(specs, sites, strict=True))
+
+
+def test_who_starts_from_a_file_has_its_numbers(unet, tmp_path):
+    """A recipe's later stages, whose numbers were dealt out before the first."""
+    sites = select(find_sites(unet), "IN01,OUT09")
+    of = lambda *counts: [
+        spec_for(site, "clusters", {"landmarks": count, "sample": 2048, "learned": True}, (32, 32))
+        for site, count in zip(sites, counts, strict=True)
+    ]
+    students = {spec.site: build_student(spec) for spec in of(24, 48)}
+    save_students(tmp_path / "first.safetensors", StudentFile(students))
+    left_open = of("auto:192", "auto:192")
+    assert is_left_open(left_open)
+    found = with_counts_of(str(tmp_path / "first.safetensors"), left_open, unet)
+    assert found == of(24, 48)
+    start_from(str(tmp_path / "first.safetensors"), {spec.site: build_student(spec) for spec in found}, unet)
 
 
 def test_auto_is_read_where_it_is_meant_and_refused_elsewhere():
