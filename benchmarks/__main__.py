@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("suite", choices=SUITES, metavar="SUITE", help="one of the above")
     result.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    result.add_argument("--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU; another is named in the results")
+    result.add_argument(
+        "--dtype", default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU; another is named in the results"
+    )
     result.add_argument("--quick", action="store_true", help="small sizes, few rounds: 3 minutes on two cores")
     result.add_argument("--images", type=int, default=12, help="of the suite grow, at 512 px; a third at 1024 px")
     result.add_argument("--upscaler", default="", help="of the suite grow: a file that is measured alone, too")

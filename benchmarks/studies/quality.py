@@ -55,6 +55,10 @@ ROWS = [
     Row("256 clusters", options("landmarks=256")),
     Row("256 clusters, projections at a tenth of the rate", dict(lr_projections=1e-3, **options("landmarks=256"))),
     Row("256 clusters alone", dict(operator="clusters", **options("landmarks=256,learned=true"))),
+    Row(
+        "256 clusters alone, projections at a tenth of the rate",
+        dict(operator="clusters", lr_projections=1e-3, **options("landmarks=256,learned=true")),
+    ),
     *(
         Row(f"Hyena-{form} {says}", dict(operator=f"hyena_{form.lower()}", **options(f"axes={axes}")))
         for axes, says in (("raster", "as Grafting has it"), ("plane", "over the plane"))
