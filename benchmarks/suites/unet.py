@@ -104,7 +104,7 @@ def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:
     """A step (with guidance on a GPU), then its sites."""
     unet = unet_on("sd15", setting.device, setting.dtype)
     sets = {label: new_students(unet, targets, setting) for label, targets in STUDENTS_AT.items()}
-    sets["level 0+1, clusters alone"] = new_students(unet, STUDENTS_AT["level 0+1"], setting, **ALONE)
+    sets["level 0+1, 256 clusters alone"] = new_students(unet, STUDENTS_AT["level 0+1"], setting, **ALONE)
     error = max(error_of_students(unet, setting, students) for students in (sets["all"], [*sets.values()][-1]))
     shorts = {site.name: site.short for site in find_sites(unet)}
     for side in sides(setting):

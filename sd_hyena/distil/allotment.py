@@ -22,6 +22,7 @@ from sd_hyena.students.student import StudentSpec, build_student
 from sd_hyena.students.teacher import Condition, Teacher
 
 LADDER = (128, 256, 384, 512)  # that a site may have; fewer serve the size of the states and fail at larger ones
+NEGLIGIBLE = 1e-3  # of the errors' sum: where a picture has no more tokens than landmarks, rounding alone differs
 CANVAS = 256, 256  # latent cells, 2048 px: where operations are counted, since there they matter
 
 
@@ -66,13 +67,14 @@ def chosen_counts(
     if the least of the ladder is."""
     rung = dict.fromkeys(sites, 0)
     left = budget - sum(costs[site, LADDER[0]] for site in sites)
+    least = NEGLIGIBLE * sum(errors[site, LADDER[0]] for site in sites)
     while True:
         steps = []
         for site, at in rung.items():
             for further in range(at + 1, len(LADDER)):
                 gain = errors[site, LADDER[at]] - errors[site, LADDER[further]]
                 price = costs[site, LADDER[further]] - costs[site, LADDER[at]]
-                if gain > 0 and price <= left:
+                if gain > least and price <= left:
                     steps.append((gain / max(price, 1), site, further, price))
         if not steps:
             return {site: LADDER[at] for site, at in rung.items()}

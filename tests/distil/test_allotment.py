@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from sd_hyena.cost.operations import student_flops
-from sd_hyena.distil.allotment import CANVAS, LADDER, allotted, chosen_counts, is_left_open
+from sd_hyena.distil.allotment import CANVAS, LADDER, allotted, chosen_counts, is_left_open, with_count
 from sd_hyena.distil.start import start_from, with_counts_of
 from sd_hyena.errors import BadInput
 from sd_hyena.options.operators import operator_named
+from sd_hyena.options.shipped import SHIPPED_MODEL
 from sd_hyena.options.train_config import TrainConfig
+from sd_hyena.recipe import read_recipe
 from sd_hyena.sites import Site, find_sites, select
-from sd_hyena.students.checkpoint import StudentFile, save_students
+from sd_hyena.students.checkpoint import StudentFile, load_students, save_students
 from sd_hyena.students.student import StudentSpec, build_student, spec_for
 from sd_hyena.students.teacher import Teacher
 from tests.gate import gated
@@ -40,6 +42,8 @@ def test_a_site_that_gains_nothing_stays_at_the_least():
     errors = {("a", m): 1 / m for m in LADDER} | {("b", m): 0.5 for m in LADDER}
     costs = {(s, m): m for s in "ab" for m in LADDER}
     assert chosen_counts(["a", "b"], errors, costs, 700) == {"a": 512, "b": LADDER[0]}
+    errors |= {("b", m): 1e-9 / m for m in LADDER}  # as rounding leaves it
+    assert chosen_counts(["a", "b"], errors, costs, 2000) == {"a": 512, "b": LADDER[0]}
 
 
 @pytest.mark.gate
@@ -62,6 +66,19 @@ def _given(spec: StudentSpec, number: int) -> StudentSpec:
 
 def _operations(specs: list[StudentSpec], sites: list[Site]) -> int:
     return sum(student_flops(spec, site.size(*CANVAS)) for spec, site in zip(specs, sites, strict=True))
+
+
+def test_the_shipped_students_are_what_their_recipe_can_buy(unet):
+    """Counted as the recipe counts today: what is a step cheaper than the dearest it may have, and no dearer."""
+    path = SHIPPED_MODEL.parent / "students" / "all.safetensors"
+    specs = [student.spec for student in load_students(str(path), unet).students.values()]
+    size_of = {site.name: site.size(*CANVAS) for site in find_sites(unet)}
+    cost = lambda spec, count: student_flops(with_count(spec, count), size_of[spec.site])
+    [step] = read_recipe(["configs/recipes/tiny_sd_all.yaml"])
+    price = int(step({}).options_of_operator()["landmarks"].removeprefix("auto:"))
+    budget = sum(cost(spec, price) for spec in specs)
+    paid = sum(cost(spec, spec.options["landmarks"]) for spec in specs)
+    assert paid <= budget < paid + cost(specs[0], 512) - cost(specs[0], 384)
 
 
 def test_who_starts_from_a_file_has_its_numbers(unet, tmp_path):
