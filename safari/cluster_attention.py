@@ -113,7 +113,7 @@ class ClusterAttention(nn.Module):
         return q_, k_, v_, n, RIDGE * _left_out(q, k, k_, labels), middle
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return mix_in_head_groups(self.among(x), streams, self.heads, tokens_first=True)
+        return mix_in_head_groups(self.among(x), streams, self.heads, tokens_first=True, beside=self.landmarks**2)
 
 
 def _answers(q: Tensor, v: Tensor, own: Tensor, k_: Tensor, log_n: Tensor, z: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-
 DISTANCES = 2**19  # at a time: what a core has cache for
 COLUMNS = 32
 

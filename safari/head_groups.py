@@ -50,15 +50,15 @@ class ProjectedStreams(Sequence):
 
 
 def mix_in_head_groups(
-    mix: Mix, streams: Sequence[Tensor], heads: int, at_once: int = 0, tokens_first: bool = False
+    mix: Mix, streams: Sequence[Tensor], heads: int, at_once: int = 0, tokens_first: bool = False, beside: int = 0
 ) -> Tensor:
     """The answers of `mix(q, k, v, channels)` put together to (B, L, D), of `at_once` heads each.
 
-    `streams` as a mixer gets them, `channels` a slice of D. By default as many heads at once as this device likes.
-    With `tokens_first` the mixing takes and gives (B, L, C).
+    `streams` as a mixer gets them, `channels` a slice of D. By default as many heads at once as this device likes, each of
+    which needs `beside` numbers besides its streams. With `tokens_first` the mixing takes and gives (B, L, C).
     """
     x = streams.x if isinstance(streams, ProjectedStreams) else streams[0]
-    at_once = at_once or heads_at_once(heads, x, planes=not tokens_first)
+    at_once = at_once or heads_at_once(heads, x, planes=not tokens_first, beside=beside)
     parts = list(_parts(x.shape[-1], heads, at_once))
     dim = 2 if tokens_first else 1
     if isinstance(streams, ProjectedStreams):
@@ -98,10 +98,11 @@ def _in_place(answers: Iterator[Tensor], parts: Sequence[slice], x: Tensor, dim:
     return y
 
 
-def heads_at_once(heads: int, x: Tensor, planes: bool) -> int:
+def heads_at_once(heads: int, x: Tensor, planes: bool, beside: int = 0) -> int:
     """How many heads of tokens x (B, L, D) to mix at once, as channels of tokens or as planes of a grid."""
     smallest = SMALLEST_OF_PLANES.get(x.device.type, SMALLEST_GROUP) if planes else SMALLEST_GROUP
-    groups, narrowest = min(heads, -(-x.numel() // smallest)), 1 if planes else NARROWEST
+    numbers = x.numel() + heads * len(x) * beside
+    groups, narrowest = min(heads, -(-numbers // smallest)), 1 if planes else NARROWEST
     return max(-(-heads // groups), min(heads, -(-narrowest * heads // x.shape[-1])))
 
 

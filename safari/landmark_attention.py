@@ -65,4 +65,4 @@ class LandmarkAttention(nn.Module):
         return attend(q, k_, values.to(met.dtype).contiguous())  # a solution's numbers lie in columns, which is slow
 
     def forward(self, streams: Sequence[Tensor], x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return mix_in_head_groups(self.among(x), streams, self.heads, tokens_first=True)
+        return mix_in_head_groups(self.among(x), streams, self.heads, tokens_first=True, beside=self.seek.shape[1] ** 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -225,10 +226,19 @@ def _halves(unet: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def _for_many_shapes() -> Iterator[None]:
+    """A compiler that takes all that one drawing meets, and does not warn that it looks behind a cache: what is kept there
+    follows from its argument alone."""
+    with torch._dynamo.config.patch(recompile_limit=SHAPES), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+        yield
+
+
+@contextmanager
 def _compiled(unet: nn.Module, students: list[nn.Module]) -> Iterator[None]:
     """The repeated blocks, each kind once, and the students whole; diffusers' `compile_repeated_blocks` with an end."""
     with ExitStack() as stack:
-        stack.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES))
+        stack.enter_context(_for_many_shapes())
         blocks = [module for module in unet.modules() if type(module).__name__ in unet._repeated_blocks]
         for module in blocks:
             compiled = torch.compile(module._call_impl, dynamic=False)
@@ -243,7 +253,7 @@ def _compiled(unet: nn.Module, students: list[nn.Module]) -> Iterator[None]:
 def _graphed(unet: nn.Module) -> Iterator[None]:
     """The UNet whole, its launches recorded once for each shape and replayed."""
     with ExitStack() as stack:
-        stack.enter_context(torch._dynamo.config.patch(recompile_limit=SHAPES))
+        stack.enter_context(_for_many_shapes())
         compiled = torch.compile(unet.forward, dynamic=False, mode="reduce-overhead")
 
         @functools.wraps(unet.forward)

@@ -85,12 +85,13 @@ def test_each_step_draws_the_same_picture_whether_students_come_before_or_after(
 
 
 @pytest.mark.slow  # a minute: every kind of block is compiled
-def test_compiled_blocks_and_students_draw_the_same_picture(pipe, students):
+def test_compiled_blocks_and_students_draw_the_same_picture_and_warn_of_nothing(pipe, students, recwarn):
     with swapped(pipe.unet, students):
         eager = image_of(pipe)
         with optimized(pipe.unet, ["compile", "qkv", "channels_last"], students.values()):
             assert distance(image_of(pipe), eager) < 1e-5
         assert torch.equal(image_of(pipe), eager)
+    assert not [warning for warning in recwarn if "Dynamo" in str(warning.message)]
 
 
 def test_the_order_of_naming_does_not_matter(pipe):
