@@ -14,8 +14,6 @@ from torch import Tensor
 
 from safari import clusters
 
-Nearest = Callable[[Tensor, Tensor], Tensor]
-
 
 class Assignments:
     """Of one call in a precision, noted, to be followed by a reference in float64 on the first of its samples.

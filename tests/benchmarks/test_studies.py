@@ -3,11 +3,15 @@
 import shlex
 from pathlib import Path
 
+import torch
+
 from benchmarks.harness import methods
 from benchmarks.report import plots, tables
-from benchmarks.studies import quality, sharpness, students
+from benchmarks.studies import quality, sharp_training, sharpness, students
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.options.command_line import parse
+from sd_hyena.sites import Site
+from sd_hyena.students.student import Projections
 
 
 def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(tmp_path, monkeypatch):
@@ -46,6 +50,26 @@ def test_a_row_of_students_is_measured_once_and_a_teacher_asked_once_for_a_case(
     cells = tables.students(rows).splitlines()[2].split(" | ")
     assert tables.headline(rows).count("| .00012 | 0 | **31.2 dB** | .988 | 100 % |") == len(students.STUDENTS)
     assert cells[1:] == ["256 x 256, 5", "2", ".00012", "0", "31.2, 32.0, 20.0", ".988", "100 %", "1, 2 |"]
+
+
+def test_students_are_taught_the_attention_that_was_sharpened_and_others_judge_them():
+    site, source = Site("s", "IN01", channels=32, heads=2, level=0), torch.Generator().manual_seed(0)
+    own = Projections(
+        *(torch.nn.Linear(32, 32, bias=False) for _ in range(3)), torch.nn.ModuleList([torch.nn.Identity()])
+    )
+    with torch.no_grad():
+        for projection in own[:3]:
+            projection.weight.copy_(0.2 * torch.randn(32, 32, generator=source))
+    found = [(site, torch.randn(1, 49, 32, generator=source), own, (7, 7)) for _ in range(8)]
+    soft, sharp = (sharp_training.lessons_of(found, factor) for factor in (1, 2))
+    assert not torch.allclose(soft[0][3], sharp[0][3], atol=0.05)
+    student = sharp_training.built(site, "clusters", {"learned": True}, landmarks=16)
+    own[3].append(torch.nn.Identity())  # diffusers' to_out has a dropout behind the layer
+    learned, held_out = sharp[:6], sharp[6:]
+    before = [sharp_training.judged(student, some) for some in (learned, held_out)]
+    sharp_training.taught(student, learned, 60, 4, 1e-2, 1e-3)
+    after = [sharp_training.judged(student, some) for some in (learned, held_out)]
+    assert after[0] < 0.9 * before[0] and after[1] < 0.95 * before[1]
 
 
 def test_the_command_of_a_row_asks_for_what_was_measured():
