@@ -7,4 +7,9 @@ python -m benchmarks.check cpu
 for suite in cpu core memory image ladder unet; do
   python -m benchmarks "$suite" --device cpu "$@"
 done
+if lscpu | grep -q avx512_bf16; then # where a core multiplies bfloat16; elsewhere it takes a hundred times as long
+  for suite in cpu unet; do
+    python -m benchmarks "$suite" --device cpu --dtype bfloat16 "$@"
+  done
+fi
 python -m benchmarks.report.tables
