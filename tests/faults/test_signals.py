@@ -112,17 +112,18 @@ def digests(folder) -> dict[str, str]:
     return {path.name: digest(read_pickle(path)) for path in (folder / "out").glob("*/checkpoints/step-*")}
 
 
-def kill_and_resume(folder, kills: int, n_steps: int, expected: dict[str, str]) -> None:
-    """Train with a save in every step, killed in the second after the start, in the tenth or in the second (less, of a short run) after a
-    save, in turn: whatever is left is what the whole run had at that step."""
+def kill_and_resume(folder, kills: int, n_steps: int, expected: dict[str, str], first_save: float, step: float) -> None:
+    """Train with a save in every step, killed after the start or soon or later after a save, in turn: whatever is left is
+    what the whole run had at that step. How long its first save and each step took says when, so that all kills come in time.
+    """
     options = [*TRAIN, "-n", n_steps, "-s", 1, "--validate_every_n_steps", 0, "--keep", 2, "--resume", "auto"]
-    source = random.Random(0)
+    source, share = random.Random(0), n_steps / kills * step
     for kill in range(kills):
         known = set((folder / "out").glob("*/checkpoints/step-*"))
         child = start(folder, TrainConfig, *options)
         while kill % 3 < 2 and set((folder / "out").glob("*/checkpoints/step-*")) <= known:
             time.sleep(0.001)
-        time.sleep(source.random() * (0.1, min(1, n_steps / 120), 1)[kill % 3])
+        time.sleep(source.random() * (min(0.1, share), share, first_save + share)[kill % 3])
         assert child.end(signal.SIGKILL).code == -signal.SIGKILL
         left = digests(folder)
         assert left and left.items() <= expected.items(), (kill, sorted(left))
@@ -139,8 +140,10 @@ def test_a_run_that_is_killed_at_random_moments_goes_on_bit_equal_every_time(fol
     (whole / "out").mkdir()
     (whole / "out" / "cache").symlink_to(folder / "out" / "cache")
     options = ["-n", n_steps, "-s", 1, "--keep", n_steps, "--validate_every_n_steps", 0]
+    begun = time.time()
     assert ended(whole, TrainConfig, *TRAIN, *options).code == 0
-    expected = digests(whole)
+    expected, saved = digests(whole), [path.stat().st_mtime for path in (whole / "out").glob("*/checkpoints/step-*")]
     assert len(set(expected.values())) == n_steps
     shutil.rmtree(whole)
-    kill_and_resume(folder, kills, n_steps, expected)
+    step = (max(saved) - min(saved)) / (n_steps - 1)
+    kill_and_resume(folder, kills, n_steps, expected, first_save=min(saved) - begun, step=step)
