@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from unittest.mock import patch
 
 import torch
@@ -28,15 +28,11 @@ class Assignments:
         self.noted: dict[int, list[Tensor]] = defaultdict(list)
         self.followed: dict[int, int] = defaultdict(int)
 
-    @contextmanager
-    def noting(self) -> Iterator[None]:
-        with self._instead(self._note):
-            yield
+    def noting(self) -> AbstractContextManager[None]:
+        return self._instead(self._note)
 
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        with self._instead(self._follow):
-            yield
+    def following(self) -> AbstractContextManager[None]:
+        return self._instead(self._follow)
 
     @contextmanager
     def _instead(self, decide: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Iterator[None]:

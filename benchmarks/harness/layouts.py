@@ -18,8 +18,6 @@ from sd_hyena.sites import Site, find_sites, select
 from sd_hyena.students.student import build_student, cast, spec_for
 
 STUDENTS_AT = {"attention": "", "level 0": "level0", "level 0+1": "level0,level1", "all": "all"}
-# twice the default's clusters, without what is by place
-ALONE = {"operator": "clusters", "operator_options": "landmarks=256,learned=true"}
 WORDS = 77  # tokens of a prompt
 
 

@@ -7,7 +7,6 @@ same order, with a training's rates. Judged on states of other captions, before 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ import torch
 from benchmarks.harness.record import RESULTS, write
 from benchmarks.report.plots import read
 from benchmarks.studies.sharpness import SITES, exact, sharpened, states
+from sd_hyena.distil.module import Distillation
 from sd_hyena.evaluate.config import EvaluationConfig
 from sd_hyena.evaluate.examiner import Examiner
 from sd_hyena.sites import Site
@@ -38,14 +38,10 @@ def judged(student: Student, lessons: list) -> float:
 
 
 def taught(student: Student, lessons: list, n_steps: int, batch_size: int, lr: float, lr_projections: float) -> None:
-    """AdamW, twenty steps of warm-up and a cosine to zero, as `train.py` has them."""
-    changes = [weight for name, weight in student.named_parameters() if name.startswith("change")]
-    others = [weight for name, weight in student.named_parameters() if not name.startswith("change")]
-    optimizer = torch.optim.AdamW(
-        [{"params": others, "lr": lr}, {"params": changes, "lr": lr_projections}], weight_decay=0.0
-    )
-    pace = lambda step: min(1, (step + 1) / 21) * (1 + math.cos(math.pi * max(step - 20, 0) / max(n_steps - 20, 1))) / 2
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
+    """With the optimiser and the schedule of `train.py`."""
+    rates = dict(lr=lr, lr_projections=lr_projections, schedule="cosine", warmup_steps=20)
+    ours = Distillation({student.spec.site: student}, None, n_steps=n_steps, **rates).configure_optimizers()
+    optimizer, schedule = ours["optimizer"], ours["lr_scheduler"]["scheduler"]
     order = torch.Generator().manual_seed(0)
     for _ in range(n_steps):
         some = [lessons[i] for i in torch.randint(len(lessons), (batch_size,), generator=order)]

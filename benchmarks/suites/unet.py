@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.harness.assignments import Assignments
 from benchmarks.harness.gate import TOLERANCE, relative_error, verdict
-from benchmarks.harness.layouts import ALONE, STUDENTS_AT, new_students, predicted_speedups, states, unet_on
+from benchmarks.harness.layouts import STUDENTS_AT, new_students, predicted_speedups, states, unet_on
+from benchmarks.harness.methods import STUDENTS
 from benchmarks.harness.peak import gpu_peaks
 from benchmarks.harness.rounds import Compared, Spread, compare
 from benchmarks.harness.row import Row
@@ -25,11 +26,29 @@ from benchmarks.harness.setting import Ceilings, Setting
 from sd_hyena.cost.operations import unet_flops
 from sd_hyena.sites import find_sites
 from sd_hyena.students.student import Projections
-from sd_hyena.students.swap import StandIn, swapped
+from sd_hyena.students.swap import swapped
 
 AWKWARD = (16, 24)  # latent cells at which students are checked
 ROUNDS_ON_CPU = 3  # a step at 1024 px takes a minute or two there
 Passages = dict[str, list[tuple[Any, Any]]]
+
+
+class Checked(nn.Module):
+    """A student that is held against itself in float64 wherever it answers; `worst` is its largest error so far."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.student, self.worst = student, 0.0
+
+    def forward(self, x: Tensor, projections: Projections, size: tuple[int, int]) -> Tensor:
+        assignments = Assignments(TOLERANCE[x.dtype])
+        with assignments.noting():
+            answer = self.student(x, projections, size)
+        student, *wide = (copy.deepcopy(part).double() for part in (self.student, *projections))
+        with assignments.following():
+            expected = student(x.double(), Projections(*wide), size)
+        self.worst = max(self.worst, relative_error(answer, expected))
+        return answer
 
 
 def error_of_students(unet: nn.Module, setting: Setting, students: Mapping[str, nn.Module]) -> float:
@@ -37,29 +56,11 @@ def error_of_students(unet: nn.Module, setting: Setting, students: Mapping[str, 
 
     Infinite if the UNet is not, bit for bit, what it was before the swap.
     """
-    given, worst = states(unet, setting, AWKWARD, 1), 0.0
+    given, checked = states(unet, setting, AWKWARD, 1), {name: Checked(student) for name, student in students.items()}
     before = unet(**given).sample
-    begun: dict[StandIn, tuple[Assignments, ExitStack]] = {}
-
-    def enter(stand_in: StandIn, _args: tuple) -> None:
-        begun[stand_in] = Assignments(TOLERANCE[setting.dtype]), ExitStack()
-        assignments, noting = begun[stand_in]
-        noting.enter_context(assignments.noting())
-
-    def leave(stand_in: StandIn, args: tuple, answer: torch.Tensor) -> None:
-        nonlocal worst
-        assignments, noting = begun.pop(stand_in)
-        noting.close()
-        wide = [copy.deepcopy(part).double() for part in (stand_in.student, *Projections.of(stand_in))]
-        with assignments.following():
-            expected = wide[0](args[0].double(), Projections(*wide[1:]), stand_in.size)
-        worst = max(worst, relative_error(answer, expected))
-
-    with swapped(unet, students), ExitStack() as hooks:
-        for stand_in in map(unet.get_submodule, students):
-            hooks.callback(stand_in.register_forward_pre_hook(enter).remove)
-            hooks.callback(stand_in.register_forward_hook(leave).remove)
+    with swapped(unet, checked):
         with_students = unet(**given).sample
+    worst = max(one.worst for one in checked.values())
     restored = torch.equal(unet(**given).sample, before) and bool(torch.isfinite(with_students).all())
     return worst if restored else float("inf")
 
@@ -104,8 +105,9 @@ def rows(setting: Setting, ceilings: Ceilings) -> Iterator[Row]:
     """A step (with guidance on a GPU), then its sites."""
     unet = unet_on("sd15", setting.device, setting.dtype)
     sets = {label: new_students(unet, targets, setting) for label, targets in STUDENTS_AT.items()}
-    sets["level 0+1, 256 clusters alone"] = new_students(unet, STUDENTS_AT["level 0+1"], setting, **ALONE)
-    error = max(error_of_students(unet, setting, students) for students in (sets["all"], [*sets.values()][-1]))
+    alone = new_students(unet, STUDENTS_AT["level 0+1"], setting, **STUDENTS["clusters, 256"])
+    error = max(error_of_students(unet, setting, students) for students in (sets["all"], alone))
+    sets["level 0+1, 256 clusters alone"] = alone
     shorts = {site.name: site.short for site in find_sites(unet)}
     for side in sides(setting):
         latent, batch = (side // 8, side // 8), 2 if setting.on_gpu else 1
